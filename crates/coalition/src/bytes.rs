@@ -2,6 +2,8 @@
 
 use thiserror::Error;
 
+use crate::identity::{UniqueId, ZERO_ID};
+
 /// A field could not be read.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum Truncated {
@@ -55,24 +57,14 @@ impl<'a> Reader<'a> {
         self.rest.len()
     }
 
-    pub(crate) fn take(
-        &mut self,
-        field: &'static str,
-        needed: usize,
-    ) -> Result<&'a [u8], Truncated> {
-        let (head, rest) = self.rest.split_at_checked(needed).ok_or(Truncated::Short {
-            field,
-            needed,
-            left: self.rest.len(),
-        })?;
+    pub(crate) fn take(&mut self, field: &'static str, needed: usize) -> Result<&'a [u8], Truncated> {
+        let (head, rest) =
+            self.rest.split_at_checked(needed).ok_or(Truncated::Short { field, needed, left: self.rest.len() })?;
         self.rest = rest;
         Ok(head)
     }
 
-    pub(crate) fn array<const N: usize>(
-        &mut self,
-        field: &'static str,
-    ) -> Result<[u8; N], Truncated> {
+    pub(crate) fn array<const N: usize>(&mut self, field: &'static str) -> Result<[u8; N], Truncated> {
         let mut array = [0; N];
         array.copy_from_slice(self.take(field, N)?);
         Ok(array)
@@ -91,11 +83,22 @@ impl<'a> Reader<'a> {
         self.str_u8(field).map(str::to_owned)
     }
 
-    pub(crate) fn bytes_u32(
-        &mut self,
-        field: &'static str,
-        max: usize,
-    ) -> Result<&'a [u8], Truncated> {
+    /// A presence byte (0 or 1), then 32 bytes, all zero when absent.
+    pub(crate) fn optional_id(&mut self, field: &'static str) -> Result<Option<UniqueId>, Truncated> {
+        let present = self.u8(field)?;
+        let id = UniqueId::from_bytes(self.array(field)?);
+        match present {
+            1 => Ok(Some(id)),
+            0 if id == ZERO_ID => Ok(None),
+            found => Err(Truncated::Value { field, found }),
+        }
+    }
+
+    pub(crate) fn u16(&mut self, field: &'static str) -> Result<u16, Truncated> {
+        Ok(u16::from_be_bytes(self.array(field)?))
+    }
+
+    pub(crate) fn bytes_u32(&mut self, field: &'static str, max: usize) -> Result<&'a [u8], Truncated> {
         let found = usize::try_from(u32::from_be_bytes(self.array(field)?)).unwrap_or(usize::MAX);
         if found > max {
             return Err(Truncated::TooLong { field, found, max });

@@ -27,17 +27,13 @@ pub enum CommitteeError {
     #[error("a roster has 1 to {MAX_MEMBERS} members, this one has {0}")]
     Size(usize),
     /// A name that is empty, too long, or has characters that do not belong in a cosigner's name.
-    #[error(
-        "'{0}' is no name: expected 1 to {MAX_NAME_BYTES} characters out of a-z, 0-9, '.', '-' and '_'"
-    )]
+    #[error("'{0}' is no name: expected 1 to {MAX_NAME_BYTES} characters out of a-z, 0-9, '.', '-' and '_'")]
     Name(String),
     /// Two members share a name.
     #[error("two members of the roster are both named '{0}'")]
     DuplicateName(String),
     /// A public key is used twice, by two members or for two purposes of one member.
-    #[error(
-        "member '{member}' repeats the public key {key}: every key of a roster must be used once"
-    )]
+    #[error("member '{member}' repeats the public key {key}: every key of a roster must be used once")]
     DuplicateKey {
         /// The second user of the key.
         member: String,
@@ -117,16 +113,9 @@ impl Roster {
             if !names.insert(&member.name) {
                 return Err(CommitteeError::DuplicateName(member.name.clone()));
             }
-            for key in [
-                &member.checkpoint_key,
-                &member.consensus_key,
-                &member.peer_id,
-            ] {
+            for key in [&member.checkpoint_key, &member.consensus_key, &member.peer_id] {
                 if !keys.insert(key) {
-                    return Err(CommitteeError::DuplicateKey {
-                        member: member.name.clone(),
-                        key: hex::encode(key),
-                    });
+                    return Err(CommitteeError::DuplicateKey { member: member.name.clone(), key: hex::encode(key) });
                 }
             }
         }
@@ -167,8 +156,7 @@ impl Roster {
     /// Digest of the members, their keys and their order.
     #[must_use]
     pub fn fingerprint(&self) -> UniqueId {
-        let mut preimage =
-            Preimage::new(TAG_ROSTER).part(&(self.members.len() as u64).to_le_bytes());
+        let mut preimage = Preimage::new(TAG_ROSTER).part(&(self.members.len() as u64).to_le_bytes());
         for member in &self.members {
             preimage = preimage
                 .part(member.name.as_bytes())
@@ -201,9 +189,7 @@ impl CommitteeContent {
     pub fn validate(&self) -> Result<(), CommitteeError> {
         check_name(&self.service)?;
         if self.params.len() > MAX_PARAMS_BYTES {
-            return Err(CommitteeError::Params {
-                found: self.params.len(),
-            });
+            return Err(CommitteeError::Params { found: self.params.len() });
         }
         Ok(())
     }
@@ -229,9 +215,7 @@ impl CommitteeContent {
     /// # Errors
     /// [`CommitteeError`] when the bytes are anything but the encoding of a valid value.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, CommitteeError> {
-        let body = bytes
-            .strip_prefix(CONTENT_MAGIC)
-            .ok_or(CommitteeError::Magic)?;
+        let body = bytes.strip_prefix(CONTENT_MAGIC).ok_or(CommitteeError::Magic)?;
         let mut reader = Reader::new(body);
         let service = reader.string_u8("service name")?;
         let mut members = Vec::new();
@@ -247,11 +231,7 @@ impl CommitteeContent {
         if reader.remaining() > 0 {
             return Err(CommitteeError::Trailing(reader.remaining()));
         }
-        let content = Self {
-            service,
-            roster: Roster::new(members)?,
-            params,
-        };
+        let content = Self { service, roster: Roster::new(members)?, params };
         content.validate()?;
         Ok(content)
     }
@@ -260,9 +240,7 @@ impl CommitteeContent {
 fn check_name(name: &str) -> Result<(), CommitteeError> {
     let allowed = |b: u8| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'.' | b'-' | b'_');
     if name.is_empty() || name.len() > MAX_NAME_BYTES || !name.bytes().all(allowed) {
-        return Err(CommitteeError::Name(
-            name.chars().take(MAX_NAME_BYTES).collect(),
-        ));
+        return Err(CommitteeError::Name(name.chars().take(MAX_NAME_BYTES).collect()));
     }
     Ok(())
 }

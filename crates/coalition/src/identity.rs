@@ -64,12 +64,7 @@ pub fn hash_many(parts: &[&[u8]]) -> UniqueId {
 /// `network` is usually [`UNIVERSE`].
 #[must_use]
 pub fn derive_stable_id(instance_name: &str, network: UniqueId) -> UniqueId {
-    hash_many(&[
-        &[SCHEMA_VERSION_U8],
-        TAG_STABLE_ID,
-        instance_name.as_bytes(),
-        network.as_bytes(),
-    ])
+    hash_many(&[&[SCHEMA_VERSION_U8], TAG_STABLE_ID, instance_name.as_bytes(), network.as_bytes()])
 }
 
 /// Parses the 64 hexadecimal digits of an id, strictly.
@@ -85,18 +80,11 @@ pub fn parse_id(text: &str) -> Result<UniqueId, IdError> {
 
 /// Parses exactly `N` bytes of hexadecimal, in either case.
 pub(crate) fn parse_hex<const N: usize>(text: &str) -> Result<[u8; N], IdError> {
-    if let Some((position, found)) = text
-        .chars()
-        .enumerate()
-        .find(|(_, c)| !c.is_ascii_hexdigit())
-    {
+    if let Some((position, found)) = text.chars().enumerate().find(|(_, c)| !c.is_ascii_hexdigit()) {
         return Err(IdError::Digit { position, found });
     }
     let mut bytes = [0; N];
-    hex::decode_to_slice(text, &mut bytes).map_err(|_| IdError::Length {
-        expected: 2 * N,
-        found: text.len(),
-    })?;
+    hex::decode_to_slice(text, &mut bytes).map_err(|_| IdError::Length { expected: 2 * N, found: text.len() })?;
     Ok(bytes)
 }
 
@@ -180,20 +168,8 @@ mod tests {
     fn ids_parse_strictly() {
         let id = UniqueId::hash(b"x");
         assert_eq!(parse_id(&id.to_string()), Ok(id));
-        assert_eq!(
-            parse_id("abcd"),
-            Err(IdError::Length {
-                expected: 64,
-                found: 4
-            })
-        );
-        assert_eq!(
-            parse_id("not an id"),
-            Err(IdError::Digit {
-                position: 0,
-                found: 'n'
-            })
-        );
+        assert_eq!(parse_id("abcd"), Err(IdError::Length { expected: 64, found: 4 }));
+        assert_eq!(parse_id("not an id"), Err(IdError::Digit { position: 0, found: 'n' }));
         assert!(parse_id(&"é".repeat(32)).is_err());
     }
 }

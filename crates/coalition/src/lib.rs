@@ -1,22 +1,45 @@
 //! Identity and data model of a coalition: pure data, no I/O, no tasks.
 //!
 //! A coalition names members (lattices, organisms) by their stable ids, ships up to five basic services of its own, and
-//! is identified by one fingerprint over all of that. This crate owns those shapes and every derivation.
+//! is identified by one fingerprint over all of that. This crate owns those shapes and every derivation; the byte-exact
+//! rules are in `docs/protocol/identity.md`.
+//!
+//! * [`identity`]: the id type and the one way to hash several things into it.
+//! * [`organism`], [`lattice`], [`modules`], [`tickets`], [`coalition`](mod@coalition): the configs, as consts or values.
+//! * [`committee`]: rosters, and the content a committee organism publishes.
+//! * [`retirement`]: the last commit of every component.
+//! * [`political_theory`]: published stances.
+//! * [`types`]: clock positions, party ids, money and rates, evidence pointers.
 
 mod bytes;
+pub mod coalition;
 pub mod committee;
 pub mod identity;
+pub mod lattice;
+pub mod modules;
 mod money;
+pub mod organism;
+pub mod political_theory;
+pub mod retirement;
 mod serde_hex;
+pub mod tickets;
 pub mod types;
 
 pub use bytes::Truncated;
+pub use coalition::CoalitionConfig;
 pub use committee::{CommitteeContent, CommitteeError, Roster, RosterMember};
 pub use identity::{
-    COALITION_ROOT_SEED, IdError, SCHEMA_VERSION_U8, UNIVERSE, UniqueId, ZERO_ID, derive_stable_id,
-    hash_many, parse_id, unique_id,
+    COALITION_ROOT_SEED, IdError, SCHEMA_VERSION_U8, UNIVERSE, UniqueId, ZERO_ID, derive_stable_id, hash_many,
+    parse_id, unique_id,
 };
+pub use lattice::LatticeConfig;
+pub use modules::{
+    AlmanacConfig, AtlasConfig, ChronicleConfig, ComputeConfig, ModuleConfig, ModuleKind, RandomnessConfig,
+};
+pub use organism::{ContentParams, OrganismConfig, OrganismRef};
+pub use retirement::{ComponentRef, RetirementInstant, RetirementMarker, RetirementPolicy, RetirementReason};
+pub use tickets::{AclComposition, AclRule, TicketIssuerConfig, coalition_ticket_issuer_root};
 pub use types::{
-    AlmanacRange, AlmanacTick, EvidencePointer, MemberId, MicroUsd, MoneyError, Mrtd, ProviderId,
-    RateQ64, RequestId, TypeError,
+    AlmanacRange, AlmanacTick, EvidencePointer, MemberId, MicroUsd, MoneyError, Mrtd, ProviderId, RateQ64, RequestId,
+    TypeError,
 };

@@ -253,10 +253,7 @@ impl FromStr for RateQ64 {
         if half.is_gt() || (half.is_eq() && bits & 1 == 1) {
             bits += 1;
         }
-        (u128::from(decimal.whole) << 64)
-            .checked_add(bits)
-            .map(Self)
-            .ok_or_else(|| MoneyError::TooLarge(shown(text)))
+        (u128::from(decimal.whole) << 64).checked_add(bits).map(Self).ok_or_else(|| MoneyError::TooLarge(shown(text)))
     }
 }
 
@@ -291,27 +288,17 @@ impl Decimal {
             return Err(syntax());
         }
         if fraction.len() > max_decimals {
-            return Err(MoneyError::Decimals {
-                text: shown(text),
-                found: fraction.len(),
-                max: max_decimals,
-            });
+            return Err(MoneyError::Decimals { text: shown(text), found: fraction.len(), max: max_decimals });
         }
         Ok(Self {
-            whole: whole
-                .parse()
-                .map_err(|_| MoneyError::TooLarge(shown(text)))?,
-            fraction: fraction
-                .bytes()
-                .fold(0, |n, b| n * 10 + u128::from(b - b'0')),
+            whole: whole.parse().map_err(|_| MoneyError::TooLarge(shown(text)))?,
+            fraction: fraction.bytes().fold(0, |n, b| n * 10 + u128::from(b - b'0')),
             decimals: u32::try_from(fraction.len()).expect("checked to be at most 36 above"),
         })
     }
 
     fn missing_decimals(&self, wanted: usize) -> u32 {
-        u32::try_from(wanted)
-            .unwrap_or(u32::MAX)
-            .saturating_sub(self.decimals)
+        u32::try_from(wanted).unwrap_or(u32::MAX).saturating_sub(self.decimals)
     }
 }
 

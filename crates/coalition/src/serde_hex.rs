@@ -8,10 +8,7 @@ use serde::ser::{SerializeTuple, Serializer};
 use crate::identity::parse_hex;
 
 /// Serializes `bytes` as hex text, or as a tuple of bytes in a binary format.
-pub(crate) fn serialize<S: Serializer, const N: usize>(
-    bytes: &[u8; N],
-    serializer: S,
-) -> Result<S::Ok, S::Error> {
+pub(crate) fn serialize<S: Serializer, const N: usize>(bytes: &[u8; N], serializer: S) -> Result<S::Ok, S::Error> {
     if serializer.is_human_readable() {
         return serializer.serialize_str(&hex::encode(bytes));
     }
@@ -23,9 +20,7 @@ pub(crate) fn serialize<S: Serializer, const N: usize>(
 }
 
 /// Deserializes what [`serialize`] wrote; text must have exactly `2 * N` digits.
-pub(crate) fn deserialize<'de, D: Deserializer<'de>, const N: usize>(
-    deserializer: D,
-) -> Result<[u8; N], D::Error> {
+pub(crate) fn deserialize<'de, D: Deserializer<'de>, const N: usize>(deserializer: D) -> Result<[u8; N], D::Error> {
     if deserializer.is_human_readable() {
         deserializer.deserialize_str(HexText::<N>)
     } else {
@@ -59,9 +54,7 @@ impl<'de, const N: usize> Visitor<'de> for RawBytes<N> {
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
         let mut bytes = [0; N];
         for (i, byte) in bytes.iter_mut().enumerate() {
-            *byte = seq
-                .next_element()?
-                .ok_or_else(|| de::Error::invalid_length(i, &self))?;
+            *byte = seq.next_element()?.ok_or_else(|| de::Error::invalid_length(i, &self))?;
         }
         Ok(bytes)
     }

@@ -14,9 +14,7 @@ pub use crate::money::{MicroUsd, MoneyError, RateQ64};
 use crate::serde_hex::{self, text_or_binary};
 
 /// Sequence number of a tick of the coalition's Almanac; ticks order commits, they are not timestamps.
-#[derive(
-    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize,
-)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct AlmanacTick(pub u64);
 
@@ -47,9 +45,7 @@ impl FromStr for AlmanacTick {
     type Err = TypeError;
 
     fn from_str(text: &str) -> Result<Self, TypeError> {
-        parse_decimal(text)
-            .map(Self)
-            .ok_or_else(|| TypeError::Tick(text.to_owned()))
+        parse_decimal(text).map(Self).ok_or_else(|| TypeError::Tick(text.to_owned()))
     }
 }
 
@@ -101,10 +97,7 @@ impl FromStr for AlmanacRange {
     fn from_str(text: &str) -> Result<Self, TypeError> {
         let wrong = || TypeError::Range(text.to_owned());
         let (from, to) = text.split_once("..").ok_or_else(wrong)?;
-        Ok(Self {
-            from: from.parse().map_err(|_| wrong())?,
-            to: to.parse().map_err(|_| wrong())?,
-        })
+        Ok(Self { from: from.parse().map_err(|_| wrong())?, to: to.parse().map_err(|_| wrong())? })
     }
 }
 
@@ -133,10 +126,7 @@ pub enum TypeError {
 
 /// Parses plain ASCII digits; unlike `u64::from_str` it takes no leading `+`.
 fn parse_decimal(text: &str) -> Option<u64> {
-    text.bytes()
-        .all(|b| b.is_ascii_digit())
-        .then(|| text.parse().ok())
-        .flatten()
+    text.bytes().all(|b| b.is_ascii_digit()).then(|| text.parse().ok()).flatten()
 }
 
 /// A fixed-length byte newtype that prints, parses and serializes as lower-case hex.
@@ -304,8 +294,7 @@ impl FromStr for EvidencePointer {
         else {
             return Err(wrong());
         };
-        let id =
-            |field, text| parse_id(text).map_err(|source| TypeError::EvidenceId { field, source });
+        let id = |field, text| parse_id(text).map_err(|source| TypeError::EvidenceId { field, source });
         Ok(Self {
             organism: id("organism id", organism)?,
             index: parse_decimal(index).ok_or_else(wrong)?,
@@ -318,11 +307,7 @@ text_or_binary!(
     EvidencePointer,
     (UniqueId, u64, UniqueId),
     |p: &EvidencePointer| (p.organism, p.index, p.digest),
-    |(organism, index, digest)| EvidencePointer {
-        organism,
-        index,
-        digest
-    },
+    |(organism, index, digest)| EvidencePointer { organism, index, digest },
     |p: &EvidencePointer| p.to_string(),
     "an evidence pointer as text, ev1:<organism id>:<index>:<digest>"
 );
