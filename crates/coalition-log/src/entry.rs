@@ -16,8 +16,7 @@ pub const MAX_BODY_BYTES: usize = 48 * 1024;
 /// Most evidence pointers in one entry.
 pub const MAX_EVIDENCE: usize = 16;
 /// Longest encoded entry, in bytes. Below the 65,535 an entry bundle's length prefix can express.
-pub const MAX_ENTRY_BYTES: usize =
-    FIXED_BYTES + MAX_KIND_BYTES + MAX_BODY_BYTES + MAX_EVIDENCE * POINTER_BYTES;
+pub const MAX_ENTRY_BYTES: usize = FIXED_BYTES + MAX_KIND_BYTES + MAX_BODY_BYTES + MAX_EVIDENCE * POINTER_BYTES;
 
 const FIXED_BYTES: usize = 1 + 8 + 8 + 8 + 16 + 1 + 4 + 1;
 const POINTER_BYTES: usize = 32 + 8 + 32;
@@ -25,19 +24,7 @@ const NO_TICK: u64 = u64::MAX;
 
 /// Identifier a client chose for one write, 16 bytes; every entry of that write carries it, so that the table which makes
 /// retries idempotent is itself a fold of the log. All zeros: no client asked for the entry.
-#[derive(
-    Clone,
-    Copy,
-    Debug,
-    Default,
-    PartialEq,
-    Eq,
-    PartialOrd,
-    Ord,
-    Hash,
-    serde::Serialize,
-    serde::Deserialize,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
 pub struct WriteId(pub [u8; 16]);
 
 impl WriteId {
@@ -68,17 +55,13 @@ pub struct Entry {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum EntryError {
     /// The kind breaks the rule of [`check_kind`].
-    #[error(
-        "entry kind {kind:?} is not 1 to {MAX_KIND_BYTES} characters of a-z, 0-9, '.', '_' and '-'"
-    )]
+    #[error("entry kind {kind:?} is not 1 to {MAX_KIND_BYTES} characters of a-z, 0-9, '.', '_' and '-'")]
     Kind {
         /// The kind, made printable.
         kind: String,
     },
     /// The body is longer than [`MAX_BODY_BYTES`].
-    #[error(
-        "entry body has {bytes} bytes, the limit is {MAX_BODY_BYTES}; commit a hash of larger data"
-    )]
+    #[error("entry body has {bytes} bytes, the limit is {MAX_BODY_BYTES}; commit a hash of larger data")]
     BodyTooLong {
         /// Length found or announced.
         bytes: usize,
@@ -121,8 +104,7 @@ pub enum EntryError {
 /// # Errors
 /// [`EntryError::Kind`].
 pub fn check_kind(kind: &str) -> Result<(), EntryError> {
-    let allowed =
-        |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'.' | b'_' | b'-');
+    let allowed = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'.' | b'_' | b'-');
     if kind.is_empty() || kind.len() > MAX_KIND_BYTES || !kind.bytes().all(allowed) {
         let shown = kind.chars().take(MAX_KIND_BYTES + 1).collect();
         return Err(EntryError::Kind { kind: shown });
@@ -132,13 +114,7 @@ pub fn check_kind(kind: &str) -> Result<(), EntryError> {
 
 /// RFC 6962 leaf hash of encoded entry bytes: SHA-256(`0x00` ‖ bytes).
 pub fn leaf_hash(entry_bytes: &[u8]) -> crate::tree::Hash {
-    crate::tree::Hash(
-        Sha256::new()
-            .chain_update([0u8])
-            .chain_update(entry_bytes)
-            .finalize()
-            .into(),
-    )
+    crate::tree::Hash(Sha256::new().chain_update([0u8]).chain_update(entry_bytes).finalize().into())
 }
 
 impl Entry {
@@ -148,8 +124,7 @@ impl Entry {
     /// When kind, body, evidence or tick break a limit of this module.
     pub fn encode(&self) -> Result<Vec<u8>, EntryError> {
         self.check()?;
-        let size =
-            FIXED_BYTES + self.kind.len() + self.body.len() + self.evidence.len() * POINTER_BYTES;
+        let size = FIXED_BYTES + self.kind.len() + self.body.len() + self.evidence.len() * POINTER_BYTES;
         let mut out = Vec::with_capacity(size);
         out.push(ENTRY_VERSION);
         out.extend_from_slice(&self.index.to_be_bytes());
@@ -177,14 +152,10 @@ impl Entry {
     pub fn check(&self) -> Result<(), EntryError> {
         check_kind(&self.kind)?;
         if self.body.len() > MAX_BODY_BYTES {
-            return Err(EntryError::BodyTooLong {
-                bytes: self.body.len(),
-            });
+            return Err(EntryError::BodyTooLong { bytes: self.body.len() });
         }
         if self.evidence.len() > MAX_EVIDENCE {
-            return Err(EntryError::TooMuchEvidence {
-                count: self.evidence.len(),
-            });
+            return Err(EntryError::TooMuchEvidence { count: self.evidence.len() });
         }
         if self.tick == Some(NO_TICK) {
             return Err(EntryError::ReservedTick);
@@ -220,15 +191,7 @@ impl Entry {
             return Err(EntryError::Trailing { bytes: trailing });
         }
         let tick = (tick != NO_TICK).then_some(tick);
-        Ok(Self {
-            index,
-            tick,
-            time_ms,
-            write_id,
-            kind,
-            body,
-            evidence,
-        })
+        Ok(Self { index, tick, time_ms, write_id, kind, body, evidence })
     }
 
     /// RFC 6962 leaf hash of the entry.
@@ -245,11 +208,7 @@ impl Entry {
     /// As [`Entry::encode`].
     pub fn pointer(&self, organism: UniqueId) -> Result<EvidencePointer, EntryError> {
         let digest = UniqueId::from_bytes(self.leaf_hash()?.0);
-        Ok(EvidencePointer {
-            organism,
-            index: self.index,
-            digest,
-        })
+        Ok(EvidencePointer { organism, index: self.index, digest })
     }
 }
 
@@ -262,11 +221,7 @@ impl<'a> Cursor<'a> {
     fn take(&mut self, field: &'static str, len: usize) -> Result<&'a [u8], EntryError> {
         let need = self.at.saturating_add(len);
         let taken = self.bytes.get(self.at..need);
-        let taken = taken.ok_or(EntryError::Truncated {
-            field,
-            need,
-            have: self.bytes.len(),
-        })?;
+        let taken = taken.ok_or(EntryError::Truncated { field, need, have: self.bytes.len() })?;
         self.at = need;
         Ok(taken)
     }
@@ -291,11 +246,7 @@ impl<'a> Cursor<'a> {
             let organism = UniqueId::from_bytes(self.array("evidence organism")?);
             let index = self.u64("evidence index")?;
             let digest = UniqueId::from_bytes(self.array("evidence digest")?);
-            pointers.push(EvidencePointer {
-                organism,
-                index,
-                digest,
-            });
+            pointers.push(EvidencePointer { organism, index, digest });
         }
         Ok(pointers)
     }

@@ -13,8 +13,13 @@
 //! * [`follow`]: the reader's core, which releases no entry before it is verified. Pure.
 //! * [`store`]: the durable log of one member: journal, tiles, sign guard.
 
+pub mod checkpoint;
 pub mod entry;
+pub mod equivocation;
+pub mod evidence;
+pub mod follow;
 pub mod machine;
+pub mod store;
 pub mod tree;
 
 pub use entry::{Entry, EntryError};

@@ -34,11 +34,7 @@ pub struct Draft {
 impl Draft {
     /// A draft without evidence.
     pub fn new(kind: &'static str, body: Vec<u8>) -> Self {
-        Self {
-            kind,
-            body,
-            evidence: Vec::new(),
-        }
+        Self { kind, body, evidence: Vec::new() }
     }
 
     /// The same draft resting on `evidence`.
@@ -75,10 +71,7 @@ pub struct Refusal {
 impl Refusal {
     /// A refusal with a stable code and a message for people.
     pub fn new(code: impl Into<String>, message: impl Into<String>) -> Self {
-        Self {
-            code: code.into(),
-            message: message.into(),
-        }
+        Self { code: code.into(), message: message.into() }
     }
 }
 
@@ -110,9 +103,6 @@ pub trait Machine: Send + 'static {
     /// A [`Refusal`]; the default refuses every query with code `no_queries`.
     fn query(&self, query: &[u8]) -> Result<Vec<u8>, Refusal> {
         let _ = query;
-        Err(Refusal::new(
-            "no_queries",
-            "this organism answers no queries; read its log instead",
-        ))
+        Err(Refusal::new("no_queries", "this organism answers no queries; read its log instead"))
     }
 }

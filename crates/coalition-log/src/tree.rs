@@ -25,14 +25,7 @@ impl Hash {
 
     /// Inner node over two children: SHA-256(`0x01` ‖ left ‖ right).
     pub fn node(left: &Self, right: &Self) -> Self {
-        Self(
-            Sha256::new()
-                .chain_update([1u8])
-                .chain_update(left.0)
-                .chain_update(right.0)
-                .finalize()
-                .into(),
-        )
+        Self(Sha256::new().chain_update([1u8]).chain_update(left.0).chain_update(right.0).finalize().into())
     }
 
     /// Standard base64 with padding, 44 characters.
@@ -126,17 +119,11 @@ impl Frontier {
     pub fn push(&mut self, leaf: Hash) {
         let mut carried = leaf;
         for _ in 0..self.size.trailing_ones() {
-            let left = self
-                .peaks
-                .pop()
-                .expect("a frontier has one peak for each set bit of its size");
+            let left = self.peaks.pop().expect("a frontier has one peak for each set bit of its size");
             carried = Hash::node(&left, &carried);
         }
         self.peaks.push(carried);
-        self.size = self
-            .size
-            .checked_add(1)
-            .expect("a log cannot reach 2^64 entries");
+        self.size = self.size.checked_add(1).expect("a log cannot reach 2^64 entries");
     }
 
     /// Root of the tree.
@@ -234,19 +221,11 @@ pub fn consistency_proof<N: Nodes>(nodes: &N, old: u64, new: u64) -> Result<Vec<
 ///
 /// # Errors
 /// The reason it does not follow.
-pub fn verify_inclusion(
-    leaf: &Hash,
-    index: u64,
-    size: u64,
-    proof: &[Hash],
-    root: &Hash,
-) -> Result<(), ProofError> {
+pub fn verify_inclusion(leaf: &Hash, index: u64, size: u64, proof: &[Hash], root: &Hash) -> Result<(), ProofError> {
     if index >= size {
         return Err(ProofError::NoSuchLeaf { index, size });
     }
-    let wrong_length = ProofError::WrongLength {
-        hashes: proof.len(),
-    };
+    let wrong_length = ProofError::WrongLength { hashes: proof.len() };
     let (mut node, mut last) = (index, size - 1);
     let mut computed = *leaf;
     for sibling in proof {
@@ -282,18 +261,12 @@ pub fn verify_consistency(
     if old > new {
         return Err(ProofError::NotAPrefix { old, new });
     }
-    let wrong_length = ProofError::WrongLength {
-        hashes: proof.len(),
-    };
+    let wrong_length = ProofError::WrongLength { hashes: proof.len() };
     if old == 0 || old == new {
         if !proof.is_empty() {
             return Err(wrong_length);
         }
-        let expected = if old == 0 {
-            Hash::empty_root()
-        } else {
-            *new_root
-        };
+        let expected = if old == 0 { Hash::empty_root() } else { *new_root };
         return same_root(*old_root, &expected);
     }
     let (mut node, mut last) = (old - 1, new - 1);
@@ -365,8 +338,5 @@ fn same_root(computed: Hash, expected: &Hash) -> Result<(), ProofError> {
     if computed == *expected {
         return Ok(());
     }
-    Err(ProofError::RootMismatch {
-        computed,
-        expected: *expected,
-    })
+    Err(ProofError::RootMismatch { computed, expected: *expected })
 }

@@ -1,0 +1,289 @@
+//! The core of every reader: it accepts heads only if certified and consistent, and releases entries only if verified.
+//!
+//! Nothing here trusts the member that serves, and nothing here does I/O. Memory is the frontier of the tree (64 hashes
+//! at most) and the last certified head. A driver pulls a head and the proof from [`Follower::head_size`] to it, then
+//! ranges of entries from [`Follower::next_index`], each with the proof from the range's end to the head.
+
+use coalition::{Roster, UniqueId};
+
+use crate::checkpoint::{CertifiedCheckpoint, CertifyError, NoteError, RosterError, RosterVerifier, SignedCheckpoint};
+use crate::entry::{Entry, EntryError, leaf_hash};
+use crate::equivocation::Equivocation;
+use crate::tree::{Frontier, Hash, ProofError, verify_consistency};
+
+/// Why a reader refuses what it was served. The reader's state is unchanged by every one of these.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum FollowError {
+    /// The roster cannot verify anything.
+    #[error("the roster cannot verify checkpoints")]
+    Roster(#[source] RosterError),
+    /// The head is of another organism.
+    #[error("the head is of organism {found}, this reader follows {expected}")]
+    OtherOrganism {
+        /// Organism in the head.
+        found: UniqueId,
+        /// Organism this reader follows.
+        expected: UniqueId,
+    },
+    /// The head is not certified by the roster.
+    #[error("the head is not certified")]
+    NotCertified(#[source] CertifyError),
+    /// Two certified heads of one size have different roots: the committee has forked. Keep and publish the proofs.
+    #[error("the committee certified two histories: at size {size} root {accepted} and root {offered}")]
+    Fork {
+        /// Size both heads have.
+        size: u64,
+        /// Root this reader had accepted.
+        accepted: Hash,
+        /// Root now offered.
+        offered: Hash,
+        /// One transferable proof for each member that signed both.
+        proofs: Vec<Equivocation>,
+    },
+    /// The proof does not connect the last accepted head with the offered one: the server's fault, or a fork.
+    #[error("no proof that the head of size {offered} extends the accepted one of size {accepted}")]
+    Inconsistent {
+        /// Size of the accepted head.
+        accepted: u64,
+        /// Size of the offered head.
+        offered: u64,
+        /// Why the proof does not hold.
+        #[source]
+        source: ProofError,
+    },
+    /// The range does not start where this reader stands.
+    #[error("entries from {from} on were served, the next one needed is {next}")]
+    WrongStart {
+        /// Index of the first served entry.
+        from: u64,
+        /// Index of the entry this reader needs next.
+        next: u64,
+    },
+    /// The range goes beyond the certified head.
+    #[error("entries up to {end} were served, only {certified} are certified")]
+    BeyondHead {
+        /// End of the range, exclusive.
+        end: u64,
+        /// Size of the certified head.
+        certified: u64,
+    },
+    /// The entries are not those of the certified tree.
+    #[error("the entries from {from} to {end} are not those certified")]
+    NotTheEntries {
+        /// Index of the first.
+        from: u64,
+        /// End of the range, exclusive.
+        end: u64,
+        /// Where the recomputed tree departs from the certified one.
+        #[source]
+        source: ProofError,
+    },
+    /// A certified leaf is not an entry this build can read.
+    #[error("certified leaf {index} cannot be read as an entry")]
+    Entry {
+        /// Position in the log.
+        index: u64,
+        /// What is wrong with it.
+        #[source]
+        source: EntryError,
+    },
+    /// A certified entry names another position than its own.
+    #[error("certified leaf {position} says it is entry {index}")]
+    Misplaced {
+        /// Position in the log.
+        position: u64,
+        /// Index inside the entry.
+        index: u64,
+    },
+    /// A saved state does not fit this organism and roster.
+    #[error("the reader's saved state is unusable: {reason}; delete it to read the log from its start")]
+    Saved {
+        /// What is wrong with it.
+        reason: &'static str,
+    },
+    /// The head in a saved state is malformed.
+    #[error("the head in the reader's saved state is malformed")]
+    SavedNote(#[source] NoteError),
+}
+
+/// What accepting a head changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HeadOutcome {
+    /// The reader's head moved forward.
+    Advanced {
+        /// Size before.
+        from: u64,
+        /// Size now.
+        to: u64,
+    },
+    /// The head is the one already accepted.
+    Unchanged,
+    /// The head is certified and older than the accepted one: the server lags. Nothing changed.
+    Older,
+}
+
+/// What a reader keeps across restarts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Saved {
+    /// The tree over all released entries.
+    pub frontier: Frontier,
+    /// The last accepted head as a signed note; `None` before the first.
+    pub head: Option<String>,
+}
+
+/// A reader of one organism's log.
+#[derive(Clone, Debug)]
+pub struct Follower {
+    verifier: RosterVerifier,
+    head: Option<CertifiedCheckpoint>,
+    frontier: Frontier,
+}
+
+impl Follower {
+    /// A reader that has seen nothing of the log of `organism`.
+    ///
+    /// # Errors
+    /// [`FollowError::Roster`].
+    pub fn new(organism: UniqueId, roster: &Roster) -> Result<Self, FollowError> {
+        let verifier = RosterVerifier::new(organism, roster).map_err(FollowError::Roster)?;
+        Ok(Self { verifier, head: None, frontier: Frontier::new() })
+    }
+
+    /// A reader that goes on where a former one [`Follower::save`]d.
+    ///
+    /// # Errors
+    /// When the saved state is not of this organism and roster, or contradicts itself.
+    pub fn resume(organism: UniqueId, roster: &Roster, saved: Saved) -> Result<Self, FollowError> {
+        let mut follower = Self::new(organism, roster)?;
+        let wrong = |reason| FollowError::Saved { reason };
+        if let Some(text) = &saved.head {
+            let note = SignedCheckpoint::parse(text.as_bytes()).map_err(FollowError::SavedNote)?;
+            follower.head = Some(follower.certify(&note)?);
+        }
+        if saved.frontier.peaks().len() != saved.frontier.size().count_ones() as usize {
+            return Err(wrong("its tree has not one peak for each set bit of its size"));
+        }
+        let (size, root) = follower.head_state();
+        if saved.frontier.size() > size {
+            return Err(wrong("its entries go beyond its head"));
+        }
+        if saved.frontier.size() == size && saved.frontier.root() != root {
+            return Err(wrong("its entries are not those of its head"));
+        }
+        follower.frontier = saved.frontier;
+        Ok(follower)
+    }
+
+    /// What to keep across a restart.
+    pub fn save(&self) -> Saved {
+        Saved { frontier: self.frontier.clone(), head: self.head.as_ref().map(|head| head.note().to_string()) }
+    }
+
+    /// The verifier of this reader's organism and roster.
+    pub fn verifier(&self) -> &RosterVerifier {
+        &self.verifier
+    }
+
+    /// The last accepted head.
+    pub fn head(&self) -> Option<&CertifiedCheckpoint> {
+        self.head.as_ref()
+    }
+
+    /// Size of the last accepted head, 0 before the first: where the proof for the next head must start.
+    pub fn head_size(&self) -> u64 {
+        self.head_state().0
+    }
+
+    /// Index of the next entry to release; everything below it has been released.
+    pub fn next_index(&self) -> u64 {
+        self.frontier.size()
+    }
+
+    /// Takes a head that somebody served. `proof` is the consistency proof between [`Follower::head_size`] and the
+    /// offered size; it is not looked at unless the offered head is larger.
+    ///
+    /// # Errors
+    /// When the head is not certified, does not extend the accepted one, or proves a fork.
+    pub fn accept_head(&mut self, note: &SignedCheckpoint, proof: &[Hash]) -> Result<HeadOutcome, FollowError> {
+        let offered = self.certify(note)?;
+        let (size, root) = self.head_state();
+        if offered.size() < size {
+            return Ok(HeadOutcome::Older);
+        }
+        if offered.size() == size {
+            if offered.root() != root {
+                return Err(self.fork(&offered));
+            }
+            if self.head.is_none() {
+                self.head = Some(offered);
+            }
+            return Ok(HeadOutcome::Unchanged);
+        }
+        verify_consistency(size, &root, offered.size(), &offered.root(), proof)
+            .map_err(|source| FollowError::Inconsistent { accepted: size, offered: offered.size(), source })?;
+        let to = offered.size();
+        self.head = Some(offered);
+        Ok(HeadOutcome::Advanced { from: size, to })
+    }
+
+    /// Takes encoded entries that somebody served, from index `from` on, and releases them if they are those of the
+    /// certified log. `proof` is the consistency proof between the range's end and [`Follower::head_size`]; it is empty
+    /// when the range ends at the head.
+    ///
+    /// # Errors
+    /// When the range does not fit, or is not the certified one. Nothing is released then.
+    pub fn accept_entries<B: AsRef<[u8]>>(
+        &mut self,
+        from: u64,
+        entries: &[B],
+        proof: &[Hash],
+    ) -> Result<Vec<Entry>, FollowError> {
+        let next = self.frontier.size();
+        if from != next {
+            return Err(FollowError::WrongStart { from, next });
+        }
+        let (certified, root) = self.head_state();
+        let end = next.saturating_add(entries.len() as u64);
+        if end > certified {
+            return Err(FollowError::BeyondHead { end, certified });
+        }
+        let mut frontier = self.frontier.clone();
+        entries.iter().for_each(|entry| frontier.push(leaf_hash(entry.as_ref())));
+        verify_consistency(end, &frontier.root(), certified, &root, proof)
+            .map_err(|source| FollowError::NotTheEntries { from, end, source })?;
+        let released = entries
+            .iter()
+            .zip(next..)
+            .map(|(bytes, position)| read_entry(bytes.as_ref(), position))
+            .collect::<Result<_, _>>()?;
+        self.frontier = frontier;
+        Ok(released)
+    }
+
+    fn head_state(&self) -> (u64, Hash) {
+        self.head.as_ref().map_or((0, Hash::empty_root()), |head| (head.size(), head.root()))
+    }
+
+    fn certify(&self, note: &SignedCheckpoint) -> Result<CertifiedCheckpoint, FollowError> {
+        let expected = self.verifier.organism();
+        if note.checkpoint.organism != expected {
+            return Err(FollowError::OtherOrganism { found: note.checkpoint.organism, expected });
+        }
+        self.verifier.certify(note).map_err(FollowError::NotCertified)
+    }
+
+    fn fork(&self, offered: &CertifiedCheckpoint) -> FollowError {
+        let (size, accepted) = self.head_state();
+        let ours = self.head.as_ref().map(CertifiedCheckpoint::note);
+        let proofs = ours.map(|ours| Equivocation::between(&self.verifier, ours, offered.note())).unwrap_or_default();
+        FollowError::Fork { size, accepted, offered: offered.root(), proofs }
+    }
+}
+
+fn read_entry(bytes: &[u8], position: u64) -> Result<Entry, FollowError> {
+    let entry = Entry::decode(bytes).map_err(|source| FollowError::Entry { index: position, source })?;
+    if entry.index != position {
+        return Err(FollowError::Misplaced { position, index: entry.index });
+    }
+    Ok(entry)
+}
