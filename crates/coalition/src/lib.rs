@@ -7,6 +7,7 @@
 //! * [`identity`]: the id type and the one way to hash several things into it.
 //! * [`organism`], [`lattice`], [`modules`], [`tickets`], [`coalition`](mod@coalition): the configs, as consts or values.
 //! * [`committee`]: rosters, and the content a committee organism publishes.
+//! * [`published`]: the self-contained handshake in its hex and TOML forms; [`ids`]: every id it derives.
 //! * [`retirement`]: the last commit of every component.
 //! * [`political_theory`]: published stances.
 //! * [`types`]: clock positions, party ids, money and rates, evidence pointers.
@@ -15,11 +16,13 @@ mod bytes;
 pub mod coalition;
 pub mod committee;
 pub mod identity;
+pub mod ids;
 pub mod lattice;
 pub mod modules;
 mod money;
 pub mod organism;
 pub mod political_theory;
+pub mod published;
 pub mod retirement;
 mod serde_hex;
 pub mod tickets;
@@ -32,11 +35,16 @@ pub use identity::{
     COALITION_ROOT_SEED, IdError, SCHEMA_VERSION_U8, UNIVERSE, UniqueId, ZERO_ID, derive_stable_id, hash_many,
     parse_id, unique_id,
 };
+pub use ids::{DerivedId, derived_ids};
 pub use lattice::LatticeConfig;
 pub use modules::{
     AlmanacConfig, AtlasConfig, ChronicleConfig, ComputeConfig, ModuleConfig, ModuleKind, RandomnessConfig,
 };
 pub use organism::{ContentParams, OrganismConfig, OrganismRef};
+pub use published::{
+    ConfigView, PublishedConfig, PublishedConfigBuilder, PublishedError, PublishedIssuer, PublishedLattice,
+    PublishedOrganism, PublishedRef,
+};
 pub use retirement::{ComponentRef, RetirementInstant, RetirementMarker, RetirementPolicy, RetirementReason};
 pub use tickets::{AclComposition, AclRule, TicketIssuerConfig, coalition_ticket_issuer_root};
 pub use types::{

@@ -295,7 +295,6 @@ impl RetirementPolicy {
 
     /// [`RetirementPolicy::CONSERVATIVE`], usable in a const.
     #[must_use]
-    #[expect(clippy::should_implement_trait, reason = "the trait is implemented; this one works in consts")]
     pub const fn default() -> Self {
         Self::CONSERVATIVE
     }
