@@ -1,0 +1,102 @@
+//! What can go wrong, in words an operator can act on.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use thiserror::Error;
+
+/// Why a member could not start, or stopped.
+///
+/// Cloneable, because one failure is reported to every waiter.
+#[derive(Clone, Debug, Error)]
+pub enum OrderError {
+    /// The configuration is wrong; the text names the field, its value and the bound.
+    #[error("ordering config: {0}")]
+    Config(String),
+    /// The secret key is not the key of any seat.
+    #[error("the secret key belongs to {0}, which is no member of the roster; use the key of the seat this node holds")]
+    NotAMember(String),
+    /// A key of the roster is not an Ed25519 public key.
+    #[error("the public key of member {0} is not an Ed25519 key; correct the roster")]
+    BadKey(usize),
+    /// The storage directory could not be created, read or written.
+    #[error("storage directory {path} is not usable")]
+    Storage {
+        /// The directory or file.
+        path: PathBuf,
+        /// What the operating system said.
+        #[source]
+        source: Arc<std::io::Error>,
+    },
+    /// Another process holds the storage directory.
+    #[error(
+        "storage directory {0} is in use by another process; stop that process, or give this member its own directory"
+    )]
+    StorageInUse(PathBuf),
+    /// The storage directory was written by another committee, or under other limits.
+    #[error(
+        "storage directory {path} belongs to committee {found}, but the config describes {expected}; restore the config, or use an empty directory and a new key"
+    )]
+    ForeignStorage {
+        /// The directory.
+        path: PathBuf,
+        /// Fingerprint found in it.
+        found: String,
+        /// Fingerprint of the config.
+        expected: String,
+    },
+    /// The listen address cannot be bound.
+    #[error("cannot listen on {address}; free the port or change the listen address")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// What the operating system said.
+        #[source]
+        source: Arc<std::io::Error>,
+    },
+    /// The engine's thread could not be started.
+    #[error("cannot start the ordering thread")]
+    Thread(#[source] Arc<std::io::Error>),
+    /// The engine panicked. A failed write or fsync is deliberately fatal and arrives here too.
+    #[error("the ordering engine failed: {0}; restart the process")]
+    Panicked(String),
+    /// A part of the engine ended although nobody asked it to.
+    #[error("the {0} of the ordering engine ended unexpectedly; restart the process")]
+    Ended(&'static str),
+    /// A delivery was dropped without acknowledgement, so nothing more can be delivered in this run.
+    #[error("batch {0} was dropped without acknowledgement; restart to have it delivered again")]
+    Dropped(u64),
+    /// The member was stopped on request.
+    #[error("the ordering engine was stopped")]
+    Stopped,
+    /// The member did not stop in time; its thread is still running.
+    #[error("the ordering engine did not stop within {0} ms")]
+    StopTimeout(u64),
+}
+
+/// Why a command was not taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum SubmitError {
+    /// Too many commands wait to be ordered. Retry later.
+    #[error(
+        "{pending_bytes} bytes of commands wait to be ordered, the limit is {max_bytes}; retry when some were delivered"
+    )]
+    Full {
+        /// Bytes waiting, submitted by this process.
+        pending_bytes: usize,
+        /// The limit.
+        max_bytes: usize,
+    },
+    /// The command can never be taken.
+    #[error("the command has {len} bytes, at most {max} are allowed")]
+    TooLarge {
+        /// Its length.
+        len: usize,
+        /// The limit.
+        max: usize,
+    },
+    /// The engine has stopped or failed.
+    #[error("the ordering engine is not running")]
+    Stopped,
+}

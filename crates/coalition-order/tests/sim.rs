@@ -1,0 +1,446 @@
+//! The whole committee under a simulated clock, network and disk, from a seed.
+//!
+//! The engine's modules are compiled into this test, and only here with the deterministic runtime, so that nothing of
+//! them has to be public. The same code runs in a real member. The modules' own unit tests run here too: a test build of the
+//! library would generate the engine's code once more.
+
+#![allow(dead_code, unreachable_pub)]
+
+#[path = "../src/application.rs"]
+mod application;
+#[path = "../src/block.rs"]
+mod block;
+#[path = "../src/command.rs"]
+mod command;
+#[path = "../src/config.rs"]
+mod config;
+#[path = "../src/delivery.rs"]
+mod delivery;
+#[path = "../src/engine.rs"]
+mod engine;
+#[path = "../src/error.rs"]
+mod error;
+#[path = "../src/frames.rs"]
+mod frames;
+#[path = "../src/gossip.rs"]
+mod gossip;
+#[path = "../src/handle.rs"]
+mod handle;
+#[path = "../src/mempool.rs"]
+mod mempool;
+#[path = "../src/pacing.rs"]
+mod pacing;
+#[path = "../src/shared.rs"]
+mod shared;
+#[path = "../src/sink.rs"]
+mod sink;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::num::{NonZeroU32, NonZeroUsize};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use commonware_cryptography::Signer as _;
+use commonware_cryptography::ed25519::{PrivateKey, PublicKey};
+use commonware_p2p::simulated::{Config as NetworkConfig, Link, Network, Oracle};
+use commonware_runtime::deterministic::{Checkpoint, Config, Context, Runner};
+use commonware_runtime::{Clock as _, Handle, Quota, Runner as _, Spawner as _, Supervisor as _};
+use commonware_utils::probability;
+use tokio::sync::{mpsc, watch};
+
+use application::Tempo;
+use block::BlockLimits;
+use delivery::{Batch, Delivery};
+use engine::{Channels, Membership, Ports, start_member};
+pub use error::OrderError;
+use handle::{HandleLimits, OrderHandle};
+use mempool::Mempool;
+use shared::Shared;
+
+const MEMBERS: usize = 4;
+const LIMITS: BlockLimits = BlockLimits { max_bytes: 2_000, max_commands: 20, max_command_bytes: 500 };
+
+/// What a member's consumer wrote to its own disk: survives every crash.
+#[derive(Clone, Default)]
+struct Ledger(Arc<Mutex<BTreeMap<u64, Batch>>>);
+
+/// What happens to a committee that is given commands all the while.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Scenario {
+    Calm,
+    /// Every message is lost with this probability, in percent.
+    Loss(u8),
+    /// {0, 1} and {2, 3} do not hear each other for a while.
+    Split,
+    /// Member 3 crashes and comes back; the others go on without it.
+    CrashOne,
+    /// One member after the other crashes and comes back.
+    CrashMany,
+    /// Member 2's consumer stands still for a while.
+    SlowConsumer,
+    /// All lose power at one instant and start again from what was synced.
+    CrashAll,
+}
+
+/// A committee in the simulation.
+struct World {
+    context: Context,
+    oracle: Oracle<PublicKey, Context>,
+    keys: Vec<PrivateKey>,
+    ledgers: Vec<Ledger>,
+    members: Vec<Option<(OrderHandle, Handle<()>)>>,
+    stalled: Arc<Mutex<BTreeSet<usize>>>,
+    lives: u64,
+    success: u8,
+}
+
+impl World {
+    async fn new(context: Context, ledgers: Vec<Ledger>, success: u8, lives: u64) -> Self {
+        let keys: Vec<PrivateKey> = (0..MEMBERS as u64).map(PrivateKey::from_seed).collect();
+        let participants: Vec<PublicKey> = keys.iter().map(|k| k.public_key()).collect();
+        let (network, oracle) = Network::new_with_peers(
+            context.child("network"),
+            NetworkConfig {
+                max_size: 1024 * 1024,
+                max_peers_per_set: NonZeroUsize::new(MEMBERS).unwrap(),
+                disconnect_on_block: true,
+                tracked_peer_sets: NonZeroUsize::MIN,
+            },
+            participants,
+        )
+        .await;
+        network.start();
+        let members = (0..MEMBERS).map(|_| None).collect();
+        let stalled = Arc::default();
+        let mut world = Self { context, oracle, keys, ledgers, members, stalled, lives, success };
+        for a in 0..MEMBERS {
+            for b in 0..MEMBERS {
+                world.link(a, b).await;
+            }
+        }
+        for i in 0..MEMBERS {
+            world.start(i).await;
+        }
+        world
+    }
+
+    async fn link(&self, a: usize, b: usize) {
+        if a != b {
+            let link = Link {
+                latency: Duration::from_millis(10),
+                jitter: Duration::from_millis(5),
+                success_rate: match self.success {
+                    100 => probability!(1.0),
+                    90 => probability!(0.9),
+                    _ => probability!(0.7),
+                },
+            };
+            self.oracle.add_link(self.keys[a].public_key(), self.keys[b].public_key(), link).await.unwrap();
+        }
+    }
+
+    async fn cut(&self, a: usize, b: usize) {
+        self.oracle.remove_link(self.keys[a].public_key(), self.keys[b].public_key()).await.unwrap();
+    }
+
+    async fn start(&mut self, i: usize) {
+        let quota = Quota::per_second(NonZeroU32::new(2_048).unwrap());
+        let control = self.oracle.control(self.keys[i].public_key());
+        let channels = Channels {
+            votes: control.register(0, quota).await.unwrap(),
+            certificates: control.register(1, quota).await.unwrap(),
+            resolver: control.register(2, quota).await.unwrap(),
+            backfill: control.register(3, quota).await.unwrap(),
+            blocks: control.register(4, quota).await.unwrap(),
+            commands: control.register(5, quota).await.unwrap(),
+            gossip: control.register(6, quota).await.unwrap(),
+        };
+        let membership = Membership {
+            fingerprint: [7; 32],
+            seats: Arc::new(self.keys.iter().map(|k| k.public_key()).collect()),
+            key: self.keys[i].clone(),
+            limits: LIMITS,
+            tempo: Tempo { heartbeat_ms: 200, max_clock_drift_ms: 500 },
+            network_delay_ms: 300,
+            max_gossip_bytes: 1_000,
+            max_unacknowledged: 4,
+            partition: format!("member-{i}"),
+        };
+        assert!(membership.max_message_bytes() <= 1024 * 1024);
+        let shared = Arc::new(Shared::new(Mempool::new(MEMBERS, 1_000_000)));
+        let (deliver, deliveries) = mpsc::channel(4);
+        let (outbound_tx, outbound) = mpsc::channel(16);
+        let (inbox, inbox_rx) = mpsc::channel(16);
+        let (control_tx, _) = mpsc::unbounded_channel();
+        let (_, exit) = watch::channel(None);
+        let limits = HandleLimits {
+            max_command_bytes: LIMITS.max_command_bytes,
+            max_gossip_bytes: 1_000,
+            max_pending_bytes: 1_000_000,
+            members: MEMBERS,
+            seat: i,
+        };
+        let handle = OrderHandle::new(Arc::clone(&shared), limits, outbound_tx, inbox_rx, control_tx, exit);
+        let ports = Ports { shared, deliveries: deliver, outbound, inbox };
+        let (oracle, ledger, stalled) = (self.oracle.clone(), self.ledgers[i].clone(), Arc::clone(&self.stalled));
+        self.lives += 1;
+        let context = self.context.child("member").with_attribute("life", self.lives);
+        let task = context.spawn(move |context| async move {
+            context.child("consumer").spawn(move |context| consume(context, i, ledger, stalled, deliveries));
+            let member =
+                start_member(context.child("engine"), membership, channels, oracle.manager(), control, ports).await;
+            for (name, task) in member.tasks {
+                let result = task.await;
+                panic!("the {name} of member {i} ended: {result:?}");
+            }
+        });
+        self.members[i] = Some((handle, task));
+    }
+
+    /// Ends everything the member runs, at this instant.
+    async fn crash(&mut self, i: usize) {
+        let (_, task) = self.members[i].take().expect("it runs");
+        task.abort();
+        let _ = task.await;
+    }
+
+    fn submit(&self, i: usize, command: Vec<u8>) {
+        if let Some((handle, _)) = &self.members[i] {
+            handle.submit(command).unwrap();
+        }
+    }
+
+    async fn sleep(&self, ms: u64) {
+        self.context.sleep(Duration::from_millis(ms)).await;
+    }
+
+    fn height(&self, i: usize) -> u64 {
+        self.ledgers[i].0.lock().unwrap().last_key_value().map_or(0, |(h, _)| *h)
+    }
+
+    /// Submits twenty commands a second for `ms`, to one member after the other.
+    async fn load(&self, commands: &mut Vec<(usize, Vec<u8>)>, ms: u64) {
+        for _ in 0..ms / 50 {
+            let n = commands.len();
+            let command = format!("command {n}").into_bytes();
+            self.submit(n % MEMBERS, command.clone());
+            commands.push((n % MEMBERS, command));
+            self.sleep(50).await;
+        }
+    }
+
+    /// Clients of crashed members try again. Then everything must arrive everywhere.
+    async fn settle(&self, commands: &[(usize, Vec<u8>)]) {
+        for (i, command) in commands {
+            self.submit(*i, command.clone());
+        }
+        for _ in 0..1_200 {
+            self.sleep(50).await;
+            if self.ledgers.iter().all(|l| delivered(l).len() >= commands.len()) {
+                // A little longer: a repetition would come now.
+                self.sleep(1_000).await;
+                return;
+            }
+        }
+        let missing: Vec<usize> = self.ledgers.iter().map(|l| commands.len() - delivered(l).len()).collect();
+        panic!("not everything arrived within a minute; missing per member: {missing:?}");
+    }
+}
+
+fn delivered(ledger: &Ledger) -> Vec<Vec<u8>> {
+    ledger.0.lock().unwrap().values().flat_map(|b| b.commands.clone()).collect()
+}
+
+/// Writes what is delivered to the ledger, then acknowledges it.
+async fn consume(
+    context: Context,
+    i: usize,
+    ledger: Ledger,
+    stalled: Arc<Mutex<BTreeSet<usize>>>,
+    mut deliveries: mpsc::Receiver<Delivery>,
+) {
+    let mut last = None;
+    while let Some(delivery) = deliveries.recv().await {
+        while stalled.lock().unwrap().contains(&i) {
+            context.sleep(Duration::from_millis(20)).await;
+        }
+        {
+            let batch = &delivery.batch;
+            let mut ledger = ledger.0.lock().unwrap();
+            let durable = ledger.last_key_value().map_or(0, |(h, _)| *h);
+            assert!(batch.height <= durable + 1, "member {i}: gap from {durable} to {}", batch.height);
+            assert!(last.is_none_or(|l| l + 1 == batch.height), "member {i}: out of order");
+            last = Some(batch.height);
+            if let Some((_, before)) = ledger.range(..batch.height).next_back() {
+                assert!(before.time_ms < batch.time_ms, "member {i}: time goes back");
+            }
+            if let Some(earlier) = ledger.insert(batch.height, batch.clone()) {
+                assert_eq!(earlier, *batch, "member {i}: redelivered differently");
+            }
+        }
+        context.sleep(Duration::from_millis(2)).await;
+        delivery.acknowledge();
+    }
+}
+
+/// The first life of the committee; `CrashAll` ends in the middle of it.
+async fn first_life(context: Context, scenario: Scenario, ledgers: Vec<Ledger>) -> Vec<(usize, Vec<u8>)> {
+    let success = if let Scenario::Loss(percent) = scenario { 100 - percent } else { 100 };
+    let mut world = World::new(context, ledgers, success, 0).await;
+    let mut commands = Vec::new();
+    world.load(&mut commands, 2_000).await;
+    match scenario {
+        Scenario::Calm | Scenario::Loss(_) => world.load(&mut commands, 2_000).await,
+        Scenario::Split => split(&world, &mut commands).await,
+        Scenario::CrashOne => {
+            world.crash(3).await;
+            let before = world.height(0);
+            world.load(&mut commands, 4_000).await;
+            assert!(world.height(0) > before + 5, "three members must go on");
+            world.start(3).await;
+        }
+        Scenario::CrashMany => {
+            for round in 0..6 {
+                let i = round % MEMBERS;
+                world.crash(i).await;
+                world.load(&mut commands, 400).await;
+                world.start(i).await;
+                world.load(&mut commands, 600).await;
+            }
+        }
+        Scenario::SlowConsumer => {
+            world.stalled.lock().unwrap().insert(2);
+            world.load(&mut commands, 4_000).await;
+            assert!(world.height(0) > world.height(2) + 5, "the others must not wait for a slow consumer");
+            world.stalled.lock().unwrap().clear();
+        }
+        Scenario::CrashAll => {
+            world.load(&mut commands, 500).await;
+            return commands;
+        }
+    }
+    world.settle(&commands).await;
+    commands
+}
+
+async fn split(world: &World, commands: &mut Vec<(usize, Vec<u8>)>) {
+    let pairs = [(0, 2), (0, 3), (1, 2), (1, 3), (2, 0), (3, 0), (2, 1), (3, 1)];
+    for (a, b) in pairs {
+        world.cut(a, b).await;
+    }
+    world.load(commands, 500).await;
+    let before: Vec<u64> = (0..MEMBERS).map(|i| world.height(i)).collect();
+    world.load(commands, 3_000).await;
+    let after: Vec<u64> = (0..MEMBERS).map(|i| world.height(i)).collect();
+    assert_eq!(before, after, "half a committee must order nothing");
+    for (a, b) in pairs {
+        world.link(a, b).await;
+    }
+}
+
+/// What one seed led to: equal for equal seeds.
+#[derive(Debug, PartialEq)]
+struct Outcome {
+    audit: String,
+    batches: BTreeMap<u64, Batch>,
+}
+
+fn run(scenario: Scenario, seed: u64) -> Outcome {
+    let ledgers: Vec<Ledger> = (0..MEMBERS).map(|_| Ledger::default()).collect();
+    let config = Config::default().with_seed(seed).with_timeout(Some(Duration::from_secs(300)));
+    let first = |ledgers: Vec<Ledger>| {
+        move |context: Context| async move {
+            let auditor = context.auditor();
+            (first_life(context, scenario, ledgers).await, auditor)
+        }
+    };
+    let ((commands, auditor), checkpoint): (_, Checkpoint) =
+        Runner::new(config).start_and_recover(first(ledgers.clone()));
+    let auditor = if scenario == Scenario::CrashAll {
+        let ledgers = ledgers.clone();
+        let commands = commands.clone();
+        Runner::from(checkpoint).start(|context| async move {
+            let auditor = context.auditor();
+            World::new(context, ledgers, 100, 100).await.settle(&commands).await;
+            auditor
+        })
+    } else {
+        auditor
+    };
+    check(&ledgers, &commands);
+    let batches = ledgers[0].0.lock().unwrap().clone();
+    Outcome { audit: auditor.state(), batches }
+}
+
+/// Equal, gapless, and every command exactly once.
+fn check(ledgers: &[Ledger], commands: &[(usize, Vec<u8>)]) {
+    let expected: BTreeSet<&Vec<u8>> = commands.iter().map(|(_, c)| c).collect();
+    let first = ledgers[0].0.lock().unwrap().clone();
+    for ledger in ledgers {
+        let got = delivered(ledger);
+        assert_eq!(got.len(), expected.len(), "every command once");
+        assert_eq!(got.iter().collect::<BTreeSet<_>>(), expected);
+        let batches = ledger.0.lock().unwrap();
+        assert!(batches.keys().copied().eq(1..=batches.len() as u64), "no gap");
+        for (height, batch) in batches.iter() {
+            assert!(first.get(height).is_none_or(|b| b == batch), "one batch per height");
+        }
+    }
+}
+
+/// Seeds per scenario; `ORDER_SIM_SEEDS` asks for more.
+fn seeds() -> u64 {
+    std::env::var("ORDER_SIM_SEEDS").ok().and_then(|n| n.parse().ok()).unwrap_or(2)
+}
+
+fn run_seeds(scenario: Scenario) {
+    for seed in 0..seeds() {
+        let began = std::time::Instant::now();
+        let outcome = run(scenario, seed);
+        println!("{scenario:?} seed {seed}: {} batches, {:?}", outcome.batches.len(), began.elapsed());
+    }
+}
+
+#[test]
+fn no_faults_and_the_same_seed_gives_the_same_result() {
+    run_seeds(Scenario::Calm);
+    let (first, again, other) = (run(Scenario::Calm, 11), run(Scenario::Calm, 11), run(Scenario::Calm, 12));
+    assert_eq!(first, again);
+    assert_ne!(first.audit, other.audit);
+}
+
+#[test]
+fn crashes_are_reproducible_too() {
+    assert_eq!(run(Scenario::CrashMany, 5), run(Scenario::CrashMany, 5));
+}
+
+#[test]
+fn loss_of_messages() {
+    run_seeds(Scenario::Loss(10));
+    run_seeds(Scenario::Loss(30));
+}
+
+#[test]
+fn two_halves() {
+    run_seeds(Scenario::Split);
+}
+
+#[test]
+fn one_crashes_and_catches_up() {
+    run_seeds(Scenario::CrashOne);
+}
+
+#[test]
+fn one_after_the_other_crashes() {
+    run_seeds(Scenario::CrashMany);
+}
+
+#[test]
+fn a_consumer_stands_still() {
+    run_seeds(Scenario::SlowConsumer);
+}
+
+#[test]
+fn all_crash_and_start_again() {
+    run_seeds(Scenario::CrashAll);
+}
