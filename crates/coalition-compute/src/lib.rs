@@ -1,1 +1,44 @@
-//! placeholder
+//! Compute: the coalition's market for machines.
+//!
+//! Providers post cards, requesters submit requests, the committee clears each request to the best eligible offer under a
+//! published rule and commits the grant; providers commit usage logs. Everything is an entry of one certified log, and
+//! everybody's view of the market, the committee's included, is the fold of that log.
+//!
+//! * [`types`]: cards, requests, grants, logs, clearing records.
+//! * [`sign`]: statements principals sign. [`command`]: what may be written. [`entries`]: what the log holds.
+//! * [`machine`]: the pure state machine the committee runs. [`refusal`]: its refusals and their stable codes.
+//! * [`eligibility`] and [`clearing`]: who may win, and who wins.
+//! * [`surface`]: the view readers fold. [`replay`](mod@replay): computing a log again, for auditors.
+//!
+//! `docs/protocol/compute.md` specifies all of it for somebody who does not read Rust.
+
+pub mod clearing;
+pub mod codec;
+pub mod command;
+pub mod config;
+pub mod eligibility;
+pub mod entries;
+pub mod machine;
+pub mod refusal;
+pub mod replay;
+pub mod sign;
+pub mod state;
+pub mod surface;
+pub mod types;
+
+pub use command::Command;
+pub use config::{ClearingRule, ComputeParams, ParamsError};
+pub use entries::MarketEntry;
+pub use machine::ComputeMachine;
+pub use refusal::RefusalCode;
+pub use replay::{Replay, ReplayFault, ReplayReport, replay};
+pub use sign::{
+    Deregister, EndGrant, PostCard, RefuseGrant, ServeGrant, SignatureBytes, Signed, Statement, WithdrawRequest,
+};
+pub use state::{At, FoldError, GrantRecord, GrantStage, MarketState, RequestRecord, RequestStage, Retention};
+pub use surface::{CardView, FreeOffer, MarketView, RequestStatus};
+pub use types::{
+    BondCount, Capabilities, ClearingRecord, ComputeGrant, ComputeLog, ComputeRequest, DeclaredRates, EndpointHint,
+    Expiry, FilterKind, GrantEnd, Invalid, LogEnd, Offer, OfferName, ProviderCard, RefusalReason, Region, RemovedBy,
+    RequestEnd, UsageMetrics, anonymous_requester, request_id,
+};

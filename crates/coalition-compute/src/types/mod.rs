@@ -1,0 +1,20 @@
+//! The market's data types, named as the specification names them.
+
+mod card;
+mod clearing;
+mod grant;
+mod invalid;
+mod log;
+mod names;
+mod request;
+
+pub use card::{
+    BondCount, Capabilities, DeclaredRates, MAX_CARD_BYTES, MAX_MRTDS, MAX_OFFERS, MAX_RATE, MAX_REGIONS, Offer,
+    ProviderCard,
+};
+pub use clearing::{ClearingRecord, Expiry, FilterKind, RemovedBy, RequestEnd};
+pub use grant::{ComputeGrant, EndpointHint, GrantEnd, RefusalReason};
+pub use invalid::Invalid;
+pub use log::{ComputeLog, LogEnd, UsageMetrics};
+pub use names::{MAX_NAME_BYTES, OfferName, Region};
+pub use request::{ComputeRequest, anonymous_requester, request_id};

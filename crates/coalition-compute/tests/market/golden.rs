@@ -1,0 +1,111 @@
+//! Golden bytes: a change here is a change of the protocol, and needs a new version byte or a new organism.
+
+use coalition::{EvidencePointer, UniqueId};
+use coalition_compute::*;
+
+use crate::common::*;
+
+const VECTORS: &str = include_str!("../vectors/compute.txt");
+
+/// A market with every kind of entry, made of fixed keys, times and content.
+fn story() -> Sim {
+    let mut sim = Sim::new();
+    let mut tdx = offer("tdx", "home-01", 2, "0.09");
+    tdx.capabilities.tdx_capable = true;
+    tdx.capabilities.mrtds = vec![coalition::Mrtd([7; 48])];
+    tdx.declared_rates.gib_hour = rate("0.002");
+    sim.ok(post(1, 1, card(1, 100, vec![offer("local", "home-01", 2, "0.04"), tdx])));
+    sim.ok(post(2, 1, card(2, 100, vec![offer("local", "home-02", 2, "0.05")])));
+    let mut asked = request(9, 1, 160);
+    asked.region = Some("home-01".parse().unwrap());
+    asked.pin = Some(asked.image_hash);
+    asked.tdx_required = true;
+    asked.pinned_mrtd = Some(coalition::Mrtd([7; 48]));
+    let id = asked.request_id;
+    sim.ok(submit(asked, 9));
+    sim.pass(1_000);
+    sim.ok(serve(id, 1));
+    sim.ok(end(id, 9));
+    let mut last = ComputeLog {
+        grant_id: id,
+        provider: provider_id(1),
+        number: 1,
+        window: coalition::AlmanacRange { from: coalition::AlmanacTick(100), to: coalition::AlmanacTick(101) },
+        usage: UsageMetrics { cpu_core_seconds: 1, ram_mib_seconds: 256, net_bytes: 4_096 },
+        evidence: None,
+        ended: Some(LogEnd::EndedByRequester),
+    };
+    last.evidence =
+        Some(EvidencePointer { organism: organism(), index: 3, digest: UniqueId::hash(b"some commit") });
+    sim.ok(Command::AppendLog(sign(last, 1)));
+    let second = request(9, 2, 160);
+    let second_id = second.request_id;
+    sim.ok(submit(second, 9));
+    let holder = if sim.grant(second_id).grant.provider == provider_id(1) { 1 } else { 2 };
+    sim.ok(refuse(second_id, holder));
+    sim.ok(withdraw(second_id, 9));
+    sim.ok(submit(request(9, 3, 102), 9));
+    sim.pass(1_000);
+    sim.ok(Command::DeregisterCard(sign(Deregister { sequence: 2, provider: provider_id(2) }, 2)));
+    sim.pass(600_000);
+    sim
+}
+
+fn lines() -> Vec<String> {
+    let sim = story();
+    let mut lines = vec![
+        format!("params {}", hex::encode(params().to_bytes())),
+        format!("organism {}", organism()),
+        format!("request-id {}", request(9, 1, 160).request_id),
+        format!("anonymous-requester {}", request(9, 1, 160).requester),
+        format!("signed-bytes withdraw {}", hex::encode(Signed::signed_bytes(&WithdrawRequest { request_id: request(9, 1, 160).request_id }, &organism()))),
+    ];
+    let commands = [
+        ("register", post(1, 1, card(1, 100, vec![offer("local", "home-01", 2, "0.04")]))),
+        ("submit", submit(request(9, 1, 160), 9)),
+        ("log", log(request(9, 1, 160).request_id, 1, 1, (100, 101), None)),
+    ];
+    lines.extend(commands.iter().map(|(name, command)| format!("command {name} {}", hex::encode(command.to_bytes()))));
+    lines.extend(sim.entries.iter().map(|entry| {
+        let leaf = UniqueId::from_bytes(entry.leaf_hash().unwrap().0);
+        format!("entry {} {} tick {} time {} leaf {leaf} body {}", entry.index, entry.kind, entry.tick.unwrap(), entry.time_ms, hex::encode(&entry.body))
+    }));
+    lines
+}
+
+#[test]
+fn every_kind_of_entry_keeps_its_bytes() {
+    let lines = lines();
+    for kind in [
+        "compute.card", "compute.card_removed", "compute.request", "compute.request_ended", "compute.clearing",
+        "compute.grant", "compute.grant_serving", "compute.grant_ending", "compute.grant_ended", "compute.log",
+    ] {
+        assert!(lines.iter().any(|line| line.contains(&format!(" {kind} "))), "{kind} is missing from the story");
+    }
+    let expected: Vec<_> = VECTORS.lines().filter(|line| !line.starts_with('#')).collect();
+    for (found, expected) in lines.iter().zip(&expected) {
+        assert_eq!(found, expected);
+    }
+    assert_eq!(lines.len(), expected.len(), "run the ignored test `print_vectors` and compare:\n{}", lines.join("\n"));
+    story().audit();
+}
+
+#[test]
+#[ignore = "prints the vectors of this build, for a deliberate change of the protocol"]
+fn print_vectors() {
+    use std::io::Write;
+    let text = lines().join("\n");
+    writeln!(std::io::stdout(), "{text}").unwrap();
+}
+
+#[test]
+fn json_is_readable_and_round_trips() {
+    let posted = card(1, 100, vec![offer("local", "home-01", 2, "0.04")]);
+    let json = serde_json::to_value(&posted).unwrap();
+    assert_eq!(json["provider_peer"], serde_json::json!("01".repeat(32)));
+    assert_eq!(json["offers"][0]["declared_rates"]["core_hour"], serde_json::json!("0.04"));
+    assert_eq!(serde_json::from_value::<ProviderCard>(json).unwrap(), posted);
+    let asked = request(9, 1, 160);
+    let json = serde_json::to_string(&asked).unwrap();
+    assert_eq!(serde_json::from_str::<ComputeRequest>(&json).unwrap(), asked);
+}

@@ -1,0 +1,9 @@
+//! Tests of the Compute market against its public interface.
+#![allow(clippy::unwrap_used, missing_docs, reason = "tests")]
+
+mod common;
+mod golden;
+mod lifecycle;
+mod properties;
+mod refusals;
+mod tampering;
