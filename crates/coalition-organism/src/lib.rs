@@ -1,1 +1,33 @@
-//! placeholder
+//! Execute and certify: what a committee does with ordered commands, and how everybody else reads and writes its logs.
+//!
+//! A *member* ([`Member`]) runs the organisms of its committee: it orders commands with the others
+//! (`coalition-order`), executes them on each organism's [`Machine`](coalition_log::Machine), appends the entries to the
+//! organism's certified log (`coalition-log`), cosigns the head, and serves readers and writers.
+//!
+//! A *client* needs the organism's id and roster, both pinned by the published config: [`Organism`] writes and fetches
+//! proofs, [`Follower`] keeps a verified fold of the log current. Neither trusts any member.
+//!
+//! # A complete organism
+//!
+//! ```no_run
+#![doc = include_str!("../examples/guestbook.rs")]
+//! ```
+//!
+//! Committed and certified are different words here: an acknowledged write is certified.
+
+mod certifier;
+mod client;
+mod error;
+mod execution;
+mod follower;
+mod member;
+mod outbox;
+mod wire;
+
+pub use client::{Committed, Organism, random_write_id};
+pub use coalition_log::entry::WriteId;
+pub use error::{ReadError, WriteError};
+pub use execution::ExecutionError;
+pub use follower::{Fold, Follower};
+pub use member::{Member, MemberError, MemberKeys, MemberSetup, OrderSetup, OrganismSetup, OrganismStatus, TickOf};
+pub use wire::MAX_COMMAND_BYTES;

@@ -1,0 +1,211 @@
+//! A client's view of one organism: write to it, read proofs from it. Trusts no member.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use coalition::{EvidencePointer, Roster, UniqueId};
+use coalition_log::{
+    checkpoint::{CertifiedCheckpoint, RosterError, RosterVerifier, SignedCheckpoint},
+    entry::WriteId,
+    evidence::Evidence,
+};
+use coalition_universe::{CallError, Node, PeerId};
+use tokio::time::Instant;
+
+use crate::{
+    error::{ReadError, WriteError},
+    outbox::Outbox,
+    wire::{self, MAX_COMMAND_BYTES, method},
+};
+
+/// Longest time one call to one member may take before the next member is asked.
+pub(crate) const CALL_TIMEOUT: Duration = Duration::from_secs(4);
+
+/// A committed write.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Committed {
+    /// The id it was written under.
+    pub write_id: WriteId,
+    /// The certified entries it produced, in order; empty when the command changed nothing.
+    pub entries: Vec<EvidencePointer>,
+}
+
+/// A fresh random write id. Retrying with the same id writes once.
+#[must_use]
+pub fn random_write_id() -> WriteId {
+    WriteId(rand::random())
+}
+
+/// A handle on one organism, cheap to clone.
+#[derive(Clone)]
+pub struct Organism {
+    shared: Arc<Shared>,
+    outbox: Outbox,
+}
+
+/// What every part of the client needs: who the members are, how to reach and how to verify them.
+pub(crate) struct Shared {
+    pub(crate) node: Arc<Node>,
+    pub(crate) id: UniqueId,
+    pub(crate) roster: Roster,
+    pub(crate) verifier: RosterVerifier,
+    members: Vec<PeerId>,
+    preferred: AtomicUsize,
+}
+
+impl Shared {
+    /// The member asked first, and where to go on after it failed.
+    pub(crate) fn member(&self) -> (usize, PeerId) {
+        let position = self.preferred.load(Ordering::Relaxed) % self.members.len();
+        (position, self.members[position])
+    }
+
+    /// Moves on from a member that failed; a no-op when somebody else already did.
+    pub(crate) fn demote(&self, position: usize) {
+        let next = (position + 1) % self.members.len();
+        let _ = self.preferred.compare_exchange(position, next, Ordering::Relaxed, Ordering::Relaxed);
+    }
+
+    /// Calls members in turn until one gives an answer that `accept` takes.
+    pub(crate) async fn ask<T>(
+        &self,
+        method: &str,
+        body: Vec<u8>,
+        deadline: Duration,
+        mut accept: impl FnMut(&[u8]) -> Result<T, String>,
+    ) -> Result<T, ReadError> {
+        let started = Instant::now();
+        let mut last = None;
+        loop {
+            let left = deadline.saturating_sub(started.elapsed());
+            if left.is_zero() {
+                return Err(ReadError::Deadline { waited_ms: millis(deadline), last });
+            }
+            let (position, peer) = self.member();
+            let answer = self.node.call(peer, method, body.clone(), left.min(CALL_TIMEOUT)).await;
+            let failure = match answer {
+                Ok(bytes) => match accept(&bytes) {
+                    Ok(value) => return Ok(value),
+                    Err(reason) => format!("member {} answered falsely: {reason}", self.name(position)),
+                },
+                Err(error) => format!("member {}: {error}", self.name(position)),
+            };
+            tracing::debug!(organism = %self.id, %failure, "asking the next member");
+            last = Some(failure);
+            self.demote(position);
+            pause(&answer_pace(started), left).await;
+        }
+    }
+
+    pub(crate) fn name(&self, position: usize) -> &str {
+        self.roster.members().get(position).map_or("?", |member| member.name.as_str())
+    }
+}
+
+/// Members are asked in quick succession at first, then every 200 ms.
+fn answer_pace(started: Instant) -> Duration {
+    if started.elapsed() < Duration::from_millis(100) { Duration::from_millis(5) } else { Duration::from_millis(200) }
+}
+
+async fn pause(pace: &Duration, left: Duration) {
+    tokio::time::sleep((*pace).min(left)).await;
+}
+
+pub(crate) fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+impl Organism {
+    /// A handle on organism `id` with the roster its config pins. The members' addresses must have been introduced to
+    /// the node; nothing is contacted yet. Must be called inside a tokio runtime.
+    ///
+    /// # Errors
+    /// [`RosterError`] when a key of the roster is unusable.
+    pub fn connect(node: Arc<Node>, id: UniqueId, roster: Roster) -> Result<Self, RosterError> {
+        let verifier = RosterVerifier::new(id, &roster)?;
+        let members = roster.members().iter().filter_map(|member| PeerId::from_bytes(member.peer_id).ok()).collect();
+        // Start at a random member, so that clients spread over the committee.
+        let preferred = AtomicUsize::new(rand::random_range(0..roster.members().len()));
+        let shared = Arc::new(Shared { node, id, roster, verifier, members, preferred });
+        let outbox = Outbox::start(Arc::clone(&shared));
+        Ok(Self { shared, outbox })
+    }
+
+    /// The organism's id.
+    #[must_use]
+    pub fn id(&self) -> UniqueId {
+        self.shared.id
+    }
+
+    /// The roster that certifies its log.
+    #[must_use]
+    pub fn roster(&self) -> &Roster {
+        &self.shared.roster
+    }
+
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
+    /// Writes a command and waits until its entries are certified. Members are tried in turn under the same id, so the
+    /// command takes effect once however often it is sent; calling again with the same id gives the same answer.
+    ///
+    /// # Errors
+    /// [`WriteError`]. After [`WriteError::Deadline`] the write may still commit.
+    pub async fn write(&self, write_id: WriteId, command: Vec<u8>, deadline: Duration) -> Result<Committed, WriteError> {
+        if command.len() > MAX_COMMAND_BYTES {
+            return Err(WriteError::TooLarge { bytes: command.len(), limit: MAX_COMMAND_BYTES });
+        }
+        self.outbox.write(write_id, command, deadline).await
+    }
+
+    /// The newest certified head.
+    ///
+    /// # Errors
+    /// [`ReadError::Deadline`] when no member gives one in time.
+    pub async fn head(&self, deadline: Duration) -> Result<CertifiedCheckpoint, ReadError> {
+        let request = wire::encode(&wire::HeadRequest { organism: self.shared.id, newer_than: None, wait_ms: 0 });
+        self.shared.ask(method::HEAD, request, deadline, |bytes| self.certify(bytes)).await
+    }
+
+    /// The mailable proof of one entry, verified before it is returned.
+    ///
+    /// # Errors
+    /// [`ReadError`]; an index beyond the certified log runs into the deadline unless a member says so truthfully.
+    pub async fn evidence(&self, index: u64, deadline: Duration) -> Result<Evidence, ReadError> {
+        let size = self.head(deadline).await?.size();
+        if index >= size {
+            return Err(ReadError::NoSuchEntry { index, size });
+        }
+        let request = wire::encode(&wire::EvidenceRequest { organism: self.shared.id, index });
+        let accept = |bytes: &[u8]| {
+            let evidence = Evidence::parse(bytes).map_err(|error| error.to_string())?;
+            let verified = evidence.verify_with(&self.shared.verifier).map_err(|error| error.to_string())?;
+            if verified.entry().index == index { Ok(evidence) } else { Err("proof of another entry".into()) }
+        };
+        self.shared.ask(method::EVIDENCE, request, deadline, accept).await
+    }
+
+    fn certify(&self, bytes: &[u8]) -> Result<CertifiedCheckpoint, String> {
+        let note: Option<String> = wire::decode(bytes).map_err(|error| error.to_string())?;
+        let note = note.ok_or("nothing is certified yet")?;
+        let note = SignedCheckpoint::parse(note.as_bytes()).map_err(|error| error.to_string())?;
+        self.shared.verifier.certify(&note).map_err(|error| error.to_string())
+    }
+}
+
+/// One call to one member, with the member's position for [`Shared::demote`].
+pub(crate) async fn call_member(
+    shared: &Shared,
+    method: &str,
+    body: Vec<u8>,
+    timeout: Duration,
+) -> (usize, Result<Vec<u8>, CallError>) {
+    let (position, peer) = shared.member();
+    (position, shared.node.call(peer, method, body, timeout).await)
+}

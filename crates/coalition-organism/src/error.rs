@@ -1,0 +1,55 @@
+//! What can go wrong for a client of an organism.
+
+use coalition_log::Refusal;
+
+/// Why a write did not commit, as far as the client can know.
+#[derive(Debug, thiserror::Error)]
+pub enum WriteError {
+    /// The organism's machine refused the command. Nothing was written.
+    #[error("{0}")]
+    Refused(Refusal),
+    /// The deadline passed. The write may still commit; retry with the same id to find out.
+    #[error("not certified within {waited_ms} ms{}; retrying with the same id is safe", detail(.last))]
+    Deadline {
+        /// Milliseconds waited.
+        waited_ms: u64,
+        /// The last member's failure, if any failed.
+        last: Option<String>,
+    },
+    /// The command is larger than a committee orders.
+    #[error("command of {bytes} bytes exceeds the limit of {limit}; commit a hash of larger data")]
+    TooLarge {
+        /// Bytes of the command.
+        bytes: usize,
+        /// The limit in bytes.
+        limit: usize,
+    },
+}
+
+/// Why a read failed.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    /// No member answered truthfully in time.
+    #[error("no answer within {waited_ms} ms{}", detail(.last))]
+    Deadline {
+        /// Milliseconds waited.
+        waited_ms: u64,
+        /// The last failure, if any.
+        last: Option<String>,
+    },
+    /// The entry does not exist in the certified log.
+    #[error("entry {index} is not in the certified log of {size} entries")]
+    NoSuchEntry {
+        /// The index asked for.
+        index: u64,
+        /// Certified entries there are.
+        size: u64,
+    },
+    /// The follower's task has ended.
+    #[error("the follower has stopped")]
+    Stopped,
+}
+
+fn detail(last: &Option<String>) -> String {
+    last.as_ref().map(|reason| format!(" (last: {reason})")).unwrap_or_default()
+}

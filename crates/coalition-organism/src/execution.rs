@@ -1,0 +1,313 @@
+//! Executing ordered batches: commands in, entries out. Pure.
+//!
+//! Every member runs the same batches through an [`Execution`] and so reaches the same entries. The table that makes
+//! writes idempotent is a fold of the log like the machine's own state, so a member that restarts answers a retried
+//! write exactly as the others do.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use coalition::{EvidencePointer, UniqueId};
+use coalition_log::{Context, Draft, Entry, Machine, Refusal, entry::WriteId};
+
+/// Writes remembered for idempotence; the oldest are forgotten first. About 10 MB.
+const WRITES_REMEMBERED: usize = 100_000;
+
+/// Rounds after one batch; a machine that wants more is broken, and stopping is safer than spinning.
+const MAX_ROUNDS: usize = 10_000;
+
+/// One command as it was ordered.
+pub(crate) struct Command<'a> {
+    pub(crate) write_id: WriteId,
+    pub(crate) bytes: &'a [u8],
+}
+
+/// What became of one command.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    /// `count` entries starting at `first`; final as soon as the log is certified past them.
+    Written { first: u64, count: u64 },
+    /// The machine refused it; nothing was written.
+    Refused(Refusal),
+}
+
+/// The entries and outcomes of one batch.
+#[derive(Debug, Default)]
+pub(crate) struct Executed {
+    pub(crate) entries: Vec<Entry>,
+    pub(crate) outcomes: Vec<(WriteId, Outcome)>,
+}
+
+/// The machine broke its contract; the member must stop.
+#[derive(Debug, thiserror::Error)]
+pub enum ExecutionError {
+    /// A round produced an entry that has no encoding.
+    #[error("the machine's round produced an entry that cannot be committed")]
+    BadDraft(#[source] coalition_log::EntryError),
+    /// `round` never came to an end.
+    #[error("the machine asked for more than {MAX_ROUNDS} rounds after one batch")]
+    EndlessRounds,
+}
+
+/// One organism's machine with its place in the log.
+pub(crate) struct Execution {
+    machine: Box<dyn Machine>,
+    next_index: u64,
+    writes: BTreeMap<WriteId, (u64, u64)>,
+    write_order: VecDeque<WriteId>,
+}
+
+impl Execution {
+    /// Starts with an empty log.
+    pub(crate) fn new(machine: Box<dyn Machine>) -> Self {
+        Self { machine, next_index: 0, writes: BTreeMap::new(), write_order: VecDeque::new() }
+    }
+
+    /// Folds one entry of the log at start; entries come in order, without gaps.
+    pub(crate) fn restore(&mut self, entry: &Entry) {
+        debug_assert_eq!(entry.index, self.next_index, "the store hands out entries in order");
+        self.fold(entry);
+    }
+
+    /// The index the next entry gets.
+    pub(crate) const fn next_index(&self) -> u64 {
+        self.next_index
+    }
+
+    /// What an earlier write with this id produced.
+    pub(crate) fn known_write(&self, id: WriteId) -> Option<Outcome> {
+        self.writes.get(&id).map(|&(first, count)| Outcome::Written { first, count })
+    }
+
+    /// When the machine next needs a batch without commands.
+    pub(crate) fn wake_at_ms(&self, cx: &Context) -> Option<u64> {
+        self.machine.wake_at_ms(cx)
+    }
+
+    /// The machine's own view of its state.
+    #[cfg(test)]
+    pub(crate) fn query(&self, query: &[u8]) -> Result<Vec<u8>, Refusal> {
+        self.machine.query(query)
+    }
+
+    /// Executes one batch: each command in order, then rounds until the machine has nothing left to do.
+    ///
+    /// # Errors
+    /// [`ExecutionError`] when the machine breaks its contract.
+    pub(crate) fn execute<'a>(
+        &mut self,
+        cx: &Context,
+        tick: Option<u64>,
+        commands: impl Iterator<Item = Command<'a>>,
+    ) -> Result<Executed, ExecutionError> {
+        let mut done = Executed::default();
+        for command in commands {
+            let outcome = self.command(cx, tick, &command, &mut done.entries);
+            done.outcomes.push((command.write_id, outcome));
+        }
+        for _ in 0..MAX_ROUNDS {
+            let Some(drafts) = self.machine.round(cx) else { return Ok(done) };
+            let entries = self.number(cx, tick, WriteId::NONE, drafts).map_err(ExecutionError::BadDraft)?;
+            self.fold_all(entries, &mut done.entries);
+        }
+        Err(ExecutionError::EndlessRounds)
+    }
+
+    fn command(&mut self, cx: &Context, tick: Option<u64>, command: &Command<'_>, out: &mut Vec<Entry>) -> Outcome {
+        if let Some(known) = self.known_write(command.write_id) {
+            return known;
+        }
+        let first = self.next_index;
+        let numbered = self.machine.decide(cx, command.bytes).and_then(|drafts| {
+            self.number(cx, tick, command.write_id, drafts)
+                .map_err(|error| Refusal::new("not_committable", format!("the command's result cannot be committed: {error}")))
+        });
+        match numbered {
+            Err(refusal) => Outcome::Refused(refusal),
+            Ok(entries) => {
+                self.fold_all(entries, out);
+                Outcome::Written { first, count: self.next_index - first }
+            }
+        }
+    }
+
+    fn number(
+        &self,
+        cx: &Context,
+        tick: Option<u64>,
+        write_id: WriteId,
+        drafts: Vec<Draft>,
+    ) -> Result<Vec<Entry>, coalition_log::EntryError> {
+        let numbered = (self.next_index..).zip(drafts).map(|(index, draft)| {
+            let entry = Entry { write_id, ..draft.into_entry(index, tick, cx.time_ms) };
+            entry.check().map(|()| entry)
+        });
+        numbered.collect()
+    }
+
+    fn fold_all(&mut self, entries: Vec<Entry>, out: &mut Vec<Entry>) {
+        for entry in entries {
+            self.fold(&entry);
+            out.push(entry);
+        }
+    }
+
+    fn fold(&mut self, entry: &Entry) {
+        self.machine.evolve(entry);
+        self.next_index = entry.index + 1;
+        if entry.write_id != WriteId::NONE {
+            self.remember(entry);
+        }
+    }
+
+    fn remember(&mut self, entry: &Entry) {
+        if let Some((_, count)) = self.writes.get_mut(&entry.write_id) {
+            *count += 1;
+            return;
+        }
+        if self.write_order.len() == WRITES_REMEMBERED
+            && let Some(oldest) = self.write_order.pop_front()
+        {
+            self.writes.remove(&oldest);
+        }
+        self.writes.insert(entry.write_id, (entry.index, 1));
+        self.write_order.push_back(entry.write_id);
+    }
+}
+
+/// The Almanac's history as far as a member needs it to re-execute batches: which tick was current at a batch's time.
+#[derive(Debug, Default)]
+pub(crate) struct Clock {
+    history: VecDeque<(u64, u64)>,
+}
+
+impl Clock {
+    const REMEMBERED: usize = 65_536;
+
+    /// Notes that tick `seq` was committed at committee time `time_ms`.
+    pub(crate) fn note(&mut self, time_ms: u64, seq: u64) {
+        if self.history.len() == Self::REMEMBERED {
+            self.history.pop_front();
+        }
+        self.history.push_back((time_ms, seq));
+    }
+
+    /// The tick in force for a batch of time `time_ms`, its own tick included.
+    pub(crate) fn at(&self, time_ms: u64) -> Option<u64> {
+        let after = self.history.partition_point(|&(noted, _)| noted <= time_ms);
+        after.checked_sub(1).map(|last| self.history[last].1)
+    }
+}
+
+/// The pointers of consecutive entries.
+pub(crate) fn pointers<'a>(
+    organism: UniqueId,
+    entries: impl Iterator<Item = &'a Entry>,
+) -> Result<Vec<EvidencePointer>, coalition_log::EntryError> {
+    entries.map(|entry| entry.pointer(organism)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Counts; refuses 0, writes as many entries as the command's byte says, and closes odd totals with a round.
+    #[derive(Default)]
+    struct Counter {
+        total: u64,
+        closed: u64,
+    }
+
+    impl Machine for Counter {
+        fn decide(&self, _: &Context, command: &[u8]) -> Result<Vec<Draft>, Refusal> {
+            match command {
+                [0] => Err(Refusal::new("zero", "nothing to add")),
+                [n] => Ok((0..*n % 4).map(|i| Draft::new("count.add", vec![i])).collect()),
+                _ => Ok(vec![Draft::new("count.add", vec![0; 60_000])]),
+            }
+        }
+
+        fn round(&self, _: &Context) -> Option<Vec<Draft>> {
+            (self.total % 2 == 1 && self.closed < self.total).then(|| vec![Draft::new("count.odd", vec![])])
+        }
+
+        fn evolve(&mut self, entry: &Entry) {
+            match entry.kind.as_str() {
+                "count.add" => self.total += 1,
+                _ => self.closed = self.total,
+            }
+        }
+
+        fn wake_at_ms(&self, _: &Context) -> Option<u64> {
+            None
+        }
+
+        fn query(&self, _: &[u8]) -> Result<Vec<u8>, Refusal> {
+            Ok(self.total.to_be_bytes().to_vec())
+        }
+    }
+
+    fn run(execution: &mut Execution, height: u64, commands: &[(u8, u8)]) -> Executed {
+        let cx = Context { height, time_ms: height * 10, tick: 0 };
+        let bytes: Vec<[u8; 1]> = commands.iter().map(|&(_, byte)| [byte]).collect();
+        let commands = commands
+            .iter()
+            .zip(&bytes)
+            .map(|(&(id, _), bytes)| Command { write_id: WriteId([id; 16]), bytes });
+        execution.execute(&cx, None, commands).unwrap()
+    }
+
+    proptest! {
+        #[test]
+        fn a_restart_is_invisible(
+            batches in prop::collection::vec(prop::collection::vec((1u8..9, 0u8..9), 0..6), 1..8),
+            cut in 0usize..8,
+        ) {
+            let mut whole = Execution::new(Box::<Counter>::default());
+            let mut log = Vec::new();
+            let mut restarted = Execution::new(Box::<Counter>::default());
+            for (height, batch) in (0u64..).zip(&batches) {
+                if usize::try_from(height).unwrap() == cut {
+                    restarted = Execution::new(Box::<Counter>::default());
+                    log.iter().for_each(|entry| restarted.restore(entry));
+                }
+                let a = run(&mut whole, height, batch);
+                let b = run(&mut restarted, height, batch);
+                prop_assert_eq!(&a.entries, &b.entries);
+                prop_assert_eq!(&a.outcomes, &b.outcomes);
+                log.extend(a.entries);
+            }
+            prop_assert!(log.iter().zip(0u64..).all(|(entry, index)| entry.index == index));
+            prop_assert_eq!(whole.query(&[]).unwrap(), restarted.query(&[]).unwrap());
+        }
+    }
+
+    #[test]
+    fn a_retry_answers_the_same_and_writes_nothing() {
+        let mut execution = Execution::new(Box::<Counter>::default());
+        let first = run(&mut execution, 1, &[(1, 2)]);
+        let again = run(&mut execution, 2, &[(1, 3)]);
+        assert_eq!(first.outcomes, again.outcomes);
+        assert!(again.entries.is_empty());
+    }
+
+    #[test]
+    fn what_cannot_be_committed_is_refused_whole() {
+        let mut execution = Execution::new(Box::<Counter>::default());
+        let cx = Context { height: 1, time_ms: 1, tick: 0 };
+        let command = Command { write_id: WriteId([1; 16]), bytes: &[1, 2] };
+        let done = execution.execute(&cx, None, std::iter::once(command)).unwrap();
+        assert!(matches!(&done.outcomes[0].1, Outcome::Refused(refusal) if refusal.code == "not_committable"));
+        assert_eq!(execution.next_index(), 0);
+    }
+
+    #[test]
+    fn the_clock_answers_for_past_batches() {
+        let mut clock = Clock::default();
+        assert_eq!(clock.at(5), None);
+        clock.note(10, 1);
+        clock.note(20, 2);
+        assert_eq!((clock.at(9), clock.at(10), clock.at(19), clock.at(20), clock.at(99)), (None, Some(1), Some(1), Some(2), Some(2)));
+    }
+}

@@ -1,0 +1,105 @@
+//! The batch loop: ordered batches in, durable entries and cosignatures out. Runs on a thread of its own, because
+//! every step ends in an fsync.
+
+use std::sync::Arc;
+
+use coalition_log::{
+    Context,
+    checkpoint::{Checkpoint, Cosigner, SignedCheckpoint},
+};
+use coalition_order::{Batch, Delivery, OrderHandle};
+use tokio::sync::mpsc;
+
+use crate::{
+    execution::{Clock, Command},
+    member::{
+        MemberError,
+        hosted::{Hosted, lock},
+    },
+    wire::{self, Gossip, Ordered},
+};
+
+/// What the batch loop owns.
+pub(crate) struct Executor {
+    pub(crate) organisms: Arc<Vec<Hosted>>,
+    pub(crate) cosigners: Vec<Cosigner>,
+    pub(crate) clock: Clock,
+    pub(crate) order: OrderHandle,
+}
+
+impl Executor {
+    /// Executes deliveries until the channel closes or something fails; failure is final.
+    pub(crate) fn run(mut self, mut deliveries: mpsc::Receiver<Delivery>) -> Result<(), MemberError> {
+        while let Some(delivery) = deliveries.blocking_recv() {
+            let (batch, ack) = delivery.into_parts();
+            self.batch(&batch)?;
+            ack.acknowledge();
+        }
+        Ok(())
+    }
+
+    fn batch(&mut self, batch: &Batch) -> Result<(), MemberError> {
+        let ordered = decode_commands(batch);
+        let organisms = Arc::clone(&self.organisms);
+        for (organism, cosigner) in organisms.iter().zip(&self.cosigners) {
+            let cx = self.context(batch);
+            let commands = ordered.iter().filter(|command| command.organism == organism.id);
+            let commands = commands.map(|c| Command { write_id: c.write_id, bytes: &c.command }).collect();
+            // A batch that was executed before a crash and is delivered again: its entries are in the log.
+            if organism.log.last_height().is_some_and(|last| last >= batch.height) {
+                continue;
+            }
+            let entries = organism.execute(&cx, self.clock.at(batch.time_ms), commands)?;
+            if let Some(tick_of) = organism.clock {
+                let ticks = entries.iter().filter_map(tick_of);
+                ticks.for_each(|tick| self.clock.note(batch.time_ms, tick));
+            }
+            if !entries.is_empty() {
+                self.certify(organism, cosigner, batch.time_ms)?;
+            }
+        }
+        let now = self.context(batch);
+        let wake = organisms.iter().filter_map(|organism| lock(&organism.execution).wake_at_ms(&now)).min();
+        self.order.wake_at(wake);
+        Ok(())
+    }
+
+    fn context(&self, batch: &Batch) -> Context {
+        let tick = self.clock.at(batch.time_ms).unwrap_or(0);
+        Context { height: batch.height, time_ms: batch.time_ms, tick }
+    }
+
+    /// Signs the new head and tells everybody; while catching up, heads that are long certified are not signed again.
+    fn certify(&self, organism: &Hosted, cosigner: &Cosigner, time_ms: u64) -> Result<(), MemberError> {
+        if organism.certified_size() > organism.log.size() {
+            return Ok(());
+        }
+        let note = sign_head(organism, cosigner, time_ms)?;
+        self.order.gossip(cosigned(organism, &note));
+        organism.cosigned(&note)?;
+        organism.publish_reached()
+    }
+}
+
+/// Records the head in the sign guard, then signs it. `time_ms` is the committee's time of the head.
+pub(crate) fn sign_head(organism: &Hosted, cosigner: &Cosigner, time_ms: u64) -> Result<SignedCheckpoint, MemberError> {
+    let mut store = lock(&organism.store);
+    let head = store.head();
+    let line = store.cosign(cosigner, time_ms / 1_000).map_err(|source| organism.store_failed(source))?;
+    let checkpoint = Checkpoint { organism: organism.id, size: head.size, root: head.root };
+    Ok(SignedCheckpoint { checkpoint, signatures: vec![line] })
+}
+
+/// The message that carries a cosignature.
+pub(crate) fn cosigned(organism: &Hosted, note: &SignedCheckpoint) -> Vec<u8> {
+    wire::encode(&Gossip::Cosigned { organism: organism.id, checkpoint: note.to_string() })
+}
+
+fn decode_commands(batch: &Batch) -> Vec<Ordered> {
+    let decoded = batch.commands.iter().map(|bytes| wire::decode::<Ordered>(bytes));
+    decoded
+        .filter_map(|command| {
+            command.inspect_err(|error| tracing::warn!(height = batch.height, %error, "ignored an ordered command")).ok()
+        })
+        .collect()
+}

@@ -1,0 +1,97 @@
+//! The certification loop: cosignatures of the others in, missing certificates out.
+
+use std::{sync::Arc, time::Duration};
+
+use coalition_log::checkpoint::{CertifiedCheckpoint, Cosigner, SignedCheckpoint};
+use coalition_order::OrderHandle;
+use tokio::sync::mpsc;
+
+use crate::{
+    member::{
+        MemberError,
+        executor::{cosigned, sign_head},
+        hosted::Hosted,
+    },
+    wire::{self, Gossip},
+};
+
+/// How often a member repeats itself while its head lacks a certificate: gossip is best effort.
+const REPEAT: Duration = Duration::from_millis(500);
+
+pub(crate) struct Gossiper {
+    pub(crate) organisms: Arc<Vec<Hosted>>,
+    pub(crate) cosigners: Vec<Cosigner>,
+    pub(crate) order: OrderHandle,
+}
+
+impl Gossiper {
+    /// Runs until the engine closes the inbox or something fails.
+    pub(crate) async fn run(self, mut inbox: mpsc::Receiver<(usize, Vec<u8>)>) -> Result<(), MemberError> {
+        let mut repeat = tokio::time::interval(REPEAT);
+        repeat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                message = inbox.recv() => match message {
+                    Some((sender, bytes)) => self.message(sender, &bytes)?,
+                    None => return Ok(()),
+                },
+                _ = repeat.tick() => self.repeat()?,
+            }
+        }
+    }
+
+    fn message(&self, sender: usize, bytes: &[u8]) -> Result<(), MemberError> {
+        let (organism, checkpoint, certificate) = match wire::decode::<Gossip>(bytes) {
+            Ok(Gossip::Cosigned { organism, checkpoint }) => (organism, checkpoint, false),
+            Ok(Gossip::Certified { organism, checkpoint }) => (organism, checkpoint, true),
+            Err(error) => {
+                tracing::warn!(sender, %error, "dropped a message of another member");
+                return Ok(());
+            }
+        };
+        let Some(organism) = self.organisms.iter().find(|hosted| hosted.id == organism) else { return Ok(()) };
+        let note = match SignedCheckpoint::parse(checkpoint.as_bytes()) {
+            Ok(note) => note,
+            Err(error) => {
+                tracing::warn!(sender, %error, "dropped a checkpoint of another member");
+                return Ok(());
+            }
+        };
+        if certificate {
+            return organism.learned(&note);
+        }
+        self.help_if_behind(organism, sender, &note);
+        organism.cosigned(&note)
+    }
+
+    /// A member that still signs what is long certified gets the certificate.
+    fn help_if_behind(&self, organism: &Hosted, sender: usize, note: &SignedCheckpoint) {
+        let published = organism.certified().borrow().clone();
+        if let Some(certificate) = published.filter(|certificate| certificate.size() > note.checkpoint.size) {
+            let checkpoint = certificate.note().to_string();
+            self.order.send_to(sender, wire::encode(&Gossip::Certified { organism: organism.id, checkpoint }));
+        }
+    }
+
+    fn repeat(&self) -> Result<(), MemberError> {
+        for (organism, cosigner) in self.organisms.iter().zip(&self.cosigners) {
+            organism.drop_closed_waiters();
+            organism.publish_reached()?;
+            organism.keep_certificate()?;
+            let size = organism.log.size();
+            let published = organism.certified().borrow().as_ref().map_or(0, CertifiedCheckpoint::size);
+            if size > published {
+                let note = sign_head(organism, cosigner, now_ms())?;
+                self.order.gossip(cosigned(organism, &note));
+                organism.cosigned(&note)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A cosignature's own timestamp is the signer's clock; only the entries carry the committee's time.
+fn now_ms() -> u64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}

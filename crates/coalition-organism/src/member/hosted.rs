@@ -1,0 +1,203 @@
+//! One organism as a member carries it: machine, log, certificates, and who waits for what.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+use coalition::UniqueId;
+use coalition_log::{
+    Context, Entry,
+    checkpoint::{CertifiedCheckpoint, RosterVerifier, SignedCheckpoint},
+    entry::WriteId,
+    store::{Reader, Store, StoreError},
+};
+use tokio::sync::{oneshot, watch};
+
+use crate::{
+    certifier::{Certifier, Progress},
+    execution::{Command, Execution, Outcome},
+    member::MemberError,
+};
+
+/// Reads the Almanac tick out of an entry of the organism that is the coalition's clock.
+pub type TickOf = fn(&Entry) -> Option<u64>;
+
+/// Callers waiting for one write.
+type Waiters = BTreeMap<WriteId, Vec<oneshot::Sender<Outcome>>>;
+
+/// An organism carried by this member.
+pub(crate) struct Hosted {
+    pub(crate) id: UniqueId,
+    pub(crate) name: String,
+    pub(crate) clock: Option<TickOf>,
+    pub(crate) execution: Mutex<Execution>,
+    /// The log, for appending and signing; only the batch loop and the certification loop take it.
+    pub(crate) store: Mutex<Store>,
+    /// The log, for reading.
+    pub(crate) log: Reader,
+    certifier: Mutex<Certifier>,
+    waiters: Mutex<Waiters>,
+    certified: watch::Sender<Option<CertifiedCheckpoint>>,
+}
+
+impl Hosted {
+    pub(crate) fn new(
+        id: UniqueId,
+        name: String,
+        clock: Option<TickOf>,
+        execution: Execution,
+        store: Store,
+        verifier: RosterVerifier,
+    ) -> Self {
+        let known = store.certified();
+        let log = store.reader();
+        Self {
+            id,
+            name,
+            clock,
+            execution: Mutex::new(execution),
+            store: Mutex::new(store),
+            log,
+            certifier: Mutex::new(Certifier::new(verifier, known.clone())),
+            waiters: Mutex::default(),
+            certified: watch::Sender::new(known),
+        }
+    }
+
+    /// Watches the newest certificate.
+    pub(crate) fn certified(&self) -> watch::Receiver<Option<CertifiedCheckpoint>> {
+        self.certified.subscribe()
+    }
+
+    /// Entries certified so far.
+    pub(crate) fn certified_size(&self) -> u64 {
+        lock(&self.certifier).certified_size()
+    }
+
+    /// The newest certificate.
+    pub(crate) fn certificate(&self) -> Option<CertifiedCheckpoint> {
+        lock(&self.certifier).certified().cloned()
+    }
+
+    /// Executes a batch's commands for this organism and makes the entries durable. Returns the new entries.
+    pub(crate) fn execute(
+        &self,
+        cx: &Context,
+        tick: Option<u64>,
+        commands: Vec<Command<'_>>,
+    ) -> Result<Vec<Entry>, MemberError> {
+        let mut execution = lock(&self.execution);
+        let done = execution
+            .execute(cx, tick, commands.into_iter())
+            .map_err(|source| MemberError::Machine { organism: self.name.clone(), source })?;
+        drop(execution);
+        if !done.entries.is_empty() {
+            lock(&self.store).append(cx.height, &done.entries).map_err(|source| self.store_failed(source))?;
+        }
+        let mut waiters = lock(&self.waiters);
+        for (id, outcome) in done.outcomes {
+            for waiter in waiters.remove(&id).unwrap_or_default() {
+                let _ = waiter.send(outcome.clone());
+            }
+        }
+        Ok(done.entries)
+    }
+
+    /// What became of a write if some batch already carried it; otherwise the answer comes when one does.
+    pub(crate) fn outcome_of(&self, id: WriteId) -> Result<Outcome, oneshot::Receiver<Outcome>> {
+        let (tell, told) = oneshot::channel();
+        {
+            let mut waiters = lock(&self.waiters);
+            let waiting = waiters.entry(id).or_default();
+            waiting.retain(|waiter| !waiter.is_closed());
+            waiting.push(tell);
+        }
+        // Asked after registering: a batch executed in between has answered one way or the other.
+        lock(&self.execution).known_write(id).ok_or(told)
+    }
+
+    /// Forgets callers that gave up.
+    pub(crate) fn drop_closed_waiters(&self) {
+        lock(&self.waiters).retain(|_, waiting| {
+            waiting.retain(|waiter| !waiter.is_closed());
+            !waiting.is_empty()
+        });
+    }
+
+    /// Takes a cosignature, ours or another member's.
+    pub(crate) fn cosigned(&self, note: &SignedCheckpoint) -> Result<(), MemberError> {
+        for line in &note.signatures {
+            let progress = lock(&self.certifier).cosigned(note.checkpoint.clone(), line.clone());
+            match progress {
+                Ok(Progress::Waiting) => {}
+                Ok(Progress::Certified(certificate)) => self.publish(&certificate)?,
+                Ok(Progress::Equivocated(proofs)) => {
+                    for proof in proofs {
+                        tracing::error!(organism = %self.name, %proof, "a member signed two histories; keep this proof");
+                    }
+                }
+                Err(error) => tracing::warn!(organism = %self.name, %error, "dropped a cosignature that does not verify"),
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes a certificate another member sent.
+    pub(crate) fn learned(&self, note: &SignedCheckpoint) -> Result<(), MemberError> {
+        let news = lock(&self.certifier).learned(note);
+        match news {
+            Ok(Some(certificate)) => self.publish(&certificate),
+            Ok(None) => Ok(()),
+            Err(error) => {
+                tracing::warn!(organism = %self.name, %error, "dropped a certificate that does not verify");
+                Ok(())
+            }
+        }
+    }
+
+    /// Publishes the newest certificate as far as this member's own log reaches it.
+    pub(crate) fn publish_reached(&self) -> Result<(), MemberError> {
+        self.certificate().map_or(Ok(()), |certificate| self.publish(&certificate))
+    }
+
+    /// A certificate is published only once this member holds the entries under it, so what it serves it can prove.
+    fn publish(&self, certificate: &CertifiedCheckpoint) -> Result<(), MemberError> {
+        let published = self.certified.borrow().as_ref().map_or(0, CertifiedCheckpoint::size);
+        if certificate.size() <= published || certificate.size() > self.log.size() {
+            return Ok(());
+        }
+        let own = self.log.root_at(certificate.size()).map_err(|source| self.store_failed(source))?;
+        if own != certificate.root() {
+            return Err(MemberError::Diverged {
+                organism: self.name.clone(),
+                size: certificate.size(),
+                own: own.to_string(),
+                certified: certificate.root().to_string(),
+            });
+        }
+        self.certified.send_if_modified(|newest| {
+            let newer = newest.as_ref().is_none_or(|newest| newest.size() < certificate.size());
+            if newer {
+                *newest = Some(certificate.clone());
+            }
+            newer
+        });
+        Ok(())
+    }
+
+    /// Keeps the newest certificate on disk. Not on the way of every batch: one that is lost in a crash is made again.
+    pub(crate) fn keep_certificate(&self) -> Result<(), MemberError> {
+        let newest = self.certified.borrow().clone();
+        let Some(newest) = newest else { return Ok(()) };
+        lock(&self.store).put_certified(&newest).map(|_| ()).map_err(|source| self.store_failed(source))
+    }
+
+    pub(crate) fn store_failed(&self, source: StoreError) -> MemberError {
+        MemberError::Store { organism: self.name.clone(), source: Box::new(source) }
+    }
+}
+
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,179 @@
+//! What a member answers to clients. It hands out nothing that a client could not verify.
+
+use std::{sync::Arc, time::Duration};
+
+use coalition::UniqueId;
+use coalition_log::{checkpoint::CertifiedCheckpoint, entry::WriteId, evidence::Evidence};
+use coalition_order::OrderHandle;
+use coalition_universe::{Fault, PeerId, Service};
+use futures::future::{BoxFuture, join_all};
+use tokio::time::Instant;
+
+use crate::{
+    execution::{Outcome, pointers},
+    member::hosted::Hosted,
+    wire::{
+        self, EvidenceRequest, FollowAnswer, FollowRequest, HeadRequest, MAX_COMMAND_BYTES, MAX_RANGE_BYTES,
+        MAX_WAIT_MS, Malformed, Ordered, Write, WriteAnswer, WriteRequest, method,
+    },
+};
+
+/// The methods `organism.*` of one member.
+pub(crate) struct OrganismService {
+    pub(crate) organisms: Arc<Vec<Hosted>>,
+    pub(crate) order: OrderHandle,
+}
+
+impl Service for OrganismService {
+    fn call(&self, _caller: PeerId, method: String, body: Vec<u8>) -> BoxFuture<'static, Result<Vec<u8>, Fault>> {
+        let call = Call { organisms: Arc::clone(&self.organisms), order: self.order.clone() };
+        Box::pin(async move {
+            match method.as_str() {
+                method::WRITE => call.write(read(&body)?).await,
+                method::FOLLOW => call.follow(read(&body)?).await,
+                method::HEAD => call.head(read(&body)?).await,
+                method::EVIDENCE => call.evidence(&read(&body)?),
+                _ => Err(Fault::new("unknown_method", format!("this node does not answer {method}"))),
+            }
+        })
+    }
+}
+
+struct Call {
+    organisms: Arc<Vec<Hosted>>,
+    order: OrderHandle,
+}
+
+impl Call {
+    fn organism(&self, id: UniqueId) -> Result<&Hosted, Fault> {
+        let unknown = || Fault::new("unknown_organism", format!("this member does not carry organism {id}"));
+        self.organisms.iter().find(|hosted| hosted.id == id).ok_or_else(unknown)
+    }
+
+    async fn write(&self, request: WriteRequest) -> Result<Vec<u8>, Fault> {
+        let organism = self.organism(request.organism)?;
+        let until = until(request.wait_ms);
+        let answers = join_all(request.writes.into_iter().map(|write| self.write_one(organism, write, until))).await;
+        let answers: Vec<WriteAnswer> = answers.into_iter().collect::<Result<_, _>>()?;
+        Ok(wire::encode(&answers))
+    }
+
+    async fn write_one(&self, organism: &Hosted, write: Write, until: Instant) -> Result<WriteAnswer, Fault> {
+        if write.command.len() > MAX_COMMAND_BYTES {
+            let bytes = write.command.len();
+            return Err(Fault::new("too_large", format!("command of {bytes} bytes exceeds {MAX_COMMAND_BYTES}")));
+        }
+        if write.write_id == WriteId::NONE {
+            return Err(Fault::new("no_write_id", "a write id of zeros means no client; choose a random one"));
+        }
+        let outcome = match organism.outcome_of(write.write_id) {
+            Ok(outcome) => outcome,
+            Err(told) => {
+                self.submit(organism, write)?;
+                let Ok(Ok(outcome)) = tokio::time::timeout_at(until, told).await else {
+                    return Ok(WriteAnswer::Pending);
+                };
+                outcome
+            }
+        };
+        match outcome {
+            Outcome::Refused(refusal) => Ok(WriteAnswer::Refused(refusal)),
+            Outcome::Written { first, count } => committed(organism, first, count, until).await,
+        }
+    }
+
+    fn submit(&self, organism: &Hosted, write: Write) -> Result<(), Fault> {
+        let Write { write_id, command } = write;
+        let ordered = Ordered { organism: organism.id, write_id, attempt: rand::random(), command };
+        let submitted = self.order.submit(wire::encode(&ordered));
+        submitted.map(|_| ()).map_err(|error| Fault::new("not_accepted", error.to_string()))
+    }
+
+    async fn follow(&self, request: FollowRequest) -> Result<Vec<u8>, Fault> {
+        let organism = self.organism(request.organism)?;
+        let ready = |size| size > request.next || size > request.head_size;
+        let head = head_when(organism, until(request.wait_ms), ready).await;
+        let head = head.ok_or_else(|| Fault::new("nothing_certified", "nothing is certified yet"))?;
+        answer_follow(organism, &request, &head).map(|answer| wire::encode(&answer))
+    }
+
+    async fn head(&self, request: HeadRequest) -> Result<Vec<u8>, Fault> {
+        let organism = self.organism(request.organism)?;
+        let ready = |size| request.newer_than.is_none_or(|known| size > known);
+        let head = head_when(organism, until(request.wait_ms), ready).await;
+        Ok(wire::encode(&head.map(|head| head.note().to_string())))
+    }
+
+    fn evidence(&self, request: &EvidenceRequest) -> Result<Vec<u8>, Fault> {
+        let organism = self.organism(request.organism)?;
+        let head = organism.certified().borrow().clone();
+        let head = head.filter(|head| head.size() > request.index);
+        let head = head.ok_or_else(|| Fault::new("no_such_entry", format!("entry {} is not certified", request.index)))?;
+        let broken = |error| failed(organism, &error);
+        let entry = organism.log.entry_bytes(request.index).map_err(broken)?;
+        let path = organism.log.inclusion_proof(request.index, head.size()).map_err(broken)?;
+        let evidence = Evidence::new(entry.to_vec(), path, &head).map_err(|e| Fault::new("internal", e.to_string()))?;
+        Ok(evidence.to_string().into_bytes())
+    }
+}
+
+/// The newest certificate as soon as its size satisfies `ready`, or at the latest when the wait ends.
+async fn head_when(
+    organism: &Hosted,
+    until: Instant,
+    ready: impl Fn(u64) -> bool,
+) -> Option<CertifiedCheckpoint> {
+    let mut certified = organism.certified();
+    let reached = |head: &Option<CertifiedCheckpoint>| head.as_ref().is_some_and(|head| ready(head.size()));
+    let _ = tokio::time::timeout_at(until, certified.wait_for(reached)).await;
+    certified.borrow().clone()
+}
+
+fn answer_follow(
+    organism: &Hosted,
+    request: &FollowRequest,
+    head: &CertifiedCheckpoint,
+) -> Result<FollowAnswer, Fault> {
+    let size = head.size();
+    let ahead = request.head_size > size || request.next > size;
+    if ahead {
+        let message = format!("this member is at {size} entries, behind the reader; ask another");
+        return Err(Fault::new("behind", message));
+    }
+    let log = &organism.log;
+    let broken = |error| failed(organism, &error);
+    let entries = log.entries(request.next..size, MAX_RANGE_BYTES).map_err(broken)?;
+    let end = request.next + entries.len() as u64;
+    Ok(FollowAnswer {
+        head: head.note().to_string(),
+        head_proof: log.consistency_proof(request.head_size, size).map_err(broken)?,
+        entries: entries.iter().map(|entry| entry.to_vec()).collect(),
+        range_proof: log.consistency_proof(end, size).map_err(broken)?,
+    })
+}
+
+async fn committed(organism: &Hosted, first: u64, count: u64, until: Instant) -> Result<WriteAnswer, Fault> {
+    let end = first + count;
+    let mut certified = organism.certified();
+    let covers = |head: &Option<CertifiedCheckpoint>| count == 0 || head.as_ref().is_some_and(|h| h.size() >= end);
+    if tokio::time::timeout_at(until, certified.wait_for(covers)).await.is_err() {
+        return Ok(WriteAnswer::Pending);
+    }
+    let entries = (first..end).map(|index| organism.log.entry(index)).collect::<Result<Vec<_>, _>>();
+    let entries = entries.map_err(|error| failed(organism, &error))?;
+    let entries = pointers(organism.id, entries.iter()).map_err(|error| Fault::new("internal", error.to_string()))?;
+    Ok(WriteAnswer::Committed { entries })
+}
+
+fn failed(organism: &Hosted, error: &coalition_log::store::StoreError) -> Fault {
+    tracing::error!(organism = %organism.name, %error, "the log could not be read");
+    Fault::new("log_unreadable", "this member cannot read its log; ask another")
+}
+
+fn until(wait_ms: u32) -> Instant {
+    Instant::now() + Duration::from_millis(u64::from(wait_ms.min(MAX_WAIT_MS)))
+}
+
+fn read<T: serde::de::DeserializeOwned>(body: &[u8]) -> Result<T, Fault> {
+    wire::decode(body).map_err(|error: Malformed| Fault::new("malformed", error.to_string()))
+}

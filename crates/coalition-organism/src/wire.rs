@@ -1,0 +1,162 @@
+//! What travels: between members over the ordering engine's side channel, and between clients and members as calls.
+//!
+//! Everything is postcard of these types behind a length limit; certificates and entries inside stay in the log's own
+//! formats and are verified by whoever receives them.
+
+use coalition::{EvidencePointer, UniqueId};
+use coalition_log::{Refusal, entry::WriteId, tree::Hash};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+/// Longest command a client may write, in bytes. Leaves room for the envelope under the ordering engine's limit.
+pub const MAX_COMMAND_BYTES: usize = 56 * 1024;
+
+/// Entries' bytes in one [`FollowAnswer`], at most.
+pub(crate) const MAX_RANGE_BYTES: usize = 1 << 20;
+
+/// Longest time a member holds a long poll, in milliseconds.
+pub(crate) const MAX_WAIT_MS: u32 = 20_000;
+
+/// Method names.
+pub(crate) mod method {
+    pub(crate) const WRITE: &str = "organism.write";
+    pub(crate) const HEAD: &str = "organism.head";
+    pub(crate) const FOLLOW: &str = "organism.follow";
+    pub(crate) const EVIDENCE: &str = "organism.evidence";
+}
+
+/// A command as the ordering engine carries it.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Ordered {
+    pub(crate) organism: UniqueId,
+    pub(crate) write_id: WriteId,
+    /// Fresh for every submission: the engine drops a repetition of the same bytes, the organism one of the same id.
+    pub(crate) attempt: u64,
+    pub(crate) command: Vec<u8>,
+}
+
+/// What members tell each other about certification.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Gossip {
+    /// A member's signed checkpoint of its log.
+    Cosigned { organism: UniqueId, checkpoint: String },
+    /// A certified checkpoint, for a member that seems to have missed it.
+    Certified { organism: UniqueId, checkpoint: String },
+}
+
+/// `organism.write`.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct WriteRequest {
+    pub(crate) organism: UniqueId,
+    pub(crate) writes: Vec<Write>,
+    pub(crate) wait_ms: u32,
+}
+
+/// One write of a request.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Write {
+    pub(crate) write_id: WriteId,
+    pub(crate) command: Vec<u8>,
+}
+
+/// Answer to one [`Write`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum WriteAnswer {
+    /// Certified; the pointers resolve for anybody.
+    Committed { entries: Vec<EvidencePointer> },
+    /// The machine refused it.
+    Refused(Refusal),
+    /// Not certified within the wait; ask again with the same id.
+    Pending,
+}
+
+/// `organism.head`: the newest certificate, waiting for one beyond `newer_than` entries.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct HeadRequest {
+    pub(crate) organism: UniqueId,
+    pub(crate) newer_than: Option<u64>,
+    pub(crate) wait_ms: u32,
+}
+
+/// `organism.follow`: the newest head and the entries from `next` on, waiting for some beyond it.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct FollowRequest {
+    pub(crate) organism: UniqueId,
+    /// Size of the head the reader last accepted; the answer proves that its head extends it.
+    pub(crate) head_size: u64,
+    /// Index of the first entry the reader lacks.
+    pub(crate) next: u64,
+    pub(crate) wait_ms: u32,
+}
+
+/// Answer to [`FollowRequest`]; nothing in it is trusted before the reader has verified it.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct FollowAnswer {
+    /// The certified checkpoint as a signed note.
+    pub(crate) head: String,
+    /// Consistency proof from the reader's head to this one.
+    pub(crate) head_proof: Vec<Hash>,
+    /// Encoded entries from the requested index on.
+    pub(crate) entries: Vec<Vec<u8>>,
+    /// Consistency proof from the end of `entries` to the head.
+    pub(crate) range_proof: Vec<Hash>,
+}
+
+/// `organism.evidence`: the mailable proof of one entry.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct EvidenceRequest {
+    pub(crate) organism: UniqueId,
+    pub(crate) index: u64,
+}
+
+/// Bytes that are not the message they should be.
+#[derive(Debug, thiserror::Error)]
+#[error("message of {bytes} bytes is not a {expected}")]
+pub(crate) struct Malformed {
+    bytes: usize,
+    expected: &'static str,
+}
+
+/// Encodes a message of this module.
+pub(crate) fn encode<T: Serialize>(message: &T) -> Vec<u8> {
+    postcard::to_stdvec(message).expect("messages hold only types postcard can encode")
+}
+
+/// Decodes exactly one message; trailing bytes are refused.
+pub(crate) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Malformed> {
+    match postcard::take_from_bytes(bytes) {
+        Ok((message, [])) => Ok(message),
+        _ => Err(Malformed { bytes: bytes.len(), expected: std::any::type_name::<T>() }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn the_wire_forms_are_pinned() {
+        let organism = UniqueId::from_bytes([0x11; 32]);
+        let ordered = Ordered { organism, write_id: WriteId([2; 16]), attempt: 3, command: vec![4, 5] };
+        let bytes = encode(&ordered);
+        assert_eq!(decode::<Ordered>(&bytes).unwrap(), ordered);
+        let tail = &bytes[bytes.len() - 20..];
+        assert_eq!(tail, [&[2u8; 16][..], &[3, 2, 4, 5]].concat());
+        let answer = encode(&vec![WriteAnswer::Refused(Refusal::new("a", "b")), WriteAnswer::Pending]);
+        assert_eq!(answer, [2, 1, 1, b'a', 1, b'b', 2]);
+    }
+
+    proptest! {
+        #[test]
+        fn hostile_bytes_are_refused(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+            let _ = decode::<Ordered>(&bytes);
+            let _ = decode::<Gossip>(&bytes);
+            let _ = decode::<WriteRequest>(&bytes);
+            let _ = decode::<Vec<WriteAnswer>>(&bytes);
+            let mut longer = encode(&HeadRequest { organism: UniqueId::from_bytes([1; 32]), newer_than: None, wait_ms: 1 });
+            longer.push(0);
+            prop_assert!(decode::<HeadRequest>(&longer).is_err());
+        }
+    }
+}
