@@ -25,4 +25,6 @@ pub mod types;
 pub use config::{AlmanacParams, ParamsError};
 pub use machine::{AlmanacMachine, Observers};
 pub use surface::{FoldError, TickRecord, Ticks};
-pub use types::{AlmanacCommand, AlmanacTickBody, DecodeError, Observation, SignatureBytes, TICK_KIND, OBSERVATION_KIND};
+pub use types::{
+    AlmanacCommand, AlmanacTickBody, DecodeError, OBSERVATION_KIND, Observation, SignatureBytes, TICK_KIND,
+};

@@ -97,13 +97,19 @@ impl AlmanacMachine {
         {
             return Err(refuse(
                 "not_newer",
-                format!("reading {} is not after the last one logged, {newest}; send the current time", observation.time_ms),
+                format!(
+                    "reading {} is not after the last one logged, {newest}; send the current time",
+                    observation.time_ms
+                ),
             ));
         }
         if clock.count >= MAX_OBSERVATIONS_PER_TICK {
             return Err(refuse(
                 "too_many_observations",
-                format!("member {index} already has {} readings since the last tick; wait for the next tick", clock.count),
+                format!(
+                    "member {index} already has {} readings since the last tick; wait for the next tick",
+                    clock.count
+                ),
             ));
         }
         Ok(vec![Draft { kind: OBSERVATION_KIND, body: observation.to_bytes(), evidence: Vec::new() }])

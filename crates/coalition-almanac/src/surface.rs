@@ -90,8 +90,7 @@ impl Ticks {
             return Ok(None);
         }
         let index = entry.index;
-        let body =
-            AlmanacTickBody::from_bytes(&entry.body).map_err(|source| FoldError::Body { index, source })?;
+        let body = AlmanacTickBody::from_bytes(&entry.body).map_err(|source| FoldError::Body { index, source })?;
         if let Some(last) = self.window.back() {
             if last.tick.0.checked_add(1) != Some(body.seq) {
                 return Err(FoldError::Sequence { index, last: last.tick.0, found: body.seq });

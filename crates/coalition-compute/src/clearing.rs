@@ -54,7 +54,8 @@ fn filters(rule: ClearingRule) -> &'static [&'static dyn Eligibility] {
 pub fn has_clearable(state: &MarketState, at: At) -> bool {
     let reserved = Reserved::default();
     clearable(state, at).any(|request| {
-        candidates(state, request, at, &reserved).any(|c| removed_by(&c, filters(state.params().clearing_rule)).is_none())
+        candidates(state, request, at, &reserved)
+            .any(|c| removed_by(&c, filters(state.params().clearing_rule)).is_none())
     })
 }
 
@@ -107,7 +108,8 @@ fn candidates<'a, 'r>(
     at: At,
     reserved: &'r Reserved,
 ) -> impl Iterator<Item = Candidate<'a>> + use<'a, 'r> {
-    let with_cards = state.providers().iter().filter_map(|(id, record)| Some((*id, record.live, record.card.as_ref()?)));
+    let with_cards =
+        state.providers().iter().filter_map(|(id, record)| Some((*id, record.live, record.card.as_ref()?)));
     with_cards.flat_map(move |(provider, live, card)| {
         let live = reserved.live.get(&provider).copied().unwrap_or(live);
         card.card.offers.iter().map(move |offer| {
@@ -120,7 +122,8 @@ fn candidates<'a, 'r>(
 
 fn ranked_bids<'a>(state: &'a MarketState, request: &'a RequestRecord, at: At, reserved: &Reserved) -> Vec<Bid<'a>> {
     let filters = filters(state.params().clearing_rule);
-    let eligible = candidates(state, request, at, reserved).filter(|candidate| removed_by(candidate, filters).is_none());
+    let eligible =
+        candidates(state, request, at, reserved).filter(|candidate| removed_by(candidate, filters).is_none());
     let mut bids: Vec<Bid<'_>> = eligible.filter_map(|c| bid(state, request, &c, at)).collect();
     bids.sort_by(|a, b| (a.rate, a.tie, &a.offer.name).cmp(&(b.rate, b.tie, &b.offer.name)));
     bids
@@ -139,7 +142,13 @@ fn bid<'a>(state: &MarketState, request: &RequestRecord, candidate: &Candidate<'
 /// clearing entry of an earlier round, the tick, and the offer. A requester cannot predict the first two, a provider chose
 /// its id before the request existed. A committee leader can still try orders and times within what ordering tolerates:
 /// a randomness beacon, once the coalition ships one, takes that away too.
-fn tie_break(state: &MarketState, request: &RequestRecord, provider: &ProviderId, offer: &OfferName, at: At) -> UniqueId {
+fn tie_break(
+    state: &MarketState,
+    request: &RequestRecord,
+    provider: &ProviderId,
+    offer: &OfferName,
+    at: At,
+) -> UniqueId {
     let last = state.last_clearing().map_or([0; 32], |last| *last.digest.as_bytes());
     hash_many(&[
         &[SCHEMA_VERSION_U8],

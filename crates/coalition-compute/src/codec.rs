@@ -90,7 +90,8 @@ pub(crate) mod hex_bytes {
         }
         let text = String::deserialize(deserializer)?;
         let mut bytes = [0; N];
-        hex::decode_to_slice(&text, &mut bytes).map_err(|_| D::Error::custom(format!("expected {} hexadecimal digits", 2 * N)))?;
+        hex::decode_to_slice(&text, &mut bytes)
+            .map_err(|_| D::Error::custom(format!("expected {} hexadecimal digits", 2 * N)))?;
         Ok(bytes)
     }
 }

@@ -206,7 +206,11 @@ impl Replay {
                 Some(command) => {
                     self.report.statements = self.report.statements.saturating_add(1);
                     let decided = self.machine.decide(cx, &command.to_bytes());
-                    decided.map_err(|refusal| ReplayFault::NotAdmissible { index, kind: entry.kind.clone(), refusal })?
+                    decided.map_err(|refusal| ReplayFault::NotAdmissible {
+                        index,
+                        kind: entry.kind.clone(),
+                        refusal,
+                    })?
                 }
                 None => self.machine.round(cx).unwrap_or_default(),
             }

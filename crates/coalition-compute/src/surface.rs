@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize};
 use crate::config::ComputeParams;
 use crate::entries::MarketEntry;
 use crate::state::{
-    At, CardRecord, ClearingEntry, FoldError, GrantRecord, LogEntry, MarketState, RequestRecord, RequestStage, Retention,
+    At, CardRecord, ClearingEntry, FoldError, GrantRecord, LogEntry, MarketState, RequestRecord, RequestStage,
+    Retention,
 };
 use crate::types::{BondCount, Offer, ProviderCard, RequestEnd};
 

@@ -6,9 +6,7 @@ use coalition_log::{Draft, Refusal};
 use crate::command::Command;
 use crate::entries::{CardRemoval, CardRemovedBody, GrantEndedBody, LogBody, MarketEntry, RequestEndedBody};
 use crate::refusal::RefusalCode as Code;
-use crate::sign::{
-    Deregister, EndGrant, PostCard, RefuseGrant, ServeGrant, Signed, Statement, WithdrawRequest,
-};
+use crate::sign::{Deregister, EndGrant, PostCard, RefuseGrant, ServeGrant, Signed, Statement, WithdrawRequest};
 use crate::state::{At, GrantRecord, GrantStage, MarketState, RequestRecord, RequestStage};
 use crate::types::{ComputeLog, ComputeRequest, GrantEnd, ProviderCard, RequestEnd, request_id};
 
@@ -34,7 +32,10 @@ pub(super) fn decide(state: &MarketState, at: At, command: &Command) -> Decision
 }
 
 fn check<T: Statement>(state: &MarketState, signed: &Signed<T>) -> Result<(), Refusal> {
-    signed.statement.check().map_err(|error| Code::Invalid.because(format!("the {} is not valid: {error}", T::LABEL)))?;
+    signed
+        .statement
+        .check()
+        .map_err(|error| Code::Invalid.because(format!("the {} is not valid: {error}", T::LABEL)))?;
     signed.verify(&state.organism()).map_err(|error| {
         Code::BadSignature.because(format!("{error}; sign the {} for organism {}", T::LABEL, state.organism()))
     })
@@ -56,7 +57,9 @@ fn post_card(state: &MarketState, at: At, signed: &Signed<PostCard>, must_exist:
     let known = state.providers().get(&card.provider_id);
     let posted = known.and_then(|record| record.card.as_ref());
     if must_exist && posted.is_none() {
-        return Err(Code::UnknownProvider.because(format!("provider {} has no card to refresh; register it", card.provider_id)));
+        return Err(
+            Code::UnknownProvider.because(format!("provider {} has no card to refresh; register it", card.provider_id))
+        );
     }
     check_sequence(state, &card.provider_id, *sequence)?;
     check_card_tick(state, at, card)?;
@@ -102,9 +105,8 @@ fn check_room(state: &MarketState, at: At) -> Result<(), Refusal> {
     let limit = state.params().max_providers as usize;
     let mattering = state.providers().values().filter(|record| !state.is_provider_forgettable(record, at)).count();
     if mattering >= limit {
-        return Err(Code::TooManyProviders.because(format!(
-            "the market has {mattering} providers, its limit is {limit}; wait until one leaves"
-        )));
+        return Err(Code::TooManyProviders
+            .because(format!("the market has {mattering} providers, its limit is {limit}; wait until one leaves")));
     }
     Ok(())
 }
@@ -149,10 +151,13 @@ fn check_times(state: &MarketState, at: At, request: &ComputeRequest) -> Result<
     let (deadline, now) = (request.deadline.0, at.tick);
     let furthest = now.saturating_add(u64::from(state.params().max_deadline_ticks));
     if deadline <= now {
-        return Err(Code::DeadlinePassed.because(format!("deadline tick {deadline} is not after the present tick {now}")));
+        return Err(
+            Code::DeadlinePassed.because(format!("deadline tick {deadline} is not after the present tick {now}"))
+        );
     }
     if deadline > furthest {
-        return Err(Code::DeadlineTooFar.because(format!("deadline tick {deadline} is beyond {furthest}, the furthest allowed now")));
+        return Err(Code::DeadlineTooFar
+            .because(format!("deadline tick {deadline} is beyond {furthest}, the furthest allowed now")));
     }
     let longest = state.params().max_duration_sec;
     if request.duration_sec > longest {
@@ -176,9 +181,8 @@ fn check_load(state: &MarketState, key: &[u8; 32]) -> Result<(), Refusal> {
     }
     let (own, limit) = (state.open_count_of(key), params.max_open_per_requester);
     if own >= limit as usize {
-        return Err(Code::TooManyOpen.because(format!(
-            "{own} requests of this key are open, the limit is {limit}; withdraw one or wait"
-        )));
+        return Err(Code::TooManyOpen
+            .because(format!("{own} requests of this key are open, the limit is {limit}; withdraw one or wait")));
     }
     Ok(())
 }
@@ -194,7 +198,9 @@ fn own_request<'a, T: Statement>(
         return Err(missing.because(format!("no request {id} is known here; it may have ended long ago")));
     };
     if record.signed.key != signed.key {
-        return Err(Code::WrongKey.because(format!("request {id} was signed by another key; only that key may do this")));
+        return Err(
+            Code::WrongKey.because(format!("request {id} was signed by another key; only that key may do this"))
+        );
     }
     check(state, signed)?;
     Ok(record)
@@ -252,9 +258,8 @@ fn refuse_grant(state: &MarketState, signed: &Signed<RefuseGrant>) -> Decision {
     let RefuseGrant { grant_id, provider, .. } = &signed.statement;
     let record = provider_grant(state, signed, grant_id, *provider)?;
     if record.stage == GrantStage::Serving {
-        return Err(Code::AlreadyServing.because(format!(
-            "grant {grant_id} is already being served; stop it with a final log instead"
-        )));
+        return Err(Code::AlreadyServing
+            .because(format!("grant {grant_id} is already being served; stop it with a final log instead")));
     }
     Ok(vec![ended(record, GrantEnd::Refused(Box::new(signed.clone())))])
 }
@@ -273,7 +278,9 @@ fn end_grant(state: &MarketState, signed: &Signed<EndGrant>) -> Decision {
     own_request(state, signed, &id, Code::UnknownGrant)?;
     let record = live_grant(state, &id)?;
     if record.ending_ms.is_some() {
-        return Err(Code::AlreadyEnding.because(format!("grant {id} is already being ended; its provider has to log now")));
+        return Err(
+            Code::AlreadyEnding.because(format!("grant {id} is already being ended; its provider has to log now"))
+        );
     }
     Ok(vec![MarketEntry::GrantEnding(Box::new(signed.clone())).to_draft(vec![record.pointer])])
 }
@@ -282,7 +289,9 @@ fn append_log(state: &MarketState, at: At, signed: &Signed<ComputeLog>) -> Decis
     let log = &signed.statement;
     check_provider(state, signed, log.provider)?;
     let Some(record) = state.grants().get(&log.grant_id) else {
-        return Err(Code::UnknownGrant.because(format!("no grant {} is known here; it may have ended long ago", log.grant_id)));
+        return Err(
+            Code::UnknownGrant.because(format!("no grant {} is known here; it may have ended long ago", log.grant_id))
+        );
     };
     check_holder(record, log.provider)?;
     let late = takes_late_log(record);
@@ -311,7 +320,9 @@ fn check_log(record: &GrantRecord, at: At, log: &ComputeLog) -> Result<(), Refus
         return Err(Code::LogOutOfOrder.because(format!("log number {} came where {next} was due", log.number)));
     }
     if next > MAX_LOGS_PER_GRANT {
-        return Err(Code::TooManyLogs.because(format!("grant {} has {MAX_LOGS_PER_GRANT} logs, the limit", log.grant_id)));
+        return Err(
+            Code::TooManyLogs.because(format!("grant {} has {MAX_LOGS_PER_GRANT} logs, the limit", log.grant_id))
+        );
     }
     let (from, to) = (log.window.from.0, log.window.to.0);
     let (earliest, latest) = (record.logged_to.0, at.tick.saturating_add(MAX_TICK_SKEW));

@@ -80,14 +80,17 @@ impl MarketState {
         {
             return Err(FoldError::Order { expected, found: index });
         }
-        let decoded = MarketEntry::decode(entry)
-            .map_err(|source| FoldError::Body { index, kind: entry.kind.clone(), source })?;
+        let decoded =
+            MarketEntry::decode(entry).map_err(|source| FoldError::Body { index, kind: entry.kind.clone(), source })?;
         if let Some(decoded) = &decoded {
             let pointer = entry.pointer(self.organism).map_err(|source| FoldError::Entry { index, source })?;
             let at = At { tick: entry.tick.unwrap_or(0), time_ms: entry.time_ms };
             let place = Place { pointer, at, has_clock: entry.tick.is_some() };
-            self.fold(decoded, place)
-                .map_err(|what| FoldError::Contradiction { index, kind: entry.kind.clone(), what })?;
+            self.fold(decoded, place).map_err(|what| FoldError::Contradiction {
+                index,
+                kind: entry.kind.clone(),
+                what,
+            })?;
             self.prune(place);
         }
         self.next_index = Some(index.saturating_add(1));

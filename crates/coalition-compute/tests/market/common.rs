@@ -1,6 +1,5 @@
 //! A market in memory: one machine, its log, its clock, and people who sign things.
 
-
 use coalition::{AlmanacRange, AlmanacTick, ProviderId, RateQ64, RequestId, UniqueId};
 use coalition_compute::sign::Signed;
 use coalition_compute::*;

@@ -35,8 +35,7 @@ fn story() -> Sim {
         evidence: None,
         ended: Some(LogEnd::EndedByRequester),
     };
-    last.evidence =
-        Some(EvidencePointer { organism: organism(), index: 3, digest: UniqueId::hash(b"some commit") });
+    last.evidence = Some(EvidencePointer { organism: organism(), index: 3, digest: UniqueId::hash(b"some commit") });
     sim.ok(Command::AppendLog(sign(last, 1)));
     let second = request(9, 2, 160);
     let second_id = second.request_id;
@@ -44,7 +43,9 @@ fn story() -> Sim {
     let holder = if sim.grant(second_id).grant.provider == provider_id(1) { 1 } else { 2 };
     sim.ok(refuse(second_id, holder));
     sim.ok(withdraw(second_id, 9));
-    sim.ok(submit(request(9, 3, 102), 9));
+    let mut nowhere = request(9, 3, 102);
+    nowhere.region = Some("mars-1".parse().unwrap());
+    sim.ok(submit(nowhere, 9));
     sim.pass(1_000);
     sim.ok(Command::DeregisterCard(sign(Deregister { sequence: 2, provider: provider_id(2) }, 2)));
     sim.pass(600_000);
@@ -58,7 +59,13 @@ fn lines() -> Vec<String> {
         format!("organism {}", organism()),
         format!("request-id {}", request(9, 1, 160).request_id),
         format!("anonymous-requester {}", request(9, 1, 160).requester),
-        format!("signed-bytes withdraw {}", hex::encode(Signed::signed_bytes(&WithdrawRequest { request_id: request(9, 1, 160).request_id }, &organism()))),
+        format!(
+            "signed-bytes withdraw {}",
+            hex::encode(Signed::signed_bytes(
+                &WithdrawRequest { request_id: request(9, 1, 160).request_id },
+                &organism()
+            ))
+        ),
     ];
     let commands = [
         ("register", post(1, 1, card(1, 100, vec![offer("local", "home-01", 2, "0.04")]))),
@@ -68,7 +75,14 @@ fn lines() -> Vec<String> {
     lines.extend(commands.iter().map(|(name, command)| format!("command {name} {}", hex::encode(command.to_bytes()))));
     lines.extend(sim.entries.iter().map(|entry| {
         let leaf = UniqueId::from_bytes(entry.leaf_hash().unwrap().0);
-        format!("entry {} {} tick {} time {} leaf {leaf} body {}", entry.index, entry.kind, entry.tick.unwrap(), entry.time_ms, hex::encode(&entry.body))
+        format!(
+            "entry {} {} tick {} time {} leaf {leaf} body {}",
+            entry.index,
+            entry.kind,
+            entry.tick.unwrap(),
+            entry.time_ms,
+            hex::encode(&entry.body)
+        )
     }));
     lines
 }
@@ -77,8 +91,16 @@ fn lines() -> Vec<String> {
 fn every_kind_of_entry_keeps_its_bytes() {
     let lines = lines();
     for kind in [
-        "compute.card", "compute.card_removed", "compute.request", "compute.request_ended", "compute.clearing",
-        "compute.grant", "compute.grant_serving", "compute.grant_ending", "compute.grant_ended", "compute.log",
+        "compute.card",
+        "compute.card_removed",
+        "compute.request",
+        "compute.request_ended",
+        "compute.clearing",
+        "compute.grant",
+        "compute.grant_serving",
+        "compute.grant_ending",
+        "compute.grant_ended",
+        "compute.log",
     ] {
         assert!(lines.iter().any(|line| line.contains(&format!(" {kind} "))), "{kind} is missing from the story");
     }

@@ -1,9 +1,8 @@
 //! The life of cards, requests and grants, step by step.
 
-
+use crate::common::*;
 use coalition::RequestId;
 use coalition_compute::*;
-use crate::common::*;
 
 fn with_card(cores: u32) -> Sim {
     let mut sim = Sim::new();
@@ -32,7 +31,10 @@ fn a_request_is_granted_in_the_batch_it_arrives_in_and_ends_with_its_final_log()
     assert_eq!(grant.rate, rate("0.04"));
     assert_eq!(grant.full_cost().unwrap().0, 667, "0.04 USD/h for one core-minute, rounded up");
     let entry = &sim.entries[3];
-    assert_eq!(entry.evidence, [sim.entries[1].pointer(organism()).unwrap(), sim.entries[0].pointer(organism()).unwrap()]);
+    assert_eq!(
+        entry.evidence,
+        [sim.entries[1].pointer(organism()).unwrap(), sim.entries[0].pointer(organism()).unwrap()]
+    );
 
     sim.pass(1_000);
     sim.ok(serve(id, 1));
@@ -269,7 +271,10 @@ fn capacity_of_a_refreshed_card_counts_live_grants() {
     let mut sim = with_card(2);
     let id = granted(&mut sim);
     sim.pass(1_000);
-    sim.ok(Command::RefreshCard(sign(PostCard { sequence: 2, card: card(1, 101, vec![offer("local", "home-01", 1, "0.04")]) }, 1)));
+    sim.ok(Command::RefreshCard(sign(
+        PostCard { sequence: 2, card: card(1, 101, vec![offer("local", "home-01", 1, "0.04")]) },
+        1,
+    )));
     sim.ok(submit(request(9, 2, 160), 9));
     assert_eq!(sim.machine.state().open_count(), 1, "the one core left is taken");
     let view = sim.view.card(&provider_id(1), sim.at()).unwrap();

@@ -182,7 +182,9 @@ fn check_live_state(sim: &Sim, ledger: &Ledger) {
     assert_eq!(live, ledger.live.keys().copied().collect());
     for id in ledger.asked.keys() {
         let open = state.open_requests().any(|record| record.request().request_id == *id);
-        let outcomes = usize::from(open) + usize::from(live.contains(id)) + usize::from(ledger.settled.contains(id) || (!open && !live.contains(id)));
+        let outcomes = usize::from(open)
+            + usize::from(live.contains(id))
+            + usize::from(ledger.settled.contains(id) || (!open && !live.contains(id)));
         assert_eq!(outcomes, 1, "open, live, or over");
     }
     for (id, record) in state.providers() {

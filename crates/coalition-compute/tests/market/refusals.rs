@@ -69,7 +69,8 @@ fn every_code_is_reached() {
     expect(&mut sim, C::CardFromFuture, post(1, 11, plain_card(111)));
     expect(&mut sim, C::CardStale, post(1, 11, plain_card(39)));
     expect(&mut sim, C::OfferInUse, post(1, 11, card(1, 100, vec![offer("renamed", "home-01", 1, "0.04")])));
-    let refresh = Command::RefreshCard(sign(PostCard { sequence: 1, card: card(2, 100, vec![offer("a", "b", 1, "1")]) }, 2));
+    let refresh =
+        Command::RefreshCard(sign(PostCard { sequence: 1, card: card(2, 100, vec![offer("a", "b", 1, "1")]) }, 2));
     expect(&mut sim, C::UnknownProvider, refresh);
     let leave = Command::DeregisterCard(sign(Deregister { sequence: 1, provider: provider_id(2) }, 2));
     expect(&mut sim, C::UnknownProvider, leave);

