@@ -2,7 +2,7 @@
 //! reader follows the certified log; the proof of an entry verifies offline.
 //!
 //! `cargo run --release -p coalition-organism --example guestbook`
-#![allow(clippy::print_stdout)]
+#![allow(clippy::print_stdout, missing_docs, unreachable_pub)]
 
 use std::{collections::BTreeMap, error::Error, time::Duration};
 
@@ -29,9 +29,9 @@ impl Guestbook {
 impl Machine for Guestbook {
     fn decide(&self, _: &Context, command: &[u8]) -> Result<Vec<Draft>, Refusal> {
         let text = std::str::from_utf8(command).map_err(|_| Refusal::new("not_text", "a line is UTF-8 text"))?;
-        let (guest, _) = text.split_once(": ").ok_or_else(|| {
-            Refusal::new("no_guest", format!("a line looks like \"name: words\", got {text:?}"))
-        })?;
+        let (guest, _) = text
+            .split_once(": ")
+            .ok_or_else(|| Refusal::new("no_guest", format!("a line looks like \"name: words\", got {text:?}")))?;
         if self.lines.contains_key(guest) {
             return Err(Refusal::new("signed_already", format!("{guest} has signed")));
         }

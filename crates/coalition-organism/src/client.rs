@@ -157,7 +157,12 @@ impl Organism {
     ///
     /// # Errors
     /// [`WriteError`]. After [`WriteError::Deadline`] the write may still commit.
-    pub async fn write(&self, write_id: WriteId, command: Vec<u8>, deadline: Duration) -> Result<Committed, WriteError> {
+    pub async fn write(
+        &self,
+        write_id: WriteId,
+        command: Vec<u8>,
+        deadline: Duration,
+    ) -> Result<Committed, WriteError> {
         if command.len() > MAX_COMMAND_BYTES {
             return Err(WriteError::TooLarge { bytes: command.len(), limit: MAX_COMMAND_BYTES });
         }

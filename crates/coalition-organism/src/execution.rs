@@ -118,8 +118,9 @@ impl Execution {
         }
         let first = self.next_index;
         let numbered = self.machine.decide(cx, command.bytes).and_then(|drafts| {
-            self.number(cx, tick, command.write_id, drafts)
-                .map_err(|error| Refusal::new("not_committable", format!("the command's result cannot be committed: {error}")))
+            self.number(cx, tick, command.write_id, drafts).map_err(|error| {
+                Refusal::new("not_committable", format!("the command's result cannot be committed: {error}"))
+            })
         });
         match numbered {
             Err(refusal) => Outcome::Refused(refusal),
@@ -251,10 +252,8 @@ mod tests {
     fn run(execution: &mut Execution, height: u64, commands: &[(u8, u8)]) -> Executed {
         let cx = Context { height, time_ms: height * 10, tick: 0 };
         let bytes: Vec<[u8; 1]> = commands.iter().map(|&(_, byte)| [byte]).collect();
-        let commands = commands
-            .iter()
-            .zip(&bytes)
-            .map(|(&(id, _), bytes)| Command { write_id: WriteId([id; 16]), bytes });
+        let commands =
+            commands.iter().zip(&bytes).map(|(&(id, _), bytes)| Command { write_id: WriteId([id; 16]), bytes });
         execution.execute(&cx, None, commands).unwrap()
     }
 
@@ -308,6 +307,9 @@ mod tests {
         assert_eq!(clock.at(5), None);
         clock.note(10, 1);
         clock.note(20, 2);
-        assert_eq!((clock.at(9), clock.at(10), clock.at(19), clock.at(20), clock.at(99)), (None, Some(1), Some(1), Some(2), Some(2)));
+        assert_eq!(
+            (clock.at(9), clock.at(10), clock.at(19), clock.at(20), clock.at(99)),
+            (None, Some(1), Some(1), Some(2), Some(2))
+        );
     }
 }

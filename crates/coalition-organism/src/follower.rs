@@ -63,11 +63,7 @@ impl<F: Fold> Follower<F> {
     ///
     /// # Errors
     /// [`ReadError::Deadline`], [`ReadError::Stopped`].
-    pub async fn wait_for<R>(
-        &self,
-        deadline: Duration,
-        mut look: impl FnMut(&F) -> Option<R>,
-    ) -> Result<R, ReadError> {
+    pub async fn wait_for<R>(&self, deadline: Duration, mut look: impl FnMut(&F) -> Option<R>) -> Result<R, ReadError> {
         let mut progress = self.progress.clone();
         let searching = async {
             loop {

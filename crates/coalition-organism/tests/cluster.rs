@@ -11,7 +11,7 @@ use coalition_organism::{Fold, Follower, Organism, WriteError, random_write_id};
 use coalition_testkit::{Carried, Committee};
 
 #[path = "../examples/guestbook.rs"]
-#[allow(dead_code)]
+#[allow(dead_code, unreachable_pub)]
 mod guestbook;
 
 const SOON: Duration = Duration::from_secs(30);
@@ -80,7 +80,8 @@ async fn four_members_serve_through_loss_and_restart() {
     let client = committee.client().await;
     let notes = committee.organism(&client, "notes");
     let reader = Follower::spawn(notes.clone(), Notes::default());
-    let clock = Follower::spawn(committee.organism(&client, "almanac"), Clock(Ticks::new(AlmanacParams::new(200).unwrap())));
+    let clock =
+        Follower::spawn(committee.organism(&client, "almanac"), Clock(Ticks::new(AlmanacParams::new(200).unwrap())));
     clock.wait_for(SOON, |clock| clock.0.reached(AlmanacTick(3)).then_some(())).await.unwrap();
 
     // Idempotence: the same id writes once, whoever answers.

@@ -84,8 +84,7 @@ impl Committee {
         let seats = (0..n).map(|_| Seat { running: None, address: free_port() }).collect();
         let dir = tempfile::tempdir().expect("temporary directory");
         let roster = roster(n);
-        let mut committee =
-            Self { roster, relay, carried, seats, addresses: Vec::new(), dir, heartbeat_ms: 1_000 };
+        let mut committee = Self { roster, relay, carried, seats, addresses: Vec::new(), dir, heartbeat_ms: 1_000 };
         for member in 0..n {
             committee.start_member(member).await;
         }

@@ -83,11 +83,12 @@ impl Executor {
 
 /// Records the head in the sign guard, then signs it. `time_ms` is the committee's time of the head.
 pub(crate) fn sign_head(organism: &Hosted, cosigner: &Cosigner, time_ms: u64) -> Result<SignedCheckpoint, MemberError> {
-    let mut store = lock(&organism.store);
-    let head = store.head();
-    let line = store.cosign(cosigner, time_ms / 1_000).map_err(|source| organism.store_failed(source))?;
-    let checkpoint = Checkpoint { organism: organism.id, size: head.size, root: head.root };
-    Ok(SignedCheckpoint { checkpoint, signatures: vec![line] })
+    organism.with_store(|store| {
+        let head = store.head();
+        let line = store.cosign(cosigner, time_ms / 1_000)?;
+        let checkpoint = Checkpoint { organism: organism.id, size: head.size, root: head.root };
+        Ok(SignedCheckpoint { checkpoint, signatures: vec![line] })
+    })
 }
 
 /// The message that carries a cosignature.
@@ -99,7 +100,9 @@ fn decode_commands(batch: &Batch) -> Vec<Ordered> {
     let decoded = batch.commands.iter().map(|bytes| wire::decode::<Ordered>(bytes));
     decoded
         .filter_map(|command| {
-            command.inspect_err(|error| tracing::warn!(height = batch.height, %error, "ignored an ordered command")).ok()
+            command
+                .inspect_err(|error| tracing::warn!(height = batch.height, %error, "ignored an ordered command"))
+                .ok()
         })
         .collect()
 }

@@ -33,7 +33,7 @@ pub(crate) struct Hosted {
     pub(crate) clock: Option<TickOf>,
     pub(crate) execution: Mutex<Execution>,
     /// The log, for appending and signing; only the batch loop and the certification loop take it.
-    pub(crate) store: Mutex<Store>,
+    store: Mutex<Option<Store>>,
     /// The log, for reading.
     pub(crate) log: Reader,
     certifier: Mutex<Certifier>,
@@ -57,7 +57,7 @@ impl Hosted {
             name,
             clock,
             execution: Mutex::new(execution),
-            store: Mutex::new(store),
+            store: Mutex::new(Some(store)),
             log,
             certifier: Mutex::new(Certifier::new(verifier, known.clone())),
             waiters: Mutex::default(),
@@ -93,7 +93,7 @@ impl Hosted {
             .map_err(|source| MemberError::Machine { organism: self.name.clone(), source })?;
         drop(execution);
         if !done.entries.is_empty() {
-            lock(&self.store).append(cx.height, &done.entries).map_err(|source| self.store_failed(source))?;
+            self.with_store(|store| store.append(cx.height, &done.entries))?;
         }
         let mut waiters = lock(&self.waiters);
         for (id, outcome) in done.outcomes {
@@ -137,7 +137,9 @@ impl Hosted {
                         tracing::error!(organism = %self.name, %proof, "a member signed two histories; keep this proof");
                     }
                 }
-                Err(error) => tracing::warn!(organism = %self.name, %error, "dropped a cosignature that does not verify"),
+                Err(error) => {
+                    tracing::warn!(organism = %self.name, %error, "dropped a cosignature that does not verify")
+                }
             }
         }
         Ok(())
@@ -190,10 +192,28 @@ impl Hosted {
     pub(crate) fn keep_certificate(&self) -> Result<(), MemberError> {
         let newest = self.certified.borrow().clone();
         let Some(newest) = newest else { return Ok(()) };
-        lock(&self.store).put_certified(&newest).map(|_| ()).map_err(|source| self.store_failed(source))
+        self.with_store(|store| store.put_certified(&newest)).map(|_| ())
     }
 
-    pub(crate) fn store_failed(&self, source: StoreError) -> MemberError {
+    /// Appends to or signs the log.
+    ///
+    /// # Errors
+    /// What the store says, or that the member has been stopped.
+    pub(crate) fn with_store<R>(
+        &self,
+        act: impl FnOnce(&mut Store) -> Result<R, StoreError>,
+    ) -> Result<R, MemberError> {
+        let mut store = lock(&self.store);
+        let store = store.as_mut().ok_or(MemberError::Ended("log"))?;
+        act(store).map_err(|source| self.store_failed(source))
+    }
+
+    /// Releases the log's directory. Readers that still hold a handle keep what they have.
+    pub(crate) fn close(&self) {
+        lock(&self.store).take();
+    }
+
+    fn store_failed(&self, source: StoreError) -> MemberError {
         MemberError::Store { organism: self.name.clone(), source: Box::new(source) }
     }
 }

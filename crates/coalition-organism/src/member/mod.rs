@@ -20,12 +20,7 @@ use tokio::sync::watch;
 use zeroize::Zeroizing;
 
 pub use self::hosted::TickOf;
-use self::{
-    executor::Executor,
-    gossip::Gossiper,
-    hosted::Hosted,
-    service::OrganismService,
-};
+use self::{executor::Executor, gossip::Gossiper, hosted::Hosted, service::OrganismService};
 use crate::execution::{Clock, Execution, ExecutionError};
 
 /// An organism as a member is told to carry it.
@@ -155,6 +150,7 @@ pub struct Member {
     organisms: Arc<Vec<Hosted>>,
     order: OrderHandle,
     failure: watch::Receiver<Option<Arc<MemberError>>>,
+    loops: [tokio::task::JoinHandle<()>; 2],
 }
 
 impl Member {
@@ -178,18 +174,16 @@ impl Member {
         let (order, deliveries) = coalition_order::start(config)?;
         let inbox = order.gossip_inbox().ok_or(MemberError::Ended("gossip inbox"))?;
         let (report, failure) = watch::channel(None);
-        let executor = Executor {
-            organisms: Arc::clone(&organisms),
-            cosigners: for_executor,
-            clock,
-            order: order.clone(),
-        };
+        let executor =
+            Executor { organisms: Arc::clone(&organisms), cosigners: for_executor, clock, order: order.clone() };
         let gossiper = Gossiper { organisms: Arc::clone(&organisms), cosigners: for_gossip, order: order.clone() };
-        supervise("batch loop", report.clone(), tokio::task::spawn_blocking(move || executor.run(deliveries)));
-        supervise("certification loop", report.clone(), tokio::spawn(gossiper.run(inbox)));
+        let loops = [
+            supervise("batch loop", report.clone(), tokio::task::spawn_blocking(move || executor.run(deliveries))),
+            supervise("certification loop", report.clone(), tokio::spawn(gossiper.run(inbox))),
+        ];
         let engine = order.clone();
         tokio::spawn(async move { fail(&report, engine.wait_failed().await.into()) });
-        Ok(Self { organisms, order, failure })
+        Ok(Self { organisms, order, failure, loops })
     }
 
     /// What the member answers to clients, to be served by its node.
@@ -230,20 +224,34 @@ impl Member {
     /// # Errors
     /// [`MemberError::Order`] when the engine does not stop in time.
     pub async fn stop(self, deadline: Duration) -> Result<(), MemberError> {
-        Ok(self.order.stop(deadline).await?)
+        let stopped = self.order.stop(deadline).await;
+        for ended in self.loops {
+            if tokio::time::timeout(deadline, ended).await.is_err() {
+                return Err(MemberError::Ended("loops, which did not end with the engine"));
+            }
+        }
+        for organism in self.organisms.iter() {
+            organism.keep_certificate()?;
+            organism.close();
+        }
+        Ok(stopped?)
     }
 }
 
 type Task = tokio::task::JoinHandle<Result<(), MemberError>>;
 
-fn supervise(what: &'static str, report: watch::Sender<Option<Arc<MemberError>>>, task: Task) {
+fn supervise(
+    what: &'static str,
+    report: watch::Sender<Option<Arc<MemberError>>>,
+    task: Task,
+) -> tokio::task::JoinHandle<()> {
     tokio::spawn(async move {
         let error = match task.await {
             Ok(Ok(())) | Err(_) => MemberError::Ended(what),
             Ok(Err(error)) => error,
         };
         fail(&report, error);
-    });
+    })
 }
 
 /// The first failure is the one reported; the others follow from it.
@@ -267,7 +275,10 @@ fn check(setup: &MemberSetup) -> Result<(), MemberError> {
     if setup.organisms.iter().skip(1).any(|organism| organism.clock.is_some()) {
         return wrong("the Almanac must be the first organism".into());
     }
-    let expected = [("consensus", &setup.keys.consensus, me.consensus_key), ("checkpoint", &setup.keys.checkpoint, me.checkpoint_key)];
+    let expected = [
+        ("consensus", &setup.keys.consensus, me.consensus_key),
+        ("checkpoint", &setup.keys.checkpoint, me.checkpoint_key),
+    ];
     for (which, key, expected) in expected {
         let found = *key.peer_id().as_bytes();
         if found != expected {
@@ -329,7 +340,8 @@ fn open(
     let mut execution = Execution::new(setup.machine);
     while execution.next_index() < store.size() {
         for bytes in store.entries(execution.next_index()..store.size(), FOLD_BYTES).map_err(failed)? {
-            let entry = Entry::decode(&bytes).map_err(|error| MemberError::Setup(format!("log of {}: {error}", setup.name)))?;
+            let entry =
+                Entry::decode(&bytes).map_err(|error| MemberError::Setup(format!("log of {}: {error}", setup.name)))?;
             if let Some(tick) = setup.clock.and_then(|tick_of| tick_of(&entry)) {
                 clock.note(entry.time_ms, tick);
             }

@@ -108,7 +108,8 @@ impl Call {
         let organism = self.organism(request.organism)?;
         let head = organism.certified().borrow().clone();
         let head = head.filter(|head| head.size() > request.index);
-        let head = head.ok_or_else(|| Fault::new("no_such_entry", format!("entry {} is not certified", request.index)))?;
+        let head =
+            head.ok_or_else(|| Fault::new("no_such_entry", format!("entry {} is not certified", request.index)))?;
         let broken = |error| failed(organism, &error);
         let entry = organism.log.entry_bytes(request.index).map_err(broken)?;
         let path = organism.log.inclusion_proof(request.index, head.size()).map_err(broken)?;
@@ -118,11 +119,7 @@ impl Call {
 }
 
 /// The newest certificate as soon as its size satisfies `ready`, or at the latest when the wait ends.
-async fn head_when(
-    organism: &Hosted,
-    until: Instant,
-    ready: impl Fn(u64) -> bool,
-) -> Option<CertifiedCheckpoint> {
+async fn head_when(organism: &Hosted, until: Instant, ready: impl Fn(u64) -> bool) -> Option<CertifiedCheckpoint> {
     let mut certified = organism.certified();
     let reached = |head: &Option<CertifiedCheckpoint>| head.as_ref().is_some_and(|head| ready(head.size()));
     let _ = tokio::time::timeout_at(until, certified.wait_for(reached)).await;
