@@ -167,3 +167,10 @@ impl Ticks {
         duration_ms.div_ceil(u64::from(self.params.cadence_ms()))
     }
 }
+impl coalition_log::Fold for Ticks {
+    fn fold(&mut self, entry: &Entry) -> Result<(), coalition_log::FoldFault> {
+        self.apply(entry)?;
+        Ok(())
+    }
+}
+

@@ -174,3 +174,11 @@ impl MarketView {
         AlmanacTick(at.tick.saturating_add(self.state.params().ticks_for_ms(duration_ms)))
     }
 }
+
+impl coalition_log::Fold for MarketView {
+    fn fold(&mut self, entry: &Entry) -> Result<(), coalition_log::FoldFault> {
+        self.apply(entry)?;
+        Ok(())
+    }
+}
+

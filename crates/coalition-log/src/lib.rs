@@ -23,4 +23,4 @@ pub mod store;
 pub mod tree;
 
 pub use entry::{Entry, EntryError};
-pub use machine::{Context, Draft, Machine, Refusal};
+pub use machine::{Context, Draft, Fold, FoldFault, Machine, Refusal};

@@ -106,3 +106,15 @@ pub trait Machine: Send + 'static {
         Err(Refusal::new("no_queries", "this organism answers no queries; read its log instead"))
     }
 }
+
+/// What a fold says of a certified entry that contradicts the rules of its service.
+pub type FoldFault = Box<dyn std::error::Error + Send + Sync>;
+
+/// State folded from a log's entries, in order, each exactly once: what readers keep.
+pub trait Fold: Send + Sync + 'static {
+    /// Takes the next certified entry.
+    ///
+    /// # Errors
+    /// When the entry contradicts what the service's rules allow, which no honest quorum certifies. The fold is over then.
+    fn fold(&mut self, entry: &Entry) -> Result<(), FoldFault>;
+}

@@ -7,7 +7,7 @@
 use std::{collections::BTreeMap, error::Error, time::Duration};
 
 use coalition_log::{Context, Draft, Entry, Machine, Refusal};
-use coalition_organism::{Fold, Follower, WriteError, random_write_id};
+use coalition_organism::{Fold, FoldFault, Follower, WriteError, random_write_id};
 use coalition_testkit::{Carried, Committee};
 
 // 1. The state, and the one place where it changes. Readers and members fold the same entries.
@@ -53,8 +53,9 @@ impl Machine for Guestbook {
 
 // 3. The surface: what readers see.
 impl Fold for Guestbook {
-    fn fold(&mut self, entry: &Entry) {
+    fn fold(&mut self, entry: &Entry) -> Result<(), FoldFault> {
         self.take(entry);
+        Ok(())
     }
 }
 

@@ -45,9 +45,12 @@ pub enum ReadError {
         /// Certified entries there are.
         size: u64,
     },
-    /// The follower's task has ended.
-    #[error("the follower has stopped")]
-    Stopped,
+    /// The follower's task has ended; a certified entry that breaks its service's rules ends it for good.
+    #[error("the follower has stopped: {reason}")]
+    Stopped {
+        /// Why.
+        reason: String,
+    },
 }
 
 fn detail(last: &Option<String>) -> String {

@@ -6,7 +6,7 @@ use std::{
 };
 
 use coalition_log::{
-    Entry,
+    Entry, Fold, FoldFault,
     checkpoint::SignedCheckpoint,
     follow::{FollowError, Follower as Core},
 };
@@ -22,12 +22,6 @@ use crate::{
 const POLL: Duration = Duration::from_millis(2_500);
 /// Pause after a member failed.
 const RETRY: Duration = Duration::from_millis(200);
-
-/// State folded from a log's entries, in order, each exactly once.
-pub trait Fold: Send + Sync + 'static {
-    /// Takes the next certified entry.
-    fn fold(&mut self, entry: &Entry);
-}
 
 #[derive(Clone, Debug, Default)]
 struct Progress {
@@ -71,7 +65,7 @@ impl<F: Fold> Follower<F> {
                 if let Some(found) = self.read(&mut look) {
                     return Ok(found);
                 }
-                progress.changed().await.map_err(|_| ReadError::Stopped)?;
+                progress.changed().await.map_err(|_| self.stopped())?;
             }
         };
         let late = || ReadError::Deadline { waited_ms: millis(deadline), last: self.last_error() };
@@ -89,7 +83,7 @@ impl<F: Fold> Follower<F> {
         let reached = tokio::time::timeout(deadline, progress.wait_for(|now| now.folded >= size)).await;
         match reached {
             Ok(Ok(now)) => Ok(now.folded),
-            Ok(Err(_)) => Err(ReadError::Stopped),
+            Ok(Err(_)) => Err(self.stopped()),
             Err(_) => Err(late()),
         }
     }
@@ -104,6 +98,10 @@ impl<F: Fold> Follower<F> {
     #[must_use]
     pub fn last_error(&self) -> Option<String> {
         self.progress.borrow().last_error.clone()
+    }
+
+    fn stopped(&self) -> ReadError {
+        ReadError::Stopped { reason: self.last_error().unwrap_or_else(|| "its task has ended".into()) }
     }
 
     /// The organism followed.
@@ -132,9 +130,12 @@ async fn run<F: Fold>(shared: Arc<Shared>, state: Arc<RwLock<F>>, report: watch:
         let accepted = polled.and_then(|answer| accept(&mut core, &answer).map_err(|error| describe(&error)));
         match accepted {
             Ok(entries) => {
-                let mut fold = state.write().unwrap_or_else(PoisonError::into_inner);
-                entries.iter().for_each(|entry| fold.fold(entry));
-                drop(fold);
+                if let Err((index, fault)) = fold_all(&state, &entries) {
+                    let reason = format!("certified entry {index} contradicts the rules of its service: {fault}");
+                    tracing::error!(organism = %shared.id, %reason, "the follower stops");
+                    report.send_modify(|progress| progress.last_error = Some(reason));
+                    return;
+                }
                 report.send_modify(|progress| {
                     *progress = Progress { folded: core.next_index(), last_error: None };
                 });
@@ -148,6 +149,11 @@ async fn run<F: Fold>(shared: Arc<Shared>, state: Arc<RwLock<F>>, report: watch:
             }
         }
     }
+}
+
+fn fold_all<F: Fold>(state: &RwLock<F>, entries: &[Entry]) -> Result<(), (u64, FoldFault)> {
+    let mut fold = state.write().unwrap_or_else(PoisonError::into_inner);
+    entries.iter().try_for_each(|entry| fold.fold(entry).map_err(|fault| (entry.index, fault)))
 }
 
 async fn poll(shared: &Shared, core: &Core) -> (usize, Result<FollowAnswer, String>) {

@@ -25,9 +25,9 @@ mod outbox;
 mod wire;
 
 pub use client::{Committed, Organism, random_write_id};
-pub use coalition_log::entry::WriteId;
+pub use coalition_log::{Fold, FoldFault, entry::WriteId};
 pub use error::{ReadError, WriteError};
 pub use execution::ExecutionError;
-pub use follower::{Fold, Follower};
+pub use follower::Follower;
 pub use member::{Member, MemberError, MemberKeys, MemberSetup, OrderSetup, OrganismSetup, OrganismStatus, TickOf};
 pub use wire::MAX_COMMAND_BYTES;

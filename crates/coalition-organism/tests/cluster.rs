@@ -7,7 +7,7 @@ use std::time::Duration;
 use coalition::{AlmanacTick, UniqueId};
 use coalition_almanac::{AlmanacMachine, AlmanacParams, AlmanacTickBody, Observers, TICK_KIND, Ticks};
 use coalition_log::{Context, Draft, Entry, Machine, Refusal};
-use coalition_organism::{Fold, Follower, Organism, WriteError, random_write_id};
+use coalition_organism::{Fold, FoldFault, Follower, Organism, WriteError, random_write_id};
 use coalition_testkit::{Carried, Committee};
 
 #[path = "../examples/guestbook.rs"]
@@ -33,7 +33,7 @@ impl Machine for Notes {
     }
 
     fn evolve(&mut self, entry: &Entry) {
-        self.fold(entry);
+        self.fold(entry).unwrap();
     }
 
     fn wake_at_ms(&self, _: &Context) -> Option<u64> {
@@ -42,17 +42,10 @@ impl Machine for Notes {
 }
 
 impl Fold for Notes {
-    fn fold(&mut self, entry: &Entry) {
+    fn fold(&mut self, entry: &Entry) -> Result<(), FoldFault> {
         self.0.push(entry.body.clone());
         self.1.push(entry.tick);
-    }
-}
-
-struct Clock(Ticks);
-
-impl Fold for Clock {
-    fn fold(&mut self, entry: &Entry) {
-        self.0.apply(entry).unwrap();
+        Ok(())
     }
 }
 
@@ -81,8 +74,8 @@ async fn four_members_serve_through_loss_and_restart() {
     let notes = committee.organism(&client, "notes");
     let reader = Follower::spawn(notes.clone(), Notes::default());
     let clock =
-        Follower::spawn(committee.organism(&client, "almanac"), Clock(Ticks::new(AlmanacParams::new(200).unwrap())));
-    clock.wait_for(SOON, |clock| clock.0.reached(AlmanacTick(3)).then_some(())).await.unwrap();
+        Follower::spawn(committee.organism(&client, "almanac"), Ticks::new(AlmanacParams::new(200).unwrap()));
+    clock.wait_for(SOON, |clock| clock.reached(AlmanacTick(3)).then_some(())).await.unwrap();
 
     // Idempotence: the same id writes once, whoever answers.
     let id = random_write_id();
