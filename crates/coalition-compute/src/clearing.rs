@@ -30,7 +30,7 @@ pub struct Cleared {
 /// Grants made earlier in the round being computed, not yet part of the state.
 #[derive(Default)]
 struct Reserved {
-    held: BTreeMap<(ProviderId, OfferName), Held>,
+    held: BTreeMap<ProviderId, BTreeMap<OfferName, Held>>,
     live: BTreeMap<ProviderId, u32>,
 }
 
@@ -112,9 +112,11 @@ fn candidates<'a, 'r>(
         state.providers().iter().filter_map(|(id, record)| Some((*id, record.live, record.card.as_ref()?)));
     with_cards.flat_map(move |(provider, live, card)| {
         let live = reserved.live.get(&provider).copied().unwrap_or(live);
+        let (committed, earlier) = (state.held_of(&provider), reserved.held.get(&provider));
         card.card.offers.iter().map(move |offer| {
-            let held = reserved.held.get(&(provider, offer.name.clone())).copied();
-            let held = held.unwrap_or_else(|| state.held(&provider, &offer.name));
+            let on_offer =
+                |held: Option<&BTreeMap<OfferName, Held>>| held.and_then(|offers| offers.get(&offer.name)).copied();
+            let held = on_offer(earlier).or_else(|| on_offer(committed)).unwrap_or_default();
             Candidate { state, request, at, provider, live, card, offer, held }
         })
     })
@@ -175,8 +177,9 @@ fn inputs_digest(request: &RequestRecord, bids: &[Bid<'_>]) -> UniqueId {
 impl Reserved {
     fn add(&mut self, state: &MarketState, winner: &Bid<'_>, request: &RequestRecord) {
         let asked = request.request();
-        let key = (winner.provider, winner.offer.name.clone());
-        let held = self.held.entry(key).or_insert_with(|| state.held(&winner.provider, &winner.offer.name));
+        let name = &winner.offer.name;
+        let offers = self.held.entry(winner.provider).or_default();
+        let held = offers.entry(name.clone()).or_insert_with(|| state.held(&winner.provider, name));
         *held = held.plus(asked.cpu_millicores, asked.ram_mib);
         let committed = state.providers().get(&winner.provider).map_or(0, |record| record.live);
         let live = self.live.entry(winner.provider).or_insert(committed);

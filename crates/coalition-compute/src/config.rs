@@ -232,7 +232,7 @@ mod tests {
         let mut bad = good.clone();
         bad[0] = 9;
         assert_eq!(ComputeParams::from_bytes(&bad), Err(ParamsError::Version { given: 9 }));
-        let mut bad = good.clone();
+        let mut bad = good;
         bad[1] = 7;
         assert_eq!(ComputeParams::from_bytes(&bad), Err(ParamsError::Rule { given: 7 }));
         let mut params = ComputeParams::standard(1_000);

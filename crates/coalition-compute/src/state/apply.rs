@@ -188,7 +188,7 @@ impl MarketState {
         request.stage = RequestStage::Granted;
         self.open.remove(&request.pointer.index);
         provider.live = provider.live.saturating_add(1);
-        let held = self.held.entry((grant.provider, grant.offer.clone())).or_default();
+        let held = self.held.entry(grant.provider).or_default().entry(grant.offer.clone()).or_default();
         *held = held.plus(grant.cpu_millicores, grant.ram_mib);
         self.live.insert(grant.request_id);
         let record = GrantRecord {
@@ -261,11 +261,13 @@ impl MarketState {
     }
 
     fn release(&mut self, grant: &ComputeGrant) {
-        let key = (grant.provider, grant.offer.clone());
-        if let Some(held) = self.held.get_mut(&key) {
-            *held = held.minus(grant.cpu_millicores, grant.ram_mib);
-            if held.instances == 0 {
-                self.held.remove(&key);
+        if let Some(offers) = self.held.get_mut(&grant.provider) {
+            if let Some(held) = offers.get_mut(&grant.offer) {
+                *held = held.minus(grant.cpu_millicores, grant.ram_mib);
+            }
+            offers.retain(|_, held| held.instances > 0);
+            if offers.is_empty() {
+                self.held.remove(&grant.provider);
             }
         }
         if let Some(provider) = self.providers.get_mut(&grant.provider) {

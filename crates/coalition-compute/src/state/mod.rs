@@ -40,7 +40,7 @@ pub struct MarketState {
     open: BTreeMap<u64, (RequestId, [u8; 32])>,
     grants: BTreeMap<RequestId, GrantRecord>,
     live: BTreeSet<RequestId>,
-    held: BTreeMap<(ProviderId, OfferName), Held>,
+    held: BTreeMap<ProviderId, BTreeMap<OfferName, Held>>,
     finished: VecDeque<RequestId>,
     clearings: VecDeque<ClearingEntry>,
     last_clearing: Option<LastClearing>,
@@ -123,13 +123,18 @@ impl MarketState {
     /// Capacity that live grants hold on an offer.
     #[must_use]
     pub fn held(&self, provider: &ProviderId, offer: &OfferName) -> Held {
-        self.held.get(&(*provider, offer.clone())).copied().unwrap_or_default()
+        self.held_of(provider).and_then(|offers| offers.get(offer)).copied().unwrap_or_default()
+    }
+
+    /// Capacity that live grants hold on a provider's offers; `None` when it has no live grant.
+    #[must_use]
+    pub fn held_of(&self, provider: &ProviderId) -> Option<&BTreeMap<OfferName, Held>> {
+        self.held.get(provider)
     }
 
     /// Names of the provider's offers that live grants are on.
     pub fn offers_in_use(&self, provider: &ProviderId) -> impl Iterator<Item = &OfferName> {
-        let provider = *provider;
-        self.held.keys().filter(move |(owner, _)| *owner == provider).map(|(_, offer)| offer)
+        self.held_of(provider).into_iter().flat_map(BTreeMap::keys)
     }
 
     /// Kept clearing records, oldest first.

@@ -250,7 +250,7 @@ proptest! {
         sim.ok(post(1, 1, card(1, 100, vec![offer("local", "home-01", 1, "0.04")])));
         let before = sim.machine.state().clone();
         let cx = Context { height: 1, time_ms, tick };
-        for bytes in [bytes.clone(), [&[1, kind as u8], bytes.as_slice()].concat()] {
+        for bytes in [bytes.clone(), [&[1, u8::try_from(kind).unwrap()], bytes.as_slice()].concat()] {
             prop_assert!(sim.machine.decide(&cx, &bytes).is_err());
         }
         let _ = (sim.machine.round(&cx), sim.machine.wake_at_ms(&cx));

@@ -97,7 +97,7 @@ fn a_gap_and_time_running_backwards_are_named() {
     let sim = story();
     let fault = replay(organism(), &params(), &sim.entries[1..]).unwrap_err();
     assert!(matches!(fault, ReplayFault::Gap { expected: 0, found: 1 }));
-    let mut entries = sim.entries.clone();
+    let mut entries = sim.entries;
     let last = entries.len() - 1;
     entries[last].time_ms = START_MS - 1;
     let fault = replay(organism(), &params(), &entries).unwrap_err();
