@@ -1,7 +1,8 @@
 //! One commit of an organism: the bytes that become a leaf of its Merkle tree.
 //!
 //! Layout, all integers big endian: version `0x01` ‖ u64 index ‖ u64 tick (`u64::MAX`: no Almanac) ‖ u64 time in ms ‖
-//! 16 bytes write id (zeros: written by the committee itself) ‖ u8 length + kind ‖ u32 length + body ‖ u8 count + evidence pointers (32 organism ‖ u64 index ‖ 32 digest each).
+//! 16 bytes write id (zeros: written by the committee itself) ‖ u8 length + kind ‖ u32 length + body ‖ u8 count +
+//! evidence pointers (32 organism ‖ u64 index ‖ 32 digest each).
 //! One entry has exactly one encoding, and decoding accepts nothing else.
 
 use coalition::{EvidencePointer, UniqueId};

@@ -231,6 +231,11 @@ impl Evidence {
         self.verify(pointer.organism, roster)
     }
 
+    /// The canonical text, as [`Evidence::parse`] reads it: what is stored, mailed and verified elsewhere.
+    pub fn to_text(&self) -> String {
+        self.to_string()
+    }
+
     /// The same proof as a C2SP `tlog-proof`, with the entry's bytes as its extra data.
     pub fn to_tlog_proof(&self) -> String {
         let mut text = format!("c2sp.org/tlog-proof@v1\nextra {}\n", STANDARD.encode(&self.entry_bytes));

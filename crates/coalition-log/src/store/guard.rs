@@ -90,6 +90,12 @@ impl Guard {
         self.signed = next;
         Ok(())
     }
+
+    /// Makes every further write fail, as a full disk would.
+    #[cfg(test)]
+    pub(super) fn break_disk(&mut self) {
+        self.file = OpenOptions::new().write(true).open("/dev/full").expect("Linux has /dev/full");
+    }
 }
 
 fn encode(sequence: u64, signed: &Guarded, organism: UniqueId) -> [u8; SLOT_BYTES] {

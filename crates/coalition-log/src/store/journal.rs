@@ -148,7 +148,7 @@ pub(super) fn recover(dir: &Path, organism: UniqueId) -> Result<Option<Recovered
     while at < bytes.len() {
         let Some(raw) = RawRecord::read(&bytes, &key, at).filter(|raw| raw.is_intact(&key, at)) else {
             if let Some(later) = next_intact(&bytes, &key, at + 1) {
-                return Err(damage(&path, &bytes, &key, at, later));
+                return Err(damage(&path, &bytes, &key, at, later, &recovered.last));
             }
             recovered.torn_bytes = (bytes.len() - at) as u64;
             break;
@@ -195,15 +195,17 @@ fn next_intact(bytes: &[u8], key: &[u8; 32], from: usize) -> Option<usize> {
     intact.find(|at| RawRecord::read(bytes, key, *at).is_some_and(|raw| raw.is_intact(key, *at)))
 }
 
-/// The intact record at `later` says which digest the record before it must have.
-fn damage(path: &Path, bytes: &[u8], key: &[u8; 32], at: usize, later: usize) -> StoreError {
+/// The intact record at `later` says which digest the record before it must have. If the payload has that digest, the
+/// damage is in the record's head, which is known but for the damage.
+fn damage(path: &Path, bytes: &[u8], key: &[u8; 32], at: usize, later: usize, last: &Hash) -> StoreError {
     let expected = RawRecord::read(bytes, key, later).map_or(Hash([0; 32]), |raw| raw.previous);
-    let previous = bytes
-        .get(at + MARKER_BYTES + 4..at + MARKER_BYTES + 36)
-        .and_then(|slice| slice.try_into().ok())
-        .map_or(Hash([0; 32]), Hash);
-    let payload = bytes.get(at + RECORD_HEAD_BYTES..later).unwrap_or_default();
-    corrupt(path, at, expected, record_digest(key, at as u64, &previous, payload))
+    let (head, payload) = bytes[at..later].split_at_checked(RECORD_HEAD_BYTES).unwrap_or((&bytes[at..later], &[]));
+    let found = record_digest(key, at as u64, last, payload);
+    if found != expected {
+        return corrupt(path, at, expected, found);
+    }
+    let hash = |bytes: &[u8]| Hash(*blake3::hash(bytes).as_bytes());
+    corrupt(path, at, hash(&record_head(key, payload.len(), last, &expected)), hash(head))
 }
 
 fn corrupt(path: &Path, offset: usize, expected: Hash, found: Hash) -> StoreError {
@@ -232,12 +234,18 @@ fn marker(key: &[u8; 32]) -> [u8; MARKER_BYTES] {
 fn append_record(out: &mut Vec<u8>, key: &[u8; 32], offset: u64, previous: &Hash, payload: &[u8]) -> Hash {
     let digest = record_digest(key, offset, previous, payload);
     out.reserve(RECORD_HEAD_BYTES + payload.len());
-    out.extend_from_slice(&marker(key));
-    out.extend_from_slice(&length(payload.len()));
-    out.extend_from_slice(&previous.0);
-    out.extend_from_slice(&digest.0);
+    out.extend_from_slice(&record_head(key, payload.len(), previous, &digest));
     out.extend_from_slice(payload);
     digest
+}
+
+fn record_head(key: &[u8; 32], payload_bytes: usize, previous: &Hash, digest: &Hash) -> Vec<u8> {
+    let mut head = Vec::with_capacity(RECORD_HEAD_BYTES);
+    head.extend_from_slice(&marker(key));
+    head.extend_from_slice(&length(payload_bytes));
+    head.extend_from_slice(&previous.0);
+    head.extend_from_slice(&digest.0);
+    head
 }
 
 fn encode_payload(record: &Record) -> Vec<u8> {

@@ -1,0 +1,140 @@
+//! Committees, entries and in-memory trees for the tests of this crate.
+
+#![allow(dead_code, unreachable_pub, reason = "every test file uses its own part of this")]
+
+use coalition::{EvidencePointer, Roster, RosterMember, UniqueId};
+use coalition_log::checkpoint::{CertifiedCheckpoint, Checkpoint, Cosigner, RosterVerifier, SignedCheckpoint};
+use coalition_log::entry::{Entry, WriteId, leaf_hash};
+use coalition_log::evidence::Evidence;
+use coalition_log::store::Store;
+use coalition_log::tree::{Frontier, Hash, Nodes, ProofError, inclusion_proof, root_of};
+use ed25519_dalek::SigningKey;
+
+/// A committee with known keys.
+pub struct Committee {
+    pub organism: UniqueId,
+    pub roster: Roster,
+    pub cosigners: Vec<Cosigner>,
+}
+
+pub fn organism(seed: u8) -> UniqueId {
+    UniqueId::from_bytes([seed; 32])
+}
+
+pub fn key(seed: u8) -> SigningKey {
+    SigningKey::from_bytes(&[seed; 32])
+}
+
+pub fn public(seed: u8) -> [u8; 32] {
+    key(seed).verifying_key().to_bytes()
+}
+
+pub fn committee(organism_seed: u8, members: u8) -> Committee {
+    let member = |i: u8| RosterMember {
+        name: format!("m{i}"),
+        checkpoint_key: public(i + 1),
+        consensus_key: public(i + 101),
+        peer_id: public(i + 151),
+    };
+    let organism = organism(organism_seed);
+    let roster = Roster::new((0..members).map(member).collect()).unwrap();
+    let cosigners = (0..members).map(|i| Cosigner::new(organism, &format!("m{i}"), key(i + 1))).collect();
+    Committee { organism, roster, cosigners }
+}
+
+impl Committee {
+    pub fn verifier(&self) -> RosterVerifier {
+        RosterVerifier::new(self.organism, &self.roster).unwrap()
+    }
+
+    /// `checkpoint` with the cosignatures of the given members.
+    pub fn sign(&self, checkpoint: Checkpoint, members: &[usize]) -> SignedCheckpoint {
+        let sign = |i: &usize| self.cosigners[*i].sign(&checkpoint, 1_700_000_000 + *i as u64).unwrap();
+        SignedCheckpoint { checkpoint, signatures: members.iter().map(sign).collect() }
+    }
+
+    /// A certificate by the first members that make a quorum.
+    pub fn certify(&self, size: u64, root: Hash) -> CertifiedCheckpoint {
+        let members: Vec<usize> = (0..self.roster.quorum()).collect();
+        let note = self.sign(Checkpoint { organism: self.organism, size, root }, &members);
+        self.verifier().certify(&note).unwrap()
+    }
+
+    /// Certifies the store's head and puts the certificate into it.
+    pub fn certify_store(&self, store: &mut Store) -> CertifiedCheckpoint {
+        let head = store.head();
+        let certified = self.certify(head.size, head.root);
+        assert!(store.put_certified(&certified).unwrap());
+        certified
+    }
+}
+
+/// A small entry whose content depends on its index.
+pub fn entry(index: u64) -> Entry {
+    let pointer = EvidencePointer { organism: organism(9), index: index / 2, digest: UniqueId::from_bytes([7; 32]) };
+    Entry {
+        index,
+        tick: if index % 3 == 0 { None } else { Some(index * 2) },
+        time_ms: 1_700_000_000_000 + index,
+        write_id: WriteId([(index % 7) as u8; 16]),
+        kind: if index % 2 == 0 { "test.even".into() } else { "test.odd".into() },
+        body: index.to_be_bytes().repeat(1 + (index % 5) as usize),
+        evidence: if index % 4 == 1 { vec![pointer] } else { Vec::new() },
+    }
+}
+
+pub fn entries(range: std::ops::Range<u64>) -> Vec<Entry> {
+    range.map(entry).collect()
+}
+
+pub fn encoded(range: std::ops::Range<u64>) -> Vec<Vec<u8>> {
+    range.map(|index| entry(index).encode().unwrap()).collect()
+}
+
+/// A tree held as its leaf hashes.
+pub struct Leaves(pub Vec<Hash>);
+
+impl Leaves {
+    pub fn of_entries(count: u64) -> Self {
+        Self(encoded(0..count).iter().map(|bytes| leaf_hash(bytes)).collect())
+    }
+
+    pub fn root(&self, size: usize) -> Hash {
+        root_of(&self.0[..size])
+    }
+
+    pub fn frontier(&self, size: usize) -> Frontier {
+        let mut frontier = Frontier::new();
+        self.0[..size].iter().for_each(|leaf| frontier.push(*leaf));
+        frontier
+    }
+}
+
+impl Nodes for Leaves {
+    type Error = ProofError;
+
+    fn node(&self, level: u32, index: u64) -> Result<Hash, ProofError> {
+        let from = (index << level) as usize;
+        Ok(naive_root(&self.0[from..from + (1 << level)]))
+    }
+}
+
+/// RFC 6962's definition of the root, word for word.
+pub fn naive_root(leaves: &[Hash]) -> Hash {
+    match leaves.len() {
+        0 => Hash::empty_root(),
+        1 => leaves[0],
+        n => {
+            let middle = n.next_power_of_two() / 2;
+            Hash::node(&naive_root(&leaves[..middle]), &naive_root(&leaves[middle..]))
+        }
+    }
+}
+
+/// Evidence for entry `index` of the test log of `size` entries.
+pub fn evidence(committee: &Committee, index: u64, size: u64) -> Evidence {
+    let leaves = Leaves::of_entries(size);
+    let certified = committee.certify(size, leaves.root(size as usize));
+    let path = inclusion_proof(&leaves, index, size).unwrap();
+    Evidence::new(entry(index).encode().unwrap(), path, &certified).unwrap()
+}
