@@ -373,7 +373,9 @@ mod tests {
     #[test]
     fn gossip_fits_frames() {
         let mut p = pool();
-        (0..5).for_each(|n| drop(p.add(command(n), Origin::Local)));
+        for n in 0..5 {
+            p.add(command(n), Origin::Local);
+        }
         assert_eq!(p.take_gossip(1, 28).len(), 2);
         assert_eq!(p.take_gossip(1, 1).len(), 1, "one always goes");
         assert_eq!(p.take_gossip(1, 1_000).len(), 2);
@@ -387,8 +389,8 @@ mod tests {
             let mut height = 0;
             for (what, n, who) in steps {
                 match what {
-                    0 => drop(p.add(command(n), Origin::Local)),
-                    1 => drop(p.add(command(n), Origin::Member(who))),
+                    0 => _ = p.add(command(n), Origin::Local),
+                    1 => _ = p.add(command(n), Origin::Member(who)),
                     2 => { height += 1; p.ordered(height, vec![command_id(&command(n))]); }
                     _ => drop(p.take_gossip(u64::from(n) * 100, 30)),
                 }

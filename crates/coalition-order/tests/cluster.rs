@@ -303,6 +303,21 @@ async fn a_dropped_delivery_is_reported_and_comes_again() {
     handle.stop(Duration::from_secs(20)).await.unwrap();
 }
 
+#[tokio::test]
+async fn a_panic_inside_surfaces() {
+    init_logs();
+    let dir = tempfile::tempdir().unwrap();
+    let config = configs(dir.path(), 1, |_| {}).remove(0);
+    // A file where the engine wants its directory.
+    std::fs::create_dir_all(&config.storage_dir).unwrap();
+    std::fs::write(config.storage_dir.join("data"), b"in the way").unwrap();
+    let (handle, mut deliveries) = start(config).unwrap();
+    let error = tokio::time::timeout(DEADLINE, handle.wait_failed()).await.unwrap();
+    assert!(matches!(error, OrderError::Panicked(_)), "{error}");
+    assert!(deliveries.recv().await.is_none());
+    assert_eq!(handle.submit(vec![1]), Err(SubmitError::Stopped));
+}
+
 fn now_ms() -> u64 {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
     u64::try_from(now.as_millis()).unwrap()

@@ -42,9 +42,14 @@ use std::time::Duration;
 
 use commonware_cryptography::Signer as _;
 use commonware_cryptography::ed25519::{PrivateKey, PublicKey};
-use commonware_p2p::simulated::{Config as NetworkConfig, Link, Network, Oracle};
-use commonware_runtime::deterministic::{Checkpoint, Config, Context, Runner};
-use commonware_runtime::{Clock as _, Handle, Quota, Runner as _, Spawner as _, Supervisor as _};
+use commonware_p2p::simulated::{
+    Config as NetworkConfig, Link, Network, Oracle, SplitForwarder, SplitOrigin, SplitTarget,
+};
+use commonware_p2p::{Receiver, Recipients, Sender};
+use commonware_runtime::deterministic::{
+    Checkpoint, Config, Context, FaultConfig, PartialWriteMode, Runner, WriteConfig,
+};
+use commonware_runtime::{Clock as _, Handle, IoBuf, Quota, Spawner as _, Supervisor as _};
 use commonware_utils::probability;
 use tokio::sync::{mpsc, watch};
 
@@ -78,9 +83,28 @@ enum Scenario {
     CrashMany,
     /// Member 2's consumer stands still for a while.
     SlowConsumer,
-    /// All lose power at one instant and start again from what was synced.
-    CrashAll,
+    /// Member 3 runs twice under one key and tells overlapping parts of the committee different things.
+    Twins,
+    /// All lose power at one instant, several times, and start again from what was synced.
+    PowerLoss,
+    /// The same, and of what was not synced a random half of the bytes is on disk.
+    TornWrites,
 }
+
+impl Scenario {
+    /// Members that follow the protocol and must agree.
+    fn honest(self) -> &'static [usize] {
+        if self == Self::Twins { &[0, 1, 2] } else { &[0, 1, 2, 3] }
+    }
+
+    /// How often the whole machine room starts.
+    fn lives(self) -> u64 {
+        if matches!(self, Self::PowerLoss | Self::TornWrites) { 4 } else { 1 }
+    }
+}
+
+/// Whom the first and the second twin talk to.
+const TWIN_FRIENDS: [[usize; 2]; 2] = [[0, 1], [1, 2]];
 
 /// A committee in the simulation.
 struct World {
@@ -92,10 +116,11 @@ struct World {
     stalled: Arc<Mutex<BTreeSet<usize>>>,
     lives: u64,
     success: u8,
+    scenario: Scenario,
 }
 
 impl World {
-    async fn new(context: Context, ledgers: Vec<Ledger>, success: u8, lives: u64) -> Self {
+    async fn new(context: Context, ledgers: Vec<Ledger>, scenario: Scenario, lives: u64) -> Self {
         let keys: Vec<PrivateKey> = (0..MEMBERS as u64).map(PrivateKey::from_seed).collect();
         let participants: Vec<PublicKey> = keys.iter().map(|k| k.public_key()).collect();
         let (network, oracle) = Network::new_with_peers(
@@ -112,7 +137,8 @@ impl World {
         network.start();
         let members = (0..MEMBERS).map(|_| None).collect();
         let stalled = Arc::default();
-        let mut world = Self { context, oracle, keys, ledgers, members, stalled, lives, success };
+        let success = if let Scenario::Loss(percent) = scenario { 100 - percent } else { 100 };
+        let mut world = Self { context, oracle, keys, ledgers, members, stalled, lives, success, scenario };
         for a in 0..MEMBERS {
             for b in 0..MEMBERS {
                 world.link(a, b).await;
@@ -144,17 +170,53 @@ impl World {
     }
 
     async fn start(&mut self, i: usize) {
+        let twins = self.scenario == Scenario::Twins && i == 3;
+        let (mine, other) = self.channels(i, twins).await;
+        let ledger = self.ledgers[i].clone();
+        let started = self.start_engine(i, "one", mine, ledger);
+        self.members[i] = Some(started);
+        if twins {
+            // The second twin lives as long as the simulation.
+            drop(self.start_engine(i, "two", other, Ledger::default()));
+        }
+    }
+
+    /// Two sets of channels under one identity; the second is of use to a twin only.
+    async fn channels(
+        &self,
+        i: usize,
+        twins: bool,
+    ) -> (
+        Channels<impl Sender<PublicKey = PublicKey>, impl Receiver<PublicKey = PublicKey>>,
+        Channels<impl Sender<PublicKey = PublicKey>, impl Receiver<PublicKey = PublicKey>>,
+    ) {
         let quota = Quota::per_second(NonZeroU32::new(2_048).unwrap());
         let control = self.oracle.control(self.keys[i].public_key());
-        let channels = Channels {
-            votes: control.register(0, quota).await.unwrap(),
-            certificates: control.register(1, quota).await.unwrap(),
-            resolver: control.register(2, quota).await.unwrap(),
-            backfill: control.register(3, quota).await.unwrap(),
-            blocks: control.register(4, quota).await.unwrap(),
-            commands: control.register(5, quota).await.unwrap(),
-            gossip: control.register(6, quota).await.unwrap(),
-        };
+        let friends = TWIN_FRIENDS.map(|f| f.map(|i| self.keys[i].public_key()).to_vec());
+        let mut ones = Vec::new();
+        let mut twos = Vec::new();
+        for id in 0..7 {
+            let (sender, receiver) = control.register(id, quota).await.unwrap();
+            let (one, two) = sender.split_with(forward(twins, friends.clone()));
+            let route = route(twins, friends.clone());
+            let (one_in, two_in) = receiver.split_with(self.context.child("split"), route);
+            ones.push((one, one_in));
+            twos.push((two, two_in));
+        }
+        (bundle(ones), bundle(twos))
+    }
+
+    fn start_engine<S, R>(
+        &mut self,
+        i: usize,
+        twin: &str,
+        channels: Channels<S, R>,
+        ledger: Ledger,
+    ) -> (OrderHandle, Handle<()>)
+    where
+        S: Sender<PublicKey = PublicKey>,
+        R: Receiver<PublicKey = PublicKey>,
+    {
         let membership = Membership {
             fingerprint: [7; 32],
             seats: Arc::new(self.keys.iter().map(|k| k.public_key()).collect()),
@@ -164,7 +226,7 @@ impl World {
             network_delay_ms: 300,
             max_gossip_bytes: 1_000,
             max_unacknowledged: 4,
-            partition: format!("member-{i}"),
+            partition: format!("member-{i}-{twin}"),
         };
         assert!(membership.max_message_bytes() <= 1024 * 1024);
         let shared = Arc::new(Shared::new(Mempool::new(MEMBERS, 1_000_000)));
@@ -182,7 +244,8 @@ impl World {
         };
         let handle = OrderHandle::new(Arc::clone(&shared), limits, outbound_tx, inbox_rx, control_tx, exit);
         let ports = Ports { shared, deliveries: deliver, outbound, inbox };
-        let (oracle, ledger, stalled) = (self.oracle.clone(), self.ledgers[i].clone(), Arc::clone(&self.stalled));
+        let (oracle, stalled) = (self.oracle.clone(), Arc::clone(&self.stalled));
+        let control = self.oracle.control(self.keys[i].public_key());
         self.lives += 1;
         let context = self.context.child("member").with_attribute("life", self.lives);
         let task = context.spawn(move |context| async move {
@@ -194,7 +257,7 @@ impl World {
                 panic!("the {name} of member {i} ended: {result:?}");
             }
         });
-        self.members[i] = Some((handle, task));
+        (handle, task)
     }
 
     /// Ends everything the member runs, at this instant.
@@ -218,13 +281,15 @@ impl World {
         self.ledgers[i].0.lock().unwrap().last_key_value().map_or(0, |(h, _)| *h)
     }
 
-    /// Submits twenty commands a second for `ms`, to one member after the other.
+    /// Submits twenty commands a second for `ms`, to one honest member after the other.
     async fn load(&self, commands: &mut Vec<(usize, Vec<u8>)>, ms: u64) {
         for _ in 0..ms / 50 {
             let n = commands.len();
             let command = format!("command {n}").into_bytes();
-            self.submit(n % MEMBERS, command.clone());
-            commands.push((n % MEMBERS, command));
+            let honest = self.scenario.honest();
+            let i = honest[n % honest.len()];
+            self.submit(i, command.clone());
+            commands.push((i, command));
             self.sleep(50).await;
         }
     }
@@ -236,13 +301,14 @@ impl World {
         }
         for _ in 0..1_200 {
             self.sleep(50).await;
-            if self.ledgers.iter().all(|l| delivered(l).len() >= commands.len()) {
+            if self.scenario.honest().iter().all(|i| delivered(&self.ledgers[*i]).len() >= commands.len()) {
                 // A little longer: a repetition would come now.
                 self.sleep(1_000).await;
                 return;
             }
         }
-        let missing: Vec<usize> = self.ledgers.iter().map(|l| commands.len() - delivered(l).len()).collect();
+        let missing: Vec<usize> =
+            self.ledgers.iter().map(|l| commands.len().saturating_sub(delivered(l).len())).collect();
         panic!("not everything arrived within a minute; missing per member: {missing:?}");
     }
 }
@@ -283,14 +349,18 @@ async fn consume(
     }
 }
 
-/// The first life of the committee; `CrashAll` ends in the middle of it.
-async fn first_life(context: Context, scenario: Scenario, ledgers: Vec<Ledger>) -> Vec<(usize, Vec<u8>)> {
-    let success = if let Scenario::Loss(percent) = scenario { 100 - percent } else { 100 };
-    let mut world = World::new(context, ledgers, success, 0).await;
-    let mut commands = Vec::new();
+/// One life of the committee. All but the last end in the middle of the work.
+async fn live(
+    context: Context,
+    scenario: Scenario,
+    ledgers: Vec<Ledger>,
+    mut commands: Vec<(usize, Vec<u8>)>,
+    life: u64,
+) -> (Vec<(usize, Vec<u8>)>, u64) {
+    let mut world = World::new(context, ledgers, scenario, 100 * life).await;
     world.load(&mut commands, 2_000).await;
     match scenario {
-        Scenario::Calm | Scenario::Loss(_) => world.load(&mut commands, 2_000).await,
+        Scenario::Calm | Scenario::Loss(_) | Scenario::Twins => world.load(&mut commands, 2_000).await,
         Scenario::Split => split(&world, &mut commands).await,
         Scenario::CrashOne => {
             world.crash(3).await;
@@ -314,13 +384,16 @@ async fn first_life(context: Context, scenario: Scenario, ledgers: Vec<Ledger>) 
             assert!(world.height(0) > world.height(2) + 5, "the others must not wait for a slow consumer");
             world.stalled.lock().unwrap().clear();
         }
-        Scenario::CrashAll => {
-            world.load(&mut commands, 500).await;
-            return commands;
+        Scenario::PowerLoss | Scenario::TornWrites => {
+            world.load(&mut commands, 100 * life).await;
+            if life < scenario.lives() {
+                return (commands, 0);
+            }
         }
     }
     world.settle(&commands).await;
-    commands
+    let faults = world.members.iter().flatten().map(|(handle, _)| handle.status().faults).sum();
+    (commands, faults)
 }
 
 async fn split(world: &World, commands: &mut Vec<(usize, Vec<u8>)>) {
@@ -343,37 +416,91 @@ async fn split(world: &World, commands: &mut Vec<(usize, Vec<u8>)>) {
 struct Outcome {
     audit: String,
     batches: BTreeMap<u64, Batch>,
+    /// Contradictions that members noticed.
+    faults: u64,
 }
 
 fn run(scenario: Scenario, seed: u64) -> Outcome {
     let ledgers: Vec<Ledger> = (0..MEMBERS).map(|_| Ledger::default()).collect();
-    let config = Config::default().with_seed(seed).with_timeout(Some(Duration::from_secs(300)));
-    let first = |ledgers: Vec<Ledger>| {
-        move |context: Context| async move {
+    let write_rate = (scenario == Scenario::TornWrites).then_some(WriteConfig {
+        failure_rate: probability!(0.0),
+        retention_rate: probability!(0.5),
+        mode: PartialWriteMode::Subset,
+    });
+    let config = Config::default()
+        .with_seed(seed)
+        .with_timeout(Some(Duration::from_secs(300)))
+        .with_storage_fault_config(FaultConfig { write_rate, ..FaultConfig::default() });
+    let mut runner = Runner::new(config);
+    let mut commands = Vec::new();
+    for life in 1.. {
+        let (ledgers_now, commands_now) = (ledgers.clone(), commands.clone());
+        let ((all, faults, auditor), checkpoint): (_, Checkpoint) = runner.start_and_recover(|context| async move {
             let auditor = context.auditor();
-            (first_life(context, scenario, ledgers).await, auditor)
+            let (all, faults) = live(context, scenario, ledgers_now, commands_now, life).await;
+            (all, faults, auditor)
+        });
+        commands = all;
+        if life == scenario.lives() {
+            let honest: Vec<&Ledger> = scenario.honest().iter().map(|i| &ledgers[*i]).collect();
+            check(&honest, &commands);
+            let batches = ledgers[0].0.lock().unwrap().clone();
+            return Outcome { audit: auditor.state(), batches, faults };
         }
-    };
-    let ((commands, auditor), checkpoint): (_, Checkpoint) =
-        Runner::new(config).start_and_recover(first(ledgers.clone()));
-    let auditor = if scenario == Scenario::CrashAll {
-        let ledgers = ledgers.clone();
-        let commands = commands.clone();
-        Runner::from(checkpoint).start(|context| async move {
-            let auditor = context.auditor();
-            World::new(context, ledgers, 100, 100).await.settle(&commands).await;
-            auditor
+        runner = Runner::from(checkpoint);
+    }
+    unreachable!("every scenario has a last life")
+}
+
+/// Which members a message of each twin reaches; of a member that runs once, all.
+fn forward(twins: bool, friends: [Vec<PublicKey>; 2]) -> impl SplitForwarder<PublicKey> {
+    move |origin: SplitOrigin, to: &Recipients<PublicKey>, _: &IoBuf| {
+        if !twins {
+            return Some(to.clone());
+        }
+        let friends = match origin {
+            SplitOrigin::Primary => &friends[0],
+            SplitOrigin::Secondary => &friends[1],
+        };
+        Some(match to {
+            Recipients::All => Recipients::Some(friends.clone()),
+            Recipients::Some(keys) => Recipients::Some(keys.iter().filter(|k| friends.contains(k)).cloned().collect()),
+            Recipients::One(key) if friends.contains(key) => Recipients::One(key.clone()),
+            Recipients::One(_) => return None,
         })
-    } else {
-        auditor
-    };
-    check(&ledgers, &commands);
-    let batches = ledgers[0].0.lock().unwrap().clone();
-    Outcome { audit: auditor.state(), batches }
+    }
+}
+
+/// Which twin hears whom; a member that runs once hears everybody.
+fn route(
+    twins: bool,
+    friends: [Vec<PublicKey>; 2],
+) -> impl Fn(&(PublicKey, IoBuf)) -> SplitTarget + Send + Sync + 'static {
+    move |(from, _)| match (friends[0].contains(from), friends[1].contains(from)) {
+        _ if !twins => SplitTarget::Primary,
+        (true, true) => SplitTarget::Both,
+        (true, false) => SplitTarget::Primary,
+        (false, true) => SplitTarget::Secondary,
+        (false, false) => SplitTarget::None,
+    }
+}
+
+fn bundle<S, R>(channels: Vec<(S, R)>) -> Channels<S, R> {
+    let mut channels = channels.into_iter();
+    let mut next = || channels.next().expect("seven channels");
+    Channels {
+        votes: next(),
+        certificates: next(),
+        resolver: next(),
+        backfill: next(),
+        blocks: next(),
+        commands: next(),
+        gossip: next(),
+    }
 }
 
 /// Equal, gapless, and every command exactly once.
-fn check(ledgers: &[Ledger], commands: &[(usize, Vec<u8>)]) {
+fn check(ledgers: &[&Ledger], commands: &[(usize, Vec<u8>)]) {
     let expected: BTreeSet<&Vec<u8>> = commands.iter().map(|(_, c)| c).collect();
     let first = ledgers[0].0.lock().unwrap().clone();
     for ledger in ledgers {
@@ -394,11 +521,14 @@ fn seeds() -> u64 {
 }
 
 fn run_seeds(scenario: Scenario) {
+    let mut faults = 0;
     for seed in 0..seeds() {
         let began = std::time::Instant::now();
         let outcome = run(scenario, seed);
         println!("{scenario:?} seed {seed}: {} batches, {:?}", outcome.batches.len(), began.elapsed());
+        faults += outcome.faults;
     }
+    assert_eq!(faults > 0, scenario == Scenario::Twins, "the liar is noticed, and nobody else is taken for one");
 }
 
 #[test]
@@ -441,6 +571,12 @@ fn a_consumer_stands_still() {
 }
 
 #[test]
-fn all_crash_and_start_again() {
-    run_seeds(Scenario::CrashAll);
+fn one_key_lives_twice() {
+    run_seeds(Scenario::Twins);
+}
+
+#[test]
+fn all_lose_power() {
+    run_seeds(Scenario::PowerLoss);
+    run_seeds(Scenario::TornWrites);
 }
