@@ -5,7 +5,7 @@
 //! rules are in `docs/protocol/identity.md`.
 //!
 //! * [`identity`]: the id type and the one way to hash several things into it.
-//! * [`organism`], [`lattice`], [`modules`], [`tickets`], [`coalition`](mod@coalition): the configs, as consts or values.
+//! * [`organism`], [`lattice`], [`modules`], [`tickets`], and [`CoalitionConfig`]: the configs, as consts or values.
 //! * [`committee`]: rosters, and the content a committee organism publishes.
 //! * [`published`]: the self-contained handshake in its hex and TOML forms; [`ids`]: every id it derives.
 //! * [`retirement`]: the last commit of every component.
@@ -13,7 +13,8 @@
 //! * [`types`]: clock positions, party ids, money and rates, evidence pointers.
 
 mod bytes;
-pub mod coalition;
+// Private: a public module of the crate's own name would make `use coalition::*` ambiguous.
+mod coalition;
 pub mod committee;
 pub mod identity;
 pub mod ids;

@@ -127,7 +127,9 @@ text_or_binary!(
 
 /// A price in US dollars per hour (of one core, where cores are priced), with 64 fractional bits.
 ///
-/// Prints the shortest decimal that parses back to the same value; serializes as that text in human-readable formats.
+/// Parsing rounds down, by less than 2^-64 dollars, and costs round up, so an hour at `0.05` costs exactly `$0.05`: nobody
+/// is charged for the binary representation. Prints the shortest decimal that parses back to the same value; serializes
+/// as that text in human-readable formats.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct RateQ64(pub u128);
 
@@ -194,8 +196,8 @@ impl RateQ64 {
         self.cost_of_ms(core_seconds.checked_mul(1000)?)
     }
 
-    /// The fraction rounded to `decimals` digits, with what it carries into the whole dollars.
-    fn rounded_digits(self, decimals: usize) -> (bool, Vec<u8>) {
+    /// The fraction rounded up to `decimals` digits, and whether that carries into the whole dollars.
+    fn digits_rounded_up(self, decimals: usize) -> (bool, Vec<u8>) {
         let mut rest = self.0 & LOW_64;
         let mut digits = Vec::with_capacity(decimals);
         for _ in 0..decimals {
@@ -203,7 +205,7 @@ impl RateQ64 {
             digits.push(u8::try_from(rest >> 64).expect("a digit: the rest stays below 2^64"));
             rest &= LOW_64;
         }
-        let mut carry = rest >> 63 == 1;
+        let mut carry = rest != 0;
         for digit in digits.iter_mut().rev() {
             if !carry {
                 break;
@@ -220,7 +222,7 @@ const LOW_64: u128 = u64::MAX as u128;
 impl fmt::Display for RateQ64 {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for decimals in 2..=20 {
-            let (carry, digits) = self.rounded_digits(decimals);
+            let (carry, digits) = self.digits_rounded_up(decimals);
             let whole = (self.0 >> 64) + u128::from(carry);
             let fraction: String = digits.iter().map(|d| char::from(b'0' + d)).collect();
             let text = format!("{whole}.{fraction}");
@@ -235,7 +237,7 @@ impl fmt::Display for RateQ64 {
 impl FromStr for RateQ64 {
     type Err = MoneyError;
 
-    /// Takes up to 36 decimals and rounds to the nearest representable value, ties to even.
+    /// Takes up to 36 decimals and rounds down to the next representable value.
     fn from_str(text: &str) -> Result<Self, MoneyError> {
         let decimal = Decimal::parse(text, MAX_RATE_DECIMALS)?;
         let denominator = 10u128.pow(decimal.decimals);
@@ -248,10 +250,6 @@ impl FromStr for RateQ64 {
                 rest -= denominator;
                 bits |= 1;
             }
-        }
-        let half = (rest * 2).cmp(&denominator);
-        if half.is_gt() || (half.is_eq() && bits & 1 == 1) {
-            bits += 1;
         }
         (u128::from(decimal.whole) << 64).checked_add(bits).map(Self).ok_or_else(|| MoneyError::TooLarge(shown(text)))
     }
