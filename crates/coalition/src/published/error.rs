@@ -60,8 +60,8 @@ pub enum PublishedError {
     },
     /// A published id that its preimage does not derive.
     #[error(
-        "{what} is published as {published}, but its name, content and access rules derive {computed}: \
-         one of them was changed after publication"
+        "{what} is published as {published}, but derives {computed}: its name, content or access rules, or what it \
+         belongs to, were changed after publication; restore them, or publish the new id"
     )]
     StableId {
         /// Whose id.
@@ -73,8 +73,8 @@ pub enum PublishedError {
     },
     /// A pinned content hash that its preimage does not derive.
     #[error(
-        "{what} is pinned to content {published}, but its content and access rules derive {computed}: \
-         one of them was changed after publication"
+        "{what} is pinned to content {published}, but derives {computed}: its content or access rules were changed \
+         after publication; restore them, or publish the new hash"
     )]
     ContentHash {
         /// Whose hash.
