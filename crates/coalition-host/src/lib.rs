@@ -1,1 +1,28 @@
-//! placeholder
+//! Running other people's workloads on a Linux host.
+//!
+//! * [`runner_main`]: the hidden subcommand `runner`, by which a provider starts, meters and ends isolated workloads on
+//!   a host it reaches over SSH. What is isolated, and how strongly, is in `docs/ISOLATION.md`.
+//! * [`sshd`]: an SSH and SFTP server that needs no root and no setup, so that this machine can be such a host.
+//! * [`image`]: an example image, and a look at an image before it is sent anywhere.
+//! * [`types`]: what provider and runner say to each other.
+//! * [`keys`]: SSH keys as texts.
+
+pub mod error;
+pub mod image;
+mod isolate;
+pub mod proc;
+pub mod rootfs;
+mod runner;
+pub mod spec;
+mod ssh;
+pub mod sshd;
+pub mod state;
+pub mod types;
+pub mod usage;
+
+pub use runner::runner_main;
+pub use ssh::keys;
+pub use types::{
+    CleanReport, EndReason, ExitOutcome, Failure, FailureReport, Isolation, IsolationLevel, ListReport, ListedGrant,
+    Mechanism, Phase, ProbeReport, ProcessRef, RunnerState, SecretText, UsageReport, WorkloadSpec, parse_answer,
+};

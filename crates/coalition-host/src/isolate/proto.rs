@@ -1,0 +1,128 @@
+//! What the supervisor and the first process of an environment tell each other: one JSON datagram per message over a
+//! private socket pair, with descriptors attached where the variant says so.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use super::sys;
+use crate::types::{ExitOutcome, IsolationLevel};
+
+/// Largest message.
+pub(crate) const MAX_MESSAGE: usize = 160 * 1024;
+
+/// How to build the environment.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Setup {
+    pub(crate) level: IsolationLevel,
+    pub(crate) grant_id: String,
+    pub(crate) hostname: String,
+    pub(crate) rootfs: PathBuf,
+    pub(crate) ram_mib: u64,
+    pub(crate) disk_mib: u64,
+    pub(crate) pids_max: u32,
+    /// Host uid that uid 0 inside stands for; none: ourselves.
+    pub(crate) uid_base: Option<u32>,
+    /// Limit memory per process, because no cgroup does.
+    pub(crate) ram_by_rlimit: bool,
+    /// Limit processes per user, because no cgroup does.
+    pub(crate) pids_by_rlimit: bool,
+    /// Confine to these CPUs, because no cgroup limits CPU time.
+    pub(crate) cpus: Option<Vec<usize>>,
+    /// Unshare the cgroup namespace too.
+    pub(crate) cgroup_namespace: bool,
+    pub(crate) valid_to_unix_ms: u64,
+}
+
+/// A terminal to run in.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Terminal {
+    pub(crate) name: String,
+    pub(crate) cols: u16,
+    pub(crate) rows: u16,
+    pub(crate) xpixel: u16,
+    pub(crate) ypixel: u16,
+    /// RFC 4254 mode numbers and values.
+    pub(crate) modes: Vec<(u8, u32)>,
+}
+
+/// What to run.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Program {
+    /// The user's login shell.
+    Shell,
+    /// A command line for the user's shell.
+    Command(String),
+    /// The grant's workload; its output goes to a file inside the environment.
+    Workload(Vec<String>),
+    /// The image's own SFTP server.
+    Sftp,
+}
+
+/// One process to start.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Launch {
+    pub(crate) program: Program,
+    pub(crate) env: Vec<(String, String)>,
+    pub(crate) terminal: Option<Terminal>,
+}
+
+/// Supervisor to environment.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum ToInit {
+    /// First message, sent once to each stage.
+    Setup(Box<Setup>),
+    /// The user map is written.
+    Mapped,
+    /// Start a process. Without a terminal, three descriptors come along: its standard streams.
+    Launch { id: u64, launch: Launch },
+    /// Signal the process group of a started process.
+    Signal { id: u64, signal: i32 },
+    /// Connect to a loopback port inside.
+    Connect { id: u64, port: u16 },
+}
+
+/// Environment to supervisor.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum FromInit {
+    /// The namespaces exist; this is the host pid of their first process.
+    Born { pid: i32 },
+    /// A user namespace exists and needs its maps.
+    WantsMaps,
+    /// Everything is built; these are things that could not be had.
+    Ready { losses: Vec<String> },
+    /// The environment cannot be built.
+    Broken { problem: String },
+    /// A process runs. With a terminal, its master end comes along.
+    Launched { id: u64 },
+    /// It does not.
+    NotLaunched { id: u64, problem: String },
+    /// A launched process ended.
+    Exited { id: u64, outcome: ExitOutcome },
+    /// A connection; the socket comes along, possibly still connecting.
+    Connected { id: u64 },
+    /// No connection.
+    NotConnected { id: u64, problem: String },
+}
+
+/// Sends a message.
+pub(crate) fn send<T: Serialize>(socket: BorrowedFd<'_>, message: &T, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+    let bytes = serde_json::to_vec(message)?;
+    if bytes.len() > MAX_MESSAGE {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("a message of {} bytes", bytes.len())));
+    }
+    sys::send_with_fds(socket, &bytes, fds)
+}
+
+/// A message and the descriptors that came with it.
+pub(crate) type Received<T> = Option<(T, Vec<OwnedFd>)>;
+
+/// Receives a message; none when the other side is gone.
+pub(crate) fn receive<T: serde::de::DeserializeOwned>(socket: &impl AsFd) -> io::Result<Received<T>> {
+    match sys::receive_with_fds(socket.as_fd(), MAX_MESSAGE)? {
+        Some((bytes, fds)) => Ok(Some((serde_json::from_slice(&bytes)?, fds))),
+        None => Ok(None),
+    }
+}

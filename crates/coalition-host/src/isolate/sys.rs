@@ -1,0 +1,166 @@
+//! The only `unsafe` of this crate: system calls that no safe wrapper covers.
+#![allow(unsafe_code)]
+
+use std::io;
+use std::mem::size_of;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, UnixAddr, recvmsg, sendmsg};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+/// Makes the child the leader of a session of its own, with its standard input as controlling terminal when `tty`,
+/// and the first candidate when the kernel runs out of memory (the environment's first process must outlive it).
+pub(crate) fn new_session(command: &mut Command, tty: bool) {
+    let before_exec = move || {
+        nix::unistd::setsid()?;
+        // SAFETY: plain system calls on descriptors and constants, no memory handed over but a static string;
+        // all are async-signal-safe, as code between fork and exec must be.
+        unsafe {
+            if tty && libc::ioctl(0, libc::TIOCSCTTY, 0) < 0 {
+                return Err(io::Error::last_os_error());
+            }
+            let fd = libc::open(c"/proc/self/oom_score_adj".as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC);
+            if fd >= 0 {
+                libc::write(fd, c"500".as_ptr().cast(), 3);
+                libc::close(fd);
+            }
+        }
+        Ok(())
+    };
+    // SAFETY: the closure allocates nothing and takes no lock.
+    unsafe { command.pre_exec(before_exec) };
+}
+
+#[repr(C)]
+struct CapHeader {
+    version: u32,
+    pid: i32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+struct CapData {
+    effective: u32,
+    permitted: u32,
+    inheritable: u32,
+}
+
+/// Keeps only the capabilities in the bit mask `keep`, in every set including the bounding set, for ever.
+pub(crate) fn keep_capabilities(keep: u64) -> io::Result<()> {
+    for cap in 0..64u64 {
+        if keep & (1 << cap) != 0 {
+            continue;
+        }
+        // SAFETY: integers only. EINVAL means that the kernel knows no such capability: the end of the list.
+        let rc = unsafe { libc::prctl(libc::PR_CAPBSET_DROP, cap, 0, 0, 0) };
+        if rc < 0 && Errno::last() == Errno::EINVAL {
+            break;
+        }
+        if rc < 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    // SAFETY: integers only. Kernels without ambient capabilities answer EINVAL, and have nothing to clear.
+    unsafe { libc::prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0) };
+    let header = CapHeader { version: 0x2008_0522, pid: 0 };
+    let mut data = [CapData::default(); 2];
+    // SAFETY: version 3 of the interface reads a header and writes exactly two data blocks, which both are.
+    if unsafe { libc::syscall(libc::SYS_capget, &raw const header, data.as_mut_ptr()) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    for (i, block) in data.iter_mut().enumerate() {
+        let mask = u32::try_from((keep >> (32 * i)) & 0xffff_ffff).unwrap_or(0);
+        block.effective &= mask;
+        block.permitted &= mask;
+        block.inheritable = 0;
+    }
+    // SAFETY: as above, read only.
+    if unsafe { libc::syscall(libc::SYS_capset, &raw const header, data.as_ptr()) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+/// Brings the loopback interface of the current network namespace up.
+pub(crate) fn loopback_up() -> io::Result<()> {
+    let socket = nix::sys::socket::socket(
+        nix::sys::socket::AddressFamily::Inet,
+        nix::sys::socket::SockType::Datagram,
+        nix::sys::socket::SockFlag::SOCK_CLOEXEC,
+        None,
+    )?;
+    // SAFETY: an all-zero ifreq is a valid one; the name fits with its terminating zero; the kernel reads and writes
+    // within the structure only.
+    unsafe {
+        let mut request: libc::ifreq = std::mem::zeroed();
+        request.ifr_name[0] = b'l'.cast_signed() as libc::c_char;
+        request.ifr_name[1] = b'o'.cast_signed() as libc::c_char;
+        if libc::ioctl(socket.as_raw_fd(), libc::SIOCGIFFLAGS, &raw mut request) < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        request.ifr_ifru.ifru_flags |= libc::IFF_UP as libc::c_short;
+        if libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw mut request) < 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
+}
+
+/// Sets a terminal's size.
+pub(crate) fn set_window_size(tty: BorrowedFd<'_>, cols: u16, rows: u16, xpixel: u16, ypixel: u16) -> io::Result<()> {
+    let size = libc::winsize { ws_row: rows, ws_col: cols, ws_xpixel: xpixel, ws_ypixel: ypixel };
+    // SAFETY: the kernel reads one winsize from a valid reference.
+    if unsafe { libc::ioctl(tty.as_raw_fd(), libc::TIOCSWINSZ, &raw const size) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+/// Sends one datagram with descriptors.
+pub(crate) fn send_with_fds(socket: BorrowedFd<'_>, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+    let raw: Vec<i32> = fds.iter().map(AsRawFd::as_raw_fd).collect();
+    let messages = if raw.is_empty() { vec![] } else { vec![ControlMessage::ScmRights(&raw)] };
+    let parts = [io::IoSlice::new(bytes)];
+    sendmsg::<UnixAddr>(socket.as_raw_fd(), &parts, &messages, MsgFlags::MSG_NOSIGNAL, None)?;
+    Ok(())
+}
+
+/// Receives one datagram with its descriptors (at most eight). None at the end of the stream.
+pub(crate) fn receive_with_fds(socket: BorrowedFd<'_>, limit: usize) -> io::Result<Option<(Vec<u8>, Vec<OwnedFd>)>> {
+    let mut bytes = vec![0u8; limit];
+    let mut space = nix::cmsg_space!([i32; 8]);
+    let mut parts = [io::IoSliceMut::new(&mut bytes)];
+    let received = recvmsg::<UnixAddr>(socket.as_raw_fd(), &mut parts, Some(&mut space), MsgFlags::MSG_CMSG_CLOEXEC)?;
+    let mut fds = Vec::new();
+    for message in received.cmsgs()? {
+        if let ControlMessageOwned::ScmRights(raw) = message {
+            // SAFETY: the kernel just made these descriptors for us and nobody else knows them.
+            fds.extend(raw.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }));
+        }
+    }
+    let (length, cut) = (received.bytes, received.flags.contains(MsgFlags::MSG_TRUNC));
+    if cut {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, format!("a message of more than {limit} bytes")));
+    }
+    if length == 0 {
+        return Ok(None);
+    }
+    bytes.truncate(length);
+    Ok(Some((bytes, fds)))
+}
+
+/// Registers a descriptor with the runtime, without blocking from now on.
+pub(crate) fn watch_fd(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    let flags = OFlag::from_bits_truncate(fcntl(&fd, FcntlArg::F_GETFL)?);
+    fcntl(&fd, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
+    // SAFETY: an owned descriptor answers with the same number until it is dropped, which is when it is deregistered.
+    Ok(unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE | Interest::WRITABLE) }?)
+}
+
+/// Size check of the kernel interface structures above, at compile time.
+const _: () = assert!(size_of::<CapHeader>() == 8 && size_of::<CapData>() == 12);

@@ -1,0 +1,209 @@
+//! Building one grant's environment from a checked spec, and taking it down again.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::Pid;
+use tokio::net::TcpListener;
+
+use super::launcher::InsideLauncher;
+use crate::error::{Result, RunnerError};
+use crate::isolate::cgroup::{Groups, Hierarchies, Limits};
+use crate::isolate::control::{Control, build};
+use crate::isolate::discover::{Abilities, affinity, available_cpus, describe};
+use crate::isolate::launch::GRANT_VARIABLE;
+use crate::isolate::proto::Setup;
+use crate::proc;
+use crate::rootfs::{Owner, open_verified, remove_tree, unpack};
+use crate::spec::{CheckedSpec, image_path};
+use crate::ssh::{Listening, ServerKeys, Traffic, listen};
+use crate::state::GrantDir;
+use crate::types::{Isolation, IsolationLevel, Mechanism, WorkloadSpec};
+
+/// Longest an environment may take to be built, the image already unpacked.
+const BUILD_LIMIT: Duration = Duration::from_secs(20);
+/// Longest the dead may take to be gone.
+const DEATH_LIMIT: Duration = Duration::from_secs(15);
+
+/// Everything a grant has on this host besides its files. What is present must be taken down.
+#[derive(Default)]
+pub(super) struct Holdings {
+    pub(super) groups: Groups,
+    /// Host pid of the environment's first process.
+    pub(super) init: Option<i32>,
+    pub(super) control: Option<Control>,
+    pub(super) ssh: Option<Listening>,
+}
+
+/// A grant that is up.
+pub(super) struct Up {
+    pub(super) isolation: Isolation,
+    pub(super) address: SocketAddr,
+    pub(super) init: i32,
+    pub(super) control: Control,
+}
+
+fn limits(spec: &WorkloadSpec) -> Limits {
+    Limits { cpu_millicores: spec.cpu_millicores, ram_mib: spec.ram_mib, pids_max: spec.pids_max }
+}
+
+fn setup(spec: &WorkloadSpec, rootfs: PathBuf, isolation: &Isolation, groups: &Groups) -> Setup {
+    let cpus = (isolation.cpu == Mechanism::Affinity)
+        .then(|| affinity(&spec.grant_id, spec.cpu_millicores, &available_cpus()));
+    Setup {
+        level: isolation.level,
+        grant_id: spec.grant_id.clone(),
+        hostname: format!("grant-{}", &spec.grant_id[..8]),
+        rootfs,
+        ram_mib: spec.ram_mib,
+        disk_mib: spec.disk_mib,
+        pids_max: spec.pids_max,
+        uid_base: isolation.uid_base,
+        ram_by_rlimit: isolation.ram == Mechanism::Rlimit,
+        pids_by_rlimit: isolation.pids == Mechanism::Rlimit,
+        cpus,
+        cgroup_namespace: groups.any(),
+        valid_to_unix_ms: spec.valid_to_unix_ms,
+    }
+}
+
+/// Makes the machine: image checked and unpacked, environment built, SSH up. On failure, `holdings` names what has to
+/// be taken down.
+pub(super) async fn bring_up(
+    checked: &CheckedSpec,
+    dir: &GrantDir,
+    traffic: &Arc<Traffic>,
+    holdings: &mut Holdings,
+) -> Result<Up> {
+    let spec = &checked.spec;
+    let abilities = Abilities::discover();
+    let level = abilities.level();
+    if level < spec.minimum_isolation {
+        return Err(RunnerError::IsolationTooWeak { offered: level, minimum: spec.minimum_isolation });
+    }
+    let socket = TcpListener::bind(spec.ssh_listen)
+        .await
+        .map_err(|source| RunnerError::Listen { address: spec.ssh_listen, source })?;
+    let mapped = describe(abilities, &Groups::default(), &spec.grant_id, spec.cpu_millicores).uid_base;
+    let owner = match (level, mapped) {
+        (IsolationLevel::RootNamespaces, base) => Owner::From(base.unwrap_or(0)),
+        _ => Owner::Ourselves,
+    };
+    unpack_image(checked, dir, owner).await?;
+    holdings.groups = Groups::create(&Hierarchies::discover(), abilities.root, &spec.grant_id, limits(spec));
+    let (isolation, built) = build_environment(spec, dir, abilities, holdings).await?;
+    holdings.control = Some(built.control.clone());
+    let env = spec.env.iter().map(|(k, v)| (k.clone(), v.clone())).collect();
+    let launcher = Arc::new(InsideLauncher { environment: built.control.clone(), env });
+    let keys = ServerKeys { host: checked.host_key.clone(), authorized: vec![checked.authorized_key.clone()] };
+    let ssh = listen(socket, keys, launcher, traffic.clone())
+        .map_err(|source| RunnerError::Listen { address: spec.ssh_listen, source })?;
+    let address = ssh.address;
+    holdings.ssh = Some(ssh);
+    Ok(Up { isolation, address, init: built.pid, control: built.control })
+}
+
+async fn unpack_image(checked: &CheckedSpec, dir: &GrantDir, owner: Owner) -> Result<()> {
+    let (image, hash) = (image_path(&checked.spec, dir.path()), checked.image_hash);
+    let (size, disk_mib, dir) = (checked.spec.image_size_bytes, checked.spec.disk_mib, dir.clone());
+    let work = move || {
+        let file = open_verified(&image, size, &hash)?;
+        let rootfs = dir.create_rootfs()?;
+        unpack(file, &image, &rootfs, disk_mib, owner, &hash).map(|_| ())
+    };
+    tokio::task::spawn_blocking(work).await.map_err(|e| RunnerError::Environment(format!("unpacking: {e}")))?
+}
+
+async fn build_environment(
+    spec: &WorkloadSpec,
+    dir: &GrantDir,
+    abilities: Abilities,
+    holdings: &mut Holdings,
+) -> Result<(Isolation, crate::isolate::control::Built)> {
+    let Holdings { groups, init, .. } = holdings;
+    let mut chosen = None;
+    let enclose = |pid: i32| {
+        if groups.add(pid).is_err() {
+            // Groups that refuse our process limit nothing; better to say so than to keep them.
+            groups.remove();
+            *groups = Groups::default();
+        }
+        let isolation = describe(abilities, groups, &spec.grant_id, spec.cpu_millicores);
+        let setup = setup(spec, dir.rootfs(), &isolation, groups);
+        chosen = Some(isolation);
+        setup
+    };
+    let built = tokio::time::timeout(BUILD_LIMIT, build(enclose, init))
+        .await
+        .map_err(|_| RunnerError::Environment(format!("not built within {} s", BUILD_LIMIT.as_secs())))??;
+    let mut isolation = chosen.ok_or_else(|| RunnerError::Environment("no isolation was chosen".into()))?;
+    isolation.losses.extend(built.losses.iter().cloned());
+    Ok((isolation, built))
+}
+
+impl Holdings {
+    /// Closes SSH and kills every process; returns when they are gone. Counters can still be read afterwards.
+    pub(super) async fn kill(&mut self, grant_id: &str) -> Result<()> {
+        if let Some(ssh) = self.ssh.take() {
+            ssh.shutdown().await;
+        }
+        self.control = None;
+        let (init, groups, grant_id) = (self.init.take(), self.groups.clone(), grant_id.to_owned());
+        tokio::task::spawn_blocking(move || kill_all(init, &groups, &grant_id))
+            .await
+            .map_err(|e| RunnerError::Environment(format!("killing: {e}")))?
+    }
+
+    /// Removes what only empty environments can lose.
+    pub(super) fn release(&mut self) -> Result<()> {
+        let started = Instant::now();
+        loop {
+            let left = self.groups.remove();
+            if left.is_empty() {
+                self.groups = Groups::default();
+                return Ok(());
+            }
+            if started.elapsed() > DEATH_LIMIT {
+                return Err(RunnerError::WillNotDie { count: left.len(), waited_ms: 15_000 });
+            }
+            // The kernel lets go of a group a moment after its last process is reaped.
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+/// Kills everything that belongs to a grant and waits until it is gone: the first process (with a pid namespace, the
+/// kernel ends the rest), members of its cgroups, and whatever carries its mark.
+pub(super) fn kill_all(init: Option<i32>, groups: &Groups, grant_id: &str) -> Result<()> {
+    let started = Instant::now();
+    loop {
+        let mut victims = groups.pids();
+        victims.extend(init.filter(|pid| proc::stat(*pid).is_some_and(|s| !matches!(s.state, 'Z' | 'X'))));
+        victims.extend(proc::with_environment(GRANT_VARIABLE, grant_id));
+        victims.sort_unstable();
+        victims.dedup();
+        for pid in &victims {
+            let _ = kill(Pid::from_raw(*pid), Signal::SIGKILL);
+        }
+        // Those that were our children, or came to us as orphans, are ours to bury.
+        while matches!(waitpid(None, Some(WaitPidFlag::WNOHANG)), Ok(s) if s != WaitStatus::StillAlive) {}
+        let gone = init.is_none_or(|pid| proc::stat(pid).is_none_or(|s| matches!(s.state, 'Z' | 'X')));
+        if victims.is_empty() && gone {
+            return Ok(());
+        }
+        if started.elapsed() > DEATH_LIMIT {
+            let waited_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
+            return Err(RunnerError::WillNotDie { count: victims.len(), waited_ms });
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// Removes the unpacked root file system.
+pub(super) fn remove_rootfs(dir: &GrantDir) -> Result<()> {
+    remove_tree(&dir.rootfs()).map_err(|e| RunnerError::io(format!("cannot remove {}", dir.rootfs().display()), e))
+}

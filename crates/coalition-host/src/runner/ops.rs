@@ -1,0 +1,186 @@
+//! `runner status`, `stop`, `clean` and `list`: from outside the supervisor, dead or alive.
+
+use std::fs;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use super::environment::kill_all;
+use crate::error::{Result, RunnerError};
+use crate::isolate::cgroup::{Groups, Hierarchies};
+use crate::proc;
+use crate::rootfs::remove_tree;
+use crate::state::{GrantDir, now_unix_ms};
+use crate::types::{CleanReport, EndReason, FORMAT_VERSION, ListReport, ListedGrant, Phase, RunnerState, UsageReport};
+
+/// How long a supervisor may take to end its grant when told to.
+const STOP_LIMIT: Duration = Duration::from_secs(20);
+
+fn load(dir: &Path) -> Result<(GrantDir, RunnerState)> {
+    fs::metadata(dir).map_err(|e| RunnerError::io(format!("cannot look at {}", dir.display()), e))?;
+    let dir = GrantDir::new(dir);
+    let state = dir.read_state()?.ok_or_else(|| RunnerError::NoGrant { dir: dir.path().into() })?;
+    let state = judge(&dir, state)?;
+    Ok((dir, state))
+}
+
+/// A grant that is not over but whose supervisor is gone is lost.
+fn judge(dir: &GrantDir, state: RunnerState) -> Result<RunnerState> {
+    if matches!(state.phase, Phase::Ended { .. }) || proc::is_alive(&state.supervisor) {
+        return Ok(state);
+    }
+    // It may have written its last word between our two looks.
+    let state = dir.read_state()?.unwrap_or(state);
+    if matches!(state.phase, Phase::Ended { .. }) {
+        return Ok(state);
+    }
+    let usage = dir.read_usage().ok().flatten().unwrap_or_else(|| UsageReport {
+        version: FORMAT_VERSION,
+        grant_id: state.grant_id.clone(),
+        ..UsageReport::default()
+    });
+    Ok(RunnerState { phase: Phase::Lost { usage }, ..state })
+}
+
+/// The state as it is now.
+pub(super) fn status(dir: &Path) -> Result<RunnerState> {
+    load(dir).map(|(_, state)| state)
+}
+
+/// Ends a grant and returns when everything of it but its files is gone. Ending an ended grant repeats its last word.
+pub(super) fn stop(dir: &Path, reason: Option<&str>) -> Result<RunnerState> {
+    let (dir, state) = load(dir)?;
+    match state.phase {
+        Phase::Ended { .. } => Ok(state),
+        Phase::Lost { ref usage } => settle(&dir, &state, usage.clone(), EndReason::Lost, reason),
+        Phase::Starting | Phase::Ready { .. } => {
+            if let Some(reason) = reason {
+                dir.write_stop_reason(reason)?;
+            }
+            let _ = kill(Pid::from_raw(state.supervisor.pid), Signal::SIGTERM);
+            wait_for_end(&dir, state, reason)
+        }
+    }
+}
+
+fn wait_for_end(dir: &GrantDir, state: RunnerState, reason: Option<&str>) -> Result<RunnerState> {
+    let began = Instant::now();
+    while began.elapsed() < STOP_LIMIT {
+        let now = dir.read_state()?.map_or(Ok(state.clone()), |s| judge(dir, s))?;
+        match now.phase {
+            Phase::Ended { .. } if !proc::is_alive(&now.supervisor) => return Ok(now),
+            Phase::Lost { ref usage } => return settle(dir, &now, usage.clone(), EndReason::Lost, reason),
+            _ => std::thread::sleep(Duration::from_millis(3)),
+        }
+    }
+    // A supervisor that does not react is killed like everything else of the grant.
+    if proc::is_alive(&state.supervisor) {
+        let _ = kill(Pid::from_raw(state.supervisor.pid), Signal::SIGKILL);
+    }
+    let now = dir.read_state()?.unwrap_or(state);
+    if matches!(now.phase, Phase::Ended { .. }) {
+        return Ok(now);
+    }
+    let usage = dir.read_usage()?.unwrap_or_default();
+    settle(dir, &now, usage, EndReason::Stopped, reason)
+}
+
+/// Does a dead supervisor's work: kills what is left, removes cgroups, and writes the last word.
+fn settle(
+    dir: &GrantDir,
+    state: &RunnerState,
+    mut usage: UsageReport,
+    end: EndReason,
+    reason: Option<&str>,
+) -> Result<RunnerState> {
+    let init = state.init.as_ref().filter(|p| proc::is_alive(p)).map(|p| p.pid);
+    let root = nix::unistd::geteuid().is_root();
+    let mut dirs = Groups::find(&Hierarchies::discover(), root, &state.grant_id);
+    dirs.extend(state.cgroups.iter().filter(|d| !dirs.contains(d)).cloned().collect::<Vec<_>>());
+    let groups = Groups::adopt(dirs);
+    kill_all(init, &groups, &state.grant_id)?;
+    let began = Instant::now();
+    loop {
+        let left = groups.remove();
+        if left.is_empty() {
+            break;
+        }
+        if began.elapsed() > Duration::from_secs(5) {
+            return Err(RunnerError::WillNotDie { count: left.len(), waited_ms: 5_000 });
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    usage.is_final = true;
+    usage.updated_unix_ms = usage.updated_unix_ms.max(now_unix_ms().min(state.valid_to_unix_ms));
+    dir.write_usage(&usage)?;
+    let exit = match dir.read_state()?.map(|s| s.phase) {
+        Some(Phase::Ready { workload_exit, .. }) => workload_exit,
+        _ => None,
+    };
+    let detail = reason.map(str::to_owned);
+    let next = RunnerState { phase: Phase::Ended { reason: end, detail, exit, usage }, ..state.clone() };
+    dir.write_state(Some(state), &next)?;
+    Ok(next)
+}
+
+/// Ends a grant if need be and removes its directory with everything in it.
+pub(super) fn clean(dir: &Path) -> Result<CleanReport> {
+    let mut removed = Vec::new();
+    let path = match dir.canonicalize() {
+        Ok(path) => path,
+        // Cleaning twice is fine.
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+            return Ok(CleanReport { version: FORMAT_VERSION, dir: dir.into(), removed });
+        }
+        Err(e) => return Err(RunnerError::io(format!("cannot look at {}", dir.display()), e)),
+    };
+    let grant = GrantDir::new(&path);
+    match grant.read_state() {
+        Ok(None) if !looks_like_a_grant(&path) => return Err(RunnerError::NoGrant { dir: path }),
+        Ok(None) => {}
+        Ok(Some(_)) => {
+            let state = stop(&path, Some("cleaned"))?;
+            removed.extend(state.cgroups.iter().map(|c| c.display().to_string()));
+        }
+        // A state nobody can read must not keep a directory for ever, but a live supervisor keeps its own.
+        Err(RunnerError::Unreadable { .. }) if grant.lock()?.is_some() => {}
+        Err(e) => return Err(e),
+    }
+    remove_tree(&path).map_err(|e| RunnerError::io(format!("cannot remove {}", path.display()), e))?;
+    removed.push(path.display().to_string());
+    Ok(CleanReport { version: FORMAT_VERSION, dir: path, removed })
+}
+
+/// Refuses to remove a directory that a typing mistake named.
+fn looks_like_a_grant(dir: &Path) -> bool {
+    ["spec.json", "state.json", "supervisor.lock"].iter().any(|f| dir.join(f).exists())
+}
+
+/// Every grant directory directly below `root`.
+pub(super) fn list(root: &Path) -> Result<ListReport> {
+    let context = |e| RunnerError::io(format!("cannot list {}", root.display()), e);
+    let entries = match fs::read_dir(root) {
+        Ok(entries) => entries,
+        // No grant was ever started here.
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+            return Ok(ListReport { version: FORMAT_VERSION, grants: vec![] });
+        }
+        Err(e) => return Err(context(e)),
+    };
+    let mut grants = Vec::new();
+    for entry in entries {
+        let path = entry.map_err(context)?.path();
+        if !path.is_dir() || !looks_like_a_grant(&path) {
+            continue;
+        }
+        let (state, problem) = match status(&path) {
+            Ok(state) => (Some(state), None),
+            Err(e) => (None, Some(e.to_failure().to_string())),
+        };
+        grants.push(ListedGrant { dir: path, state, problem });
+    }
+    grants.sort_by(|a, b| a.dir.cmp(&b.dir));
+    Ok(ListReport { version: FORMAT_VERSION, grants })
+}

@@ -1,0 +1,53 @@
+//! `runner probe`: what this host offers.
+
+use std::fs;
+use std::path::Path;
+
+use nix::sys::statvfs::statvfs;
+
+use crate::isolate::cgroup::{self, Groups, Hierarchies, Limits};
+use crate::isolate::discover::{Abilities, available_cpus, describe};
+use crate::state::now_unix_ms;
+use crate::types::{FORMAT_VERSION, ProbeReport};
+
+/// Finds out; `dir` is where grants would live (the temporary directory when not given).
+pub(super) fn probe(dir: Option<&Path>) -> ProbeReport {
+    let abilities = Abilities::discover();
+    let (cgroup_v1, cgroup_v2) = cgroup::usable(abilities.root);
+    let name = format!("probe-{}", std::process::id());
+    let limits = Limits { cpu_millicores: 1000, ram_mib: 64, pids_max: 16 };
+    let groups = Groups::create(&Hierarchies::discover(), abilities.root, &name, limits);
+    let mut isolation = describe(abilities, &groups, "00000000", 1000);
+    groups.remove();
+    // The range depends on the grant.
+    isolation.uid_base = None;
+    let system = nix::sys::utsname::uname().ok();
+    let text = |value: Option<&std::ffi::OsStr>| value.map(|v| v.to_string_lossy().into_owned()).unwrap_or_default();
+    let temporary = std::env::temp_dir();
+    ProbeReport {
+        version: FORMAT_VERSION,
+        hostname: text(system.as_ref().map(|u| u.nodename())),
+        arch: text(system.as_ref().map(|u| u.machine())),
+        kernel: text(system.as_ref().map(|u| u.release())),
+        root: abilities.root,
+        user_namespaces: abilities.user_namespaces,
+        isolation,
+        cgroup_v1,
+        cgroup_v2,
+        cpu_millicores: u32::try_from(available_cpus().len()).unwrap_or(1).saturating_mul(1000),
+        ram_mib: meminfo("MemTotal:"),
+        ram_available_mib: meminfo("MemAvailable:"),
+        disk_available_mib: disk_available_mib(dir.unwrap_or(&temporary)),
+        clock_unix_ms: now_unix_ms(),
+    }
+}
+
+fn meminfo(key: &str) -> u64 {
+    let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let line = text.lines().find_map(|l| l.strip_prefix(key));
+    line.and_then(|l| l.split_ascii_whitespace().next()).and_then(|n| n.parse::<u64>().ok()).unwrap_or(0) / 1024
+}
+
+fn disk_available_mib(dir: &Path) -> u64 {
+    statvfs(dir).map_or(0, |s| s.blocks_available().saturating_mul(s.fragment_size()) >> 20)
+}

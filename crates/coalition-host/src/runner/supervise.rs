@@ -1,0 +1,293 @@
+//! The supervisor: the one process that owns a grant on its host, from spec to last usage report. Nothing else has to
+//! be alive for the grant to be metered and to end on time.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use super::environment::{Holdings, Up, bring_up, remove_rootfs};
+use super::meter::Sampler;
+use super::{fail, log, print, to_line};
+use crate::error::{Result, RunnerError};
+use crate::isolate::proto::{Launch, Program};
+use crate::proc;
+use crate::rootfs::disk_bytes;
+use crate::spec::{self, CheckedSpec};
+use crate::ssh::Traffic;
+use crate::state::{GrantDir, now_unix_ms, phase_name};
+use crate::types::{EndReason, ExitOutcome, FORMAT_VERSION, Phase, ProcessRef, RunnerState, UsageReport};
+use crate::usage::Meter;
+
+const SAMPLE_EVERY: Duration = Duration::from_secs(1);
+/// Between two looks at the disk; a look that took long is followed by a longer pause.
+const SWEEP_EVERY: Duration = Duration::from_secs(5);
+/// Signals whose default would be to die.
+const STOP_SIGNALS: [SignalKind; 2] = [SignalKind::terminate(), SignalKind::interrupt()];
+
+/// `runner supervise DIR`: prints one line when ready or failed, then lives as long as the grant.
+pub(super) fn supervise_main(dir: Option<PathBuf>) -> ExitCode {
+    let Some(dir) = dir else { return fail(&RunnerError::Usage("supervise needs a directory".into())) };
+    // Fails only for a process group leader, which a spawned child is not; and then there is nothing to leave.
+    let _ = nix::unistd::setsid();
+    let _ = nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o022));
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(e) => return fail(&RunnerError::io("cannot start the supervisor's runtime", e)),
+    };
+    match runtime.block_on(supervise(GrantDir::new(dir))) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            log(&format!("supervisor: {}", error.to_failure()));
+            fail(&error)
+        }
+    }
+}
+
+async fn supervise(dir: GrantDir) -> Result<()> {
+    let dir = dir.prepare()?;
+    let Some(_lock) = dir.lock()? else {
+        return Err(RunnerError::Occupied { dir: dir.path().into(), state: "running".into() });
+    };
+    if let Some(state) = dir.read_state()? {
+        let state = phase_name(&state.phase).to_owned();
+        return Err(RunnerError::Occupied { dir: dir.path().into(), state });
+    }
+    let mut stops = Stops::new()?;
+    let checked = spec::parse(&dir.read_spec()?, now_unix_ms())?;
+    dir.erase_host_key(&checked.spec)?;
+    nix::sys::prctl::set_child_subreaper(true).map_err(|e| RunnerError::io("cannot adopt orphans", e))?;
+    let mut grant = Grant::begin(dir, checked)?;
+    let up = match grant.bring_up(&mut stops).await {
+        Ok(up) => up,
+        Err(error) => {
+            grant.abandon(&error).await?;
+            return Err(error);
+        }
+    };
+    print(&to_line(&grant.state)?);
+    leave_standard_output();
+    let end = grant.watch(&up, &mut stops).await;
+    grant.finish(end, up).await
+}
+
+/// Whoever started us waits for the end of our output.
+fn leave_standard_output() {
+    if let Ok(null) = std::fs::OpenOptions::new().write(true).open("/dev/null") {
+        let _ = nix::unistd::dup2_stdout(&null);
+    }
+}
+
+struct Stops(Vec<Signal>);
+
+impl Stops {
+    fn new() -> Result<Self> {
+        let listen = |kind| signal(kind).map_err(|e| RunnerError::io("cannot listen for signals", e));
+        // Whoever started us may be a login session that ends; that is not our concern.
+        drop(listen(SignalKind::hangup())?);
+        Ok(Self(STOP_SIGNALS.into_iter().map(listen).collect::<Result<_>>()?))
+    }
+
+    async fn wait(&mut self) {
+        let [terminate, interrupt] = self.0.as_mut_slice() else { return std::future::pending().await };
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    }
+}
+
+/// Why watching ended.
+struct End {
+    reason: EndReason,
+    detail: Option<String>,
+}
+
+struct Grant {
+    dir: GrantDir,
+    checked: CheckedSpec,
+    state: RunnerState,
+    holdings: Holdings,
+    traffic: Arc<Traffic>,
+    meter: Option<(Meter, Sampler)>,
+    /// The deadline by a clock nobody can set.
+    deadline: Instant,
+}
+
+impl Grant {
+    fn begin(dir: GrantDir, checked: CheckedSpec) -> Result<Self> {
+        let own = i32::try_from(std::process::id()).unwrap_or(0);
+        let supervisor =
+            proc::process_ref(own).unwrap_or(ProcessRef { pid: own, start_ticks: 0, boot_id: String::new() });
+        let state = RunnerState {
+            version: FORMAT_VERSION,
+            grant_id: checked.spec.grant_id.clone(),
+            valid_to_unix_ms: checked.spec.valid_to_unix_ms,
+            supervisor,
+            init: None,
+            cgroups: Vec::new(),
+            phase: Phase::Starting,
+        };
+        dir.write_state(None, &state)?;
+        let left = Duration::from_millis(checked.spec.valid_to_unix_ms.saturating_sub(now_unix_ms()));
+        let deadline = Instant::now() + left;
+        Ok(Self { dir, checked, state, holdings: Holdings::default(), traffic: Arc::default(), meter: None, deadline })
+    }
+
+    fn advance(&mut self, phase: Phase) -> Result<()> {
+        let next = RunnerState { phase, ..self.state.clone() };
+        self.dir.write_state(Some(&self.state), &next)?;
+        self.state = next;
+        Ok(())
+    }
+
+    async fn bring_up(&mut self, stops: &mut Stops) -> Result<Up> {
+        let up = tokio::select! {
+            up = bring_up(&self.checked, &self.dir, &self.traffic, &mut self.holdings) => up?,
+            () = stops.wait() => return Err(RunnerError::Environment("told to stop before it was ready".into())),
+            () = sleep_until(self.deadline) => return Err(RunnerError::Environment("the grant ended before it was ready".into())),
+        };
+        let meter = Meter::new(&self.checked.spec.grant_id, now_unix_ms());
+        self.meter = Some((meter, Sampler::new(self.holdings.groups.clone(), up.init)));
+        self.state.init = proc::process_ref(up.init);
+        self.state.cgroups = self.holdings.groups.dirs().to_vec();
+        self.sample()?;
+        self.advance(Phase::Ready {
+            ssh_address: up.address,
+            port: up.address.port(),
+            pid: up.init,
+            isolation: up.isolation.clone(),
+            workload_exit: None,
+        })?;
+        Ok(up)
+    }
+
+    fn sample(&mut self) -> Result<()> {
+        let net_bytes = self.traffic.total();
+        let Some((meter, sampler)) = &mut self.meter else { return Ok(()) };
+        meter.add(sampler.sample(net_bytes), now_unix_ms());
+        self.dir.write_usage(meter.report())
+    }
+
+    /// Runs the workload and waits for whatever ends the grant.
+    async fn watch(&mut self, up: &Up, stops: &mut Stops) -> End {
+        let control = up.control.clone();
+        let environment = control.run();
+        let (command, env) = (self.checked.spec.command.clone(), self.checked.spec.env.clone());
+        let workload = run_workload(up, &command, &env);
+        let sweep = sweep(self.dir.rootfs(), self.checked.spec.disk_mib);
+        tokio::pin!(environment, workload, sweep);
+        let mut ticks = tokio::time::interval(SAMPLE_EVERY);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
+        let mut workload_done = false;
+        loop {
+            tokio::select! {
+                () = sleep_until(self.deadline) => return End { reason: EndReason::Deadline, detail: None },
+                () = stops.wait() => {
+                    return End { reason: EndReason::Stopped, detail: self.dir.read_stop_reason() };
+                }
+                () = &mut environment => {
+                    let detail = (self.holdings.groups.oom_kills() > 0).then(|| "it was out of memory".to_owned());
+                    return End { reason: EndReason::EnvironmentDied, detail };
+                }
+                used_mib = &mut sweep => {
+                    let detail = format!("{used_mib} MiB used, {} granted", self.checked.spec.disk_mib);
+                    return End { reason: EndReason::DiskExceeded, detail: Some(detail) };
+                }
+                outcome = &mut workload, if !workload_done => {
+                    workload_done = true;
+                    self.workload_ended(outcome);
+                }
+                _ = ticks.tick() => {
+                    if now_unix_ms() >= self.checked.spec.valid_to_unix_ms {
+                        return End { reason: EndReason::Deadline, detail: None };
+                    }
+                    if let Err(error) = self.sample() {
+                        log(&format!("usage: {}", error.to_failure()));
+                    }
+                }
+            }
+        }
+    }
+
+    fn workload_ended(&mut self, outcome: Option<ExitOutcome>) {
+        let Phase::Ready { workload_exit, .. } = &mut self.state.phase else { return };
+        *workload_exit = outcome;
+        let phase = self.state.phase.clone();
+        if let Err(error) = self.advance(phase) {
+            log(&format!("state: {}", error.to_failure()));
+        }
+    }
+
+    /// Takes everything down and writes the last word.
+    async fn finish(&mut self, end: End, up: Up) -> Result<()> {
+        drop(up);
+        if let Err(error) = self.sample() {
+            log(&format!("usage: {}", error.to_failure()));
+        }
+        self.holdings.kill(&self.checked.spec.grant_id).await?;
+        // CPU spent until the very end is in the counters of the now empty groups.
+        if let Err(error) = self.sample() {
+            log(&format!("usage: {}", error.to_failure()));
+        }
+        let usage = self.meter.take().map_or_else(UsageReport::default, |(meter, _)| meter.finish());
+        self.dir.write_usage(&usage)?;
+        self.holdings.release()?;
+        let exit = match &self.state.phase {
+            Phase::Ready { workload_exit, .. } => *workload_exit,
+            _ => None,
+        };
+        self.advance(Phase::Ended { reason: end.reason, detail: end.detail, exit, usage })
+    }
+
+    /// A start that failed leaves a word and nothing else.
+    async fn abandon(&mut self, error: &RunnerError) -> Result<()> {
+        self.holdings.kill(&self.checked.spec.grant_id).await?;
+        self.holdings.release()?;
+        remove_rootfs(&self.dir)?;
+        let usage = Meter::new(&self.checked.spec.grant_id, now_unix_ms()).finish();
+        let detail = Some(error.to_failure().to_string());
+        self.advance(Phase::Ended { reason: EndReason::FailedToStart, detail, exit: None, usage })
+    }
+}
+
+async fn sleep_until(deadline: Instant) {
+    tokio::time::sleep_until(deadline.into()).await;
+}
+
+/// Runs the workload's command, if there is one; for ever if there is none.
+async fn run_workload(
+    up: &Up,
+    command: &[String],
+    env: &std::collections::BTreeMap<String, String>,
+) -> Option<ExitOutcome> {
+    if command.is_empty() {
+        return std::future::pending().await;
+    }
+    let env = env.iter().map(|(k, v)| (k.clone(), v.clone())).collect();
+    let launch = Launch { program: Program::Workload(command.to_vec()), env, terminal: None };
+    match up.control.launch(launch, &[]).await {
+        Ok(launched) => launched.exit.await.ok(),
+        Err(problem) => {
+            log(&format!("workload: {problem}"));
+            // The shell's number for a command that cannot be run.
+            Some(ExitOutcome::Code(127))
+        }
+    }
+}
+
+/// Looks at the disk every now and then; returns the MiB used once they are too many.
+async fn sweep(rootfs: PathBuf, disk_mib: u64) -> u64 {
+    let mut pause = SWEEP_EVERY;
+    loop {
+        tokio::time::sleep(pause).await;
+        let (path, began) = (rootfs.clone(), Instant::now());
+        let used = tokio::task::spawn_blocking(move || disk_bytes(&path)).await.unwrap_or(0);
+        if used > disk_mib << 20 {
+            return used.div_ceil(1 << 20);
+        }
+        pause = SWEEP_EVERY.max(began.elapsed() * 20);
+    }
+}

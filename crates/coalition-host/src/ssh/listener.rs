@@ -1,0 +1,145 @@
+//! Accepting connections: limits for strangers, and an orderly end.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use russh::keys::{PrivateKey, PublicKey};
+use russh::server::{self, run_stream};
+use russh::{MethodKind, MethodSet, Preferred, compression};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, watch};
+use tokio::task::{JoinHandle, JoinSet};
+
+use super::Traffic;
+use super::handler::{Connection, Shared};
+use super::process::Launcher;
+
+/// Connections at one time.
+const MAX_CONNECTIONS: usize = 128;
+/// How long a client may take to log in.
+const LOGIN_GRACE: Duration = Duration::from_secs(30);
+
+/// The server's identity and who may log in.
+pub(crate) struct ServerKeys {
+    pub(crate) host: PrivateKey,
+    pub(crate) authorized: Vec<PublicKey>,
+}
+
+/// A server that is up.
+pub(crate) struct Listening {
+    pub(crate) address: SocketAddr,
+    stop: watch::Sender<bool>,
+    task: JoinHandle<()>,
+}
+
+impl Listening {
+    /// Stops accepting, closes every connection, and returns when all are gone.
+    pub(crate) async fn shutdown(self) {
+        let _ = self.stop.send(true);
+        let _ = self.task.await;
+    }
+}
+
+fn config(host: PrivateKey) -> server::Config {
+    server::Config {
+        server_id: russh::SshId::Standard("SSH-2.0-coalition".into()),
+        methods: MethodSet::from(&[MethodKind::PublicKey][..]),
+        auth_rejection_time: Duration::from_millis(300),
+        auth_rejection_time_initial: Some(Duration::ZERO),
+        keys: vec![host],
+        max_auth_attempts: 8,
+        inactivity_timeout: None,
+        keepalive_interval: Some(Duration::from_secs(20)),
+        keepalive_max: 3,
+        nodelay: true,
+        channel_buffer_size: 128,
+        event_buffer_size: 32,
+        // A compressed stream is a way for a stranger to make us work; images are compressed already.
+        preferred: Preferred { compression: std::borrow::Cow::Borrowed(&[compression::NONE]), ..Preferred::DEFAULT },
+        ..server::Config::default()
+    }
+}
+
+/// Serves on a bound socket until shut down.
+pub(crate) fn listen(
+    socket: TcpListener,
+    keys: ServerKeys,
+    launcher: Arc<dyn Launcher>,
+    traffic: Arc<Traffic>,
+) -> std::io::Result<Listening> {
+    let address = socket.local_addr()?;
+    let config = Arc::new(config(keys.host));
+    let shared = Arc::new(Shared { launcher, authorized: keys.authorized, traffic });
+    let (stop, stopped) = watch::channel(false);
+    let task = tokio::spawn(accept(socket, config, shared, stopped));
+    Ok(Listening { address, stop, task })
+}
+
+async fn accept(
+    socket: TcpListener,
+    config: Arc<server::Config>,
+    shared: Arc<Shared>,
+    mut stopped: watch::Receiver<bool>,
+) {
+    let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let mut connections = JoinSet::new();
+    loop {
+        let accepted = tokio::select! {
+            _ = stopped.wait_for(|s| *s) => break,
+            Some(_) = connections.join_next(), if !connections.is_empty() => continue,
+            accepted = socket.accept() => accepted,
+        };
+        match accepted {
+            Ok((stream, _)) => {
+                // A full house drops the newcomer: it sees a closed connection and may try again.
+                let Ok(seat) = room.clone().try_acquire_owned() else { continue };
+                let (config, shared, stopped) = (config.clone(), shared.clone(), stopped.clone());
+                connections.spawn(async move {
+                    serve(stream, config, shared, stopped).await;
+                    drop(seat);
+                });
+            }
+            // Out of descriptors or a connection reset before it was taken: nothing a pause would not heal.
+            Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+        }
+    }
+    drop(socket);
+    while connections.join_next().await.is_some() {}
+}
+
+async fn serve(
+    stream: TcpStream,
+    config: Arc<server::Config>,
+    shared: Arc<Shared>,
+    mut stopped: watch::Receiver<bool>,
+) {
+    let _ = stream.set_nodelay(true);
+    let logged_in = Arc::new(AtomicBool::new(false));
+    let connection = Connection::new(shared, logged_in.clone());
+    let deadline = tokio::time::Instant::now() + LOGIN_GRACE;
+    let started = tokio::select! {
+        started = tokio::time::timeout_at(deadline, run_stream(config, stream, connection)) => started,
+        _ = stopped.wait_for(|s| *s) => return,
+    };
+    let Ok(Ok(mut session)) = started else { return };
+    let handle = session.handle();
+    let too_slow = async {
+        tokio::time::sleep_until(deadline).await;
+        if logged_in.load(Ordering::Relaxed) {
+            std::future::pending::<()>().await;
+        }
+    };
+    let reason = tokio::select! {
+        _ = &mut session => return,
+        () = too_slow => "login took too long",
+        _ = stopped.wait_for(|s| *s) => "this machine's grant has ended",
+    };
+    let farewell = async {
+        let _ = handle.disconnect(russh::Disconnect::ByApplication, reason.into(), String::new()).await;
+        let _ = session.await;
+    };
+    // A client that does not hang up is left to its own: dropping the session closes the socket.
+    let _ = tokio::time::timeout(Duration::from_millis(500), farewell).await;
+}
