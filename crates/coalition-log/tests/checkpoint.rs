@@ -1,4 +1,5 @@
 //! Checkpoints and cosignatures: golden vectors, strict parsing, quorums, and an independent note implementation.
+#![allow(clippy::unwrap_used, clippy::cast_possible_truncation, reason = "test code with small numbers")]
 
 mod support;
 

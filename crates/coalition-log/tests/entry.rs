@@ -1,4 +1,5 @@
 //! The entry's bytes: golden vector, limits, strictness.
+#![allow(clippy::unwrap_used, clippy::cast_possible_truncation, reason = "test code with small numbers")]
 
 mod support;
 

@@ -1,4 +1,5 @@
 //! Evidence and equivocation files: golden file, every changed byte rejected, transferable guilt.
+#![allow(clippy::unwrap_used, clippy::cast_possible_truncation, reason = "test code with small numbers")]
 
 mod support;
 

@@ -1,4 +1,5 @@
 //! The reader's core against honest, lagging, lying and forking servers.
+#![allow(clippy::unwrap_used, clippy::cast_possible_truncation, reason = "test code with small numbers")]
 
 mod support;
 

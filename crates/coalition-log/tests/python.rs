@@ -1,6 +1,7 @@
 //! The Python verifier written from the protocol page alone agrees with ours, file by file.
 //!
 //! Skipped, saying so, where Python or its package `cryptography` is missing.
+#![allow(clippy::unwrap_used, clippy::cast_possible_truncation, reason = "test code with small numbers")]
 #![allow(clippy::print_stderr, reason = "a skipped test must say so")]
 
 mod support;

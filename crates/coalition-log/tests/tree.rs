@@ -1,4 +1,5 @@
 //! The Merkle tree against RFC 6962's definition, the CT test vectors and two independent implementations.
+#![allow(clippy::unwrap_used, clippy::cast_possible_truncation, reason = "test code with small numbers")]
 
 mod support;
 

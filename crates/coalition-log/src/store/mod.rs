@@ -7,6 +7,8 @@
 //! * `checkpoint`: the last certified checkpoint, a signed note.
 //! * `lock`: held while the directory is open.
 //!
+//! Rotation syncs tiles in a thread of its own, so that no append waits for hundreds of them.
+//!
 //! Opening reads the journal, checks it and the upper tree levels, and compares with guard and checkpoint before it
 //! changes a byte. Every failed write or sync is [`StoreError::Fatal`] and poisons the store.
 
@@ -16,6 +18,7 @@ mod guard;
 mod journal;
 mod open;
 mod reader;
+mod rotation;
 mod tiles;
 
 #[cfg(test)]
@@ -37,9 +40,10 @@ pub use journal::JOURNAL_FILE;
 pub use reader::{Head, Reader};
 pub use tiles::{TILE_WIDTH, TileKind, decode_bundle, decode_hashes, encode_bundle, encode_hashes, tile_path};
 
-use files::{replace, replace_durably, sync_all};
+use files::{replace, replace_durably};
 use guard::Guard;
-use journal::{Base, Journal, MAX_PAYLOAD_BYTES, Record};
+use journal::{Journal, MAX_PAYLOAD_BYTES, Record};
+use rotation::Rotation;
 
 /// Name of the last certified checkpoint in a log's directory.
 pub const CHECKPOINT_FILE: &str = "checkpoint";
@@ -47,7 +51,8 @@ pub const CHECKPOINT_FILE: &str = "checkpoint";
 /// How much a store keeps in memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StoreOptions {
-    /// The journal is rotated, and its entries leave memory, when it has grown by this many bytes.
+    /// Rotation of the journal starts, and its entries leave memory, when it has grown by this many bytes. Appends wait for
+    /// it when the journal has grown by four times as many.
     pub rotate_bytes: u64,
     /// Most bytes of verified tiles and bundles kept for reading.
     pub cache_bytes: usize,
@@ -87,8 +92,9 @@ pub struct Store {
     journal: Journal,
     guard: Guard,
     options: StoreOptions,
-    /// Full tiles written since the last rotation and not synced.
+    /// Full tiles written and not synced, nor being synced by `rotation`.
     unsynced: Vec<PathBuf>,
+    rotation: Option<Rotation>,
     poisoned: Option<String>,
     _lock: File,
 }
@@ -227,14 +233,14 @@ impl Store {
         self.poison_on_error(result)
     }
 
-    /// Moves every full tile out of the journal: makes the tiles durable, then starts a new journal on them. Happens by
-    /// itself as the journal grows.
+    /// Moves every full tile out of the journal and waits for that: makes the tiles durable, then starts a new journal on
+    /// them. Happens by itself, in the background, as the journal grows.
     ///
     /// # Errors
     /// Fatal write errors.
     pub fn rotate(&mut self) -> Result<(), StoreError> {
         self.check_poisoned()?;
-        let result = self.rotate_journal();
+        let result = self.rotate_now();
         self.poison_on_error(result)
     }
 
@@ -251,9 +257,7 @@ impl Store {
         }
         let appended = self.publish(record.entries, plan);
         self.write_full_tiles(first)?;
-        if self.journal.grown_bytes() > self.options.rotate_bytes {
-            self.rotate_journal()?;
-        }
+        self.rotate_in_background()?;
         Ok(appended)
     }
 
@@ -284,40 +288,6 @@ impl Store {
             self.unsynced.push(path);
         }
         Ok(())
-    }
-
-    fn rotate_journal(&mut self) -> Result<(), StoreError> {
-        let (base, carried) = self.next_base();
-        if base.size == self.reader.shared.state().base {
-            return Ok(());
-        }
-        sync_all(self.reader.dir(), &self.unsynced)?;
-        self.unsynced.clear();
-        self.journal = Journal::start(self.reader.dir(), self.reader.organism(), &base, carried.as_ref())?;
-        let mut state = self.reader.shared.state_mut();
-        let moved = usize::try_from(base.size - state.base).expect("what moves out was in memory");
-        state.tail.drain(..moved);
-        if let Some(leaves) = state.levels.first_mut() {
-            leaves.drain(..moved);
-        }
-        state.base = base.size;
-        Ok(())
-    }
-
-    /// The base a new journal would have, and the entries it must carry because their tile is not full.
-    fn next_base(&self) -> (Base, Option<Record>) {
-        let state = self.reader.shared.state();
-        let size = state.size() / TILE_WIDTH * TILE_WIDTH;
-        let width = usize::try_from(TILE_WIDTH).expect("256 fits");
-        let edge = |hashes: &Vec<_>| hashes[hashes.len() / width * width..].to_vec();
-        let mut edges: Vec<_> = state.levels.iter().skip(1).map(edge).collect();
-        while edges.last().is_some_and(Vec::is_empty) {
-            edges.pop();
-        }
-        let kept = usize::try_from(size - state.base).expect("the tail is in memory");
-        let entries = state.tail[kept..].to_vec();
-        let carried = (!entries.is_empty()).then(|| Record { height: state.height.unwrap_or(0), first: size, entries });
-        (Base { size, height: state.height, edges }, carried)
     }
 
     fn check_poisoned(&self) -> Result<(), StoreError> {

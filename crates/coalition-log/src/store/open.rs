@@ -42,7 +42,8 @@ pub(super) fn open(
         reader.shared.state_mut().certified = Some(certified);
     }
     let journal = Journal::resume(dir, &recovered)?;
-    let mut store = Store { reader, journal, guard, options, unsynced: Vec::new(), poisoned: None, _lock: lock };
+    let mut store =
+        Store { reader, journal, guard, options, unsynced: Vec::new(), rotation: None, poisoned: None, _lock: lock };
     store.write_full_tiles(base)?;
     Ok(store)
 }

@@ -18,6 +18,7 @@ use crate::evidence::Evidence;
 use crate::tree::{Frontier, Hash, Nodes, consistency_proof, inclusion_proof, root_at, root_of};
 
 const TILE_BITS: u32 = 8;
+const WIDTH: usize = 1 << TILE_BITS;
 
 /// Size and root of the log at some point.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,10 +74,10 @@ impl State {
             let hashes = &mut self.levels[level];
             hashes.push(carried);
             // `base` is a multiple of 256, so level 0 is counted right although it does not start at leaf 0.
-            if !hashes.len().is_multiple_of(TILE_WIDTH as usize) {
+            if !hashes.len().is_multiple_of(WIDTH) {
                 break;
             }
-            carried = root_of(&hashes[hashes.len() - TILE_WIDTH as usize..]);
+            carried = root_of(&hashes[hashes.len() - WIDTH..]);
         }
     }
 

@@ -2,6 +2,8 @@
 
 #![allow(dead_code, unreachable_pub, reason = "every test file uses its own part of this")]
 
+pub mod disk;
+
 use coalition::{EvidencePointer, Roster, RosterMember, UniqueId};
 use coalition_log::checkpoint::{CertifiedCheckpoint, Checkpoint, Cosigner, RosterVerifier, SignedCheckpoint};
 use coalition_log::entry::{Entry, WriteId, leaf_hash};
@@ -74,10 +76,10 @@ pub fn entry(index: u64) -> Entry {
     let pointer = EvidencePointer { organism: organism(9), index: index / 2, digest: UniqueId::from_bytes([7; 32]) };
     Entry {
         index,
-        tick: if index % 3 == 0 { None } else { Some(index * 2) },
+        tick: if index.is_multiple_of(3) { None } else { Some(index * 2) },
         time_ms: 1_700_000_000_000 + index,
         write_id: WriteId([(index % 7) as u8; 16]),
-        kind: if index % 2 == 0 { "test.even".into() } else { "test.odd".into() },
+        kind: if index.is_multiple_of(2) { "test.even".into() } else { "test.odd".into() },
         body: index.to_be_bytes().repeat(1 + (index % 5) as usize),
         evidence: if index % 4 == 1 { vec![pointer] } else { Vec::new() },
     }
