@@ -223,6 +223,8 @@ fn parsing_is_strict() {
         good.replacen("\u{2014} ", "\u{2014}", 1),
         good.replacen("/m1 ", "/m1  ", 1),
         good.replacen("/m1 ", "/m+1 ", 1),
+        good.replacen("/m1 ", "/m\u{1}1 ", 1),
+        good.replacen("/m1 ", "/m\u{a0}1 ", 1),
         good.replacen("\n12\n", "\r\n12\r\n", 1),
         format!("{good}\n"),
         good.trim_end().to_owned(),

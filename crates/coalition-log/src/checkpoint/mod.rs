@@ -157,8 +157,9 @@ impl SignatureLine {
         let wrong = |reason| NoteError::Signature { line: number, reason };
         let rest = line.strip_prefix(SIGNATURE_START).ok_or(wrong("it does not start with an em dash and a space"))?;
         let (name, encoded) = rest.split_once(' ').ok_or(wrong("it has no space after the key name"))?;
-        if name.is_empty() || name.contains(['+', ' ']) || name.chars().any(char::is_whitespace) {
-            return Err(wrong("its key name is empty or has a space or plus"));
+        let forbidden = |c: char| c == '+' || c.is_whitespace() || c.is_control();
+        if name.is_empty() || name.contains(forbidden) {
+            return Err(wrong("its key name is empty or has a space, plus or control character"));
         }
         let bytes = STANDARD.decode(encoded).map_err(|_| wrong("its signature is not canonical standard base64"))?;
         let (key_id, signature) =
