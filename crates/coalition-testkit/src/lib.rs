@@ -139,7 +139,8 @@ impl Committee {
         self.seats[member].running.as_ref().map(|(_, running)| running)
     }
 
-    async fn node(&self, key: NodeKey) -> Arc<Node> {
+    /// A node with this key at the committee's relay.
+    pub async fn node(&self, key: NodeKey) -> Arc<Node> {
         let config = NodeConfig {
             network_id: UNIVERSE.derive("testkit"),
             key,
@@ -153,7 +154,12 @@ impl Committee {
 
     /// A client node that knows every member.
     pub async fn client(&self) -> Arc<Node> {
-        let node = self.node(NodeKey::generate()).await;
+        self.client_with(NodeKey::generate()).await
+    }
+
+    /// As [`client`](Self::client), with this key.
+    pub async fn client_with(&self, key: NodeKey) -> Arc<Node> {
+        let node = self.node(key).await;
         self.addresses.iter().for_each(|address| node.introduce(address.clone()));
         node
     }

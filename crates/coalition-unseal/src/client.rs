@@ -115,19 +115,19 @@ impl ShuffleClient {
     ) -> Result<Envelope, ShuffleError> {
         let mut collector = ShareCollector::new(self.params.clone(), self.scope, request, cell);
         let mut broken = None;
-        let asked =
-            self.ask_until(&Ask::RequestShare { request, cell }, self.threshold(), deadline, |member, answer| {
-                let Answer::Share(release) = answer else { return Err("answered something else".into()) };
-                match collector.add(member, &release) {
-                    Ok(Progress::Ready | Progress::Waiting { .. }) => Ok(()),
-                    Err(error @ (ClientError::BadCell { .. } | ClientError::OtherRequest { .. })) => {
-                        // Final: every member holds the same bytes.
-                        broken.get_or_insert(error);
-                        Ok(())
-                    }
-                    Err(error) => Err(error.to_string()),
+        let ask = Ask::RequestShare { request, cell };
+        let asked = self.ask_until(&ask, self.threshold(), deadline, |member, answer| {
+            let Answer::Share(release) = answer else { return Err("answered something else".into()) };
+            match collector.add(member, &release) {
+                Ok(Progress::Ready | Progress::Waiting { .. }) => Ok(()),
+                Err(error @ (ClientError::BadCell { .. } | ClientError::OtherRequest { .. })) => {
+                    // Final: every member holds the same bytes.
+                    broken.get_or_insert(error);
+                    Ok(())
                 }
-            });
+                Err(error) => Err(error.to_string()),
+            }
+        });
         asked.await?;
         match broken {
             Some(error) => Err(ShuffleError::Cell(error)),

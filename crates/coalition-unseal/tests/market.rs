@@ -1,0 +1,212 @@
+//! The whole market over a real network: a card, a sealed request, a certified grant, a cell that only the provider
+//! opens although a member is down, and a receipt that only the requester reads.
+#![allow(missing_docs, clippy::unwrap_used)]
+
+use std::{sync::Arc, time::Duration};
+
+use coalition::{AlmanacTick, ProviderId, RateQ64, Roster, UniqueId};
+use coalition_almanac::{AlmanacMachine, AlmanacParams, AlmanacTickBody, Observers, TICK_KIND};
+use coalition_compute::{
+    Capabilities, Command, ComputeMachine, ComputeParams, ComputeRequest, DeclaredRates, MarketView, Offer, PostCard,
+    ProviderCard, Region, Signed, anonymous_requester, request_id,
+};
+use coalition_log::{Entry, Machine};
+use coalition_organism::{Follower, Organism, random_write_id};
+use coalition_shuffle::{
+    CellScope, DealerOutput, Member, MemberLimits, PendingRequest, Posture, RotatingPeer, SshAccessReceipt, SshHostKey,
+    WorkloadSpec,
+};
+use coalition_testkit::{Carried, Committee};
+use coalition_universe::{Node, NodeKey};
+use coalition_unseal::{ShuffleClient, ShuffleError, UnsealMember};
+use ed25519_dalek::SigningKey;
+use rand_core::OsRng;
+
+const SOON: Duration = Duration::from_secs(20);
+const CADENCE_MS: u32 = 200;
+const PEM: &[u8] = b"-----BEGIN OPENSSH PRIVATE KEY-----\nAAAA\n-----END OPENSSH PRIVATE KEY-----\n";
+
+fn compute_id() -> UniqueId {
+    UniqueId::hash(b"compute")
+}
+
+fn scope() -> CellScope {
+    CellScope { coalition: UniqueId::hash(b"test coalition"), compute: compute_id() }
+}
+
+fn tick_of(entry: &Entry) -> Option<u64> {
+    let tick = (entry.kind == TICK_KIND).then(|| AlmanacTickBody::from_bytes(&entry.body).ok())??;
+    Some(tick.seq)
+}
+
+async fn committee() -> Committee {
+    let id = UniqueId::hash(b"almanac");
+    let almanac = move |roster: &Roster| {
+        let keys = roster.members().iter().map(|member| member.checkpoint_key).collect();
+        let params = AlmanacParams::new(CADENCE_MS).unwrap();
+        Box::new(AlmanacMachine::new(params, id, Observers::Keys(keys))) as Box<dyn Machine>
+    };
+    let almanac = Carried { id, name: "almanac", machine: Box::new(almanac), clock: Some(tick_of) };
+    let compute = || ComputeMachine::new(compute_id(), ComputeParams::standard(CADENCE_MS)).unwrap();
+    Committee::start(4, vec![almanac, Carried::new("compute", compute)]).await
+}
+
+fn market() -> MarketView {
+    MarketView::new(compute_id(), ComputeParams::standard(CADENCE_MS))
+}
+
+fn card(provider: &SigningKey, tick: AlmanacTick) -> ProviderCard {
+    let public = provider.verifying_key().to_bytes();
+    let capabilities = Capabilities {
+        regions: vec!["local".parse::<Region>().unwrap()],
+        tdx_capable: false,
+        mrtds: vec![],
+        max_cpu_millicores: 2_000,
+        max_ram_mib: 1_024,
+        max_instances: 4,
+        instance_cpu_millicores: 2_000,
+        instance_ram_mib: 1_024,
+    };
+    let rates = DeclaredRates { core_hour: "0.02".parse().unwrap(), gib_hour: RateQ64(0) };
+    ProviderCard {
+        provider_id: ProviderId(UniqueId::hash(&public)),
+        provider_peer: public,
+        shuffle_reply: UniqueId::hash(b"reply"),
+        offers: vec![Offer { name: "baremetal".parse().unwrap(), capabilities, declared_rates: rates }],
+        attestation: None,
+        refreshed_at: tick,
+    }
+}
+
+async fn write(compute: &Organism, command: Command) {
+    compute.write(random_write_id(), command.to_bytes(), SOON).await.unwrap();
+}
+
+fn workload() -> WorkloadSpec {
+    WorkloadSpec {
+        image_hash: UniqueId::hash(b"image"),
+        image_size_bytes: 5,
+        requested_region: Some("local".into()),
+        image_pointer: b"nowhere".to_vec(),
+        cpu_millicores: 1_000,
+        ram_mib: 256,
+        disk_mib: 0,
+        command: vec![],
+        env: vec![],
+        ssh_authorized_key: None,
+    }
+}
+
+fn request(key: &SigningKey, nonce: [u8; 16], pending: &PendingRequest, deadline: AlmanacTick) -> ComputeRequest {
+    let public = key.verifying_key().to_bytes();
+    ComputeRequest {
+        request_id: request_id(&compute_id(), &public, &nonce),
+        nonce,
+        requester: anonymous_requester(&public),
+        workload: UniqueId::hash(b"workload"),
+        pin: None,
+        image_hash: UniqueId::hash(b"image"),
+        cpu_millicores: 1_000,
+        ram_mib: 256,
+        duration_sec: 60,
+        region: Some("local".parse().unwrap()),
+        tdx_required: false,
+        pinned_mrtd: None,
+        max_rate: "0.05".parse().unwrap(),
+        settlement: UniqueId::hash(b"none"),
+        deadline,
+        bearer_pointer: pending.cell_id().0,
+    }
+}
+
+struct Unseal {
+    nodes: Vec<Arc<Node>>,
+    params: coalition_shuffle::PublicParams,
+}
+
+impl Unseal {
+    async fn start(committee: &Committee) -> Self {
+        let dealt = DealerOutput::deal(2, 3, &mut OsRng).unwrap();
+        let mut nodes = Vec::new();
+        for share in dealt.shares {
+            let node = committee.client().await;
+            let follower = Follower::spawn(committee.organism(&node, "compute"), market());
+            let machine = Member::new(dealt.params.clone(), share, scope(), MemberLimits::default()).unwrap();
+            node.serve(UnsealMember::start(machine, follower).service()).unwrap();
+            nodes.push(node);
+        }
+        Self { nodes, params: dealt.params }
+    }
+
+    fn client(&self, node: &Arc<Node>) -> ShuffleClient {
+        self.nodes.iter().for_each(|member| node.introduce(member.address()));
+        let members = self.nodes.iter().map(|member| member.peer_id()).collect();
+        ShuffleClient::new(Arc::clone(node), self.params.clone(), scope(), members)
+    }
+}
+
+fn receipt(grant: coalition::RequestId) -> SshAccessReceipt {
+    SshAccessReceipt {
+        instance_host: "127.0.0.1".into(),
+        instance_port: 2222,
+        user: "root".into(),
+        ssh_key_private: PEM.to_vec(),
+        ssh_host_key: SshHostKey([7; 32]),
+        grant_id: grant,
+        valid_to: AlmanacTick(99),
+        isolation: "none, this is a test".into(),
+        posture: Posture::NotAttested,
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_sealed_request_reaches_the_winner_and_nobody_else() {
+    let committee = committee().await;
+    let unseal = Unseal::start(&committee).await;
+
+    // The provider's bridge: one key for its node and its signatures.
+    let bridge_key = SigningKey::from_bytes(&[42; 32]);
+    let bridge = committee.client_with(NodeKey::from_bytes([42; 32])).await;
+    let compute = committee.organism(&bridge, "compute");
+    let view = Follower::spawn(compute.clone(), market());
+    let post = PostCard { sequence: 1, card: card(&bridge_key, AlmanacTick(0)) };
+    write(&compute, Command::RegisterCard(Signed::sign(post, &bridge_key, &compute_id()).unwrap())).await;
+
+    // The requester: everything made for this one request.
+    let rotating = committee.client().await;
+    let request_key = SigningKey::from_bytes(&[9; 32]);
+    let nonce = [3; 16];
+    let id = request_id(&compute_id(), &request_key.verifying_key().to_bytes(), &nonce);
+    let peer = RotatingPeer::from_bytes(*rotating.peer_id().as_bytes());
+    let shuffle = unseal.client(&rotating);
+    let pending = PendingRequest::build(&workload(), peer, &unseal.params, scope(), id, &mut OsRng).unwrap();
+    assert_eq!(shuffle.submit_cell(pending.cell(), SOON).await.unwrap().accepted, 3);
+
+    // Before the grant, nobody opens it.
+    let provider_side = unseal.client(&bridge);
+    let early = provider_side.open_cell(id, pending.cell_id(), Duration::from_secs(1)).await.unwrap_err();
+    assert!(matches!(early, ShuffleError::TooFew { done: 0, need: 2, .. }), "{early}");
+
+    let statement = request(&request_key, nonce, &pending, AlmanacTick(10_000));
+    let requester_compute = committee.organism(&rotating, "compute");
+    let submit = Signed::sign(statement, &request_key, &compute_id()).unwrap();
+    write(&requester_compute, Command::SubmitRequest(submit)).await;
+    let grant = view.wait_for(SOON, |market| market.grant(&id).map(|record| record.grant.clone())).await.unwrap();
+    assert_eq!(grant.endpoint_hint.provider_peer, *bridge.peer_id().as_bytes());
+
+    // One member is down: any two suffice. A stranger gets nothing even now.
+    unseal.nodes[0].stop().await;
+    let envelope = provider_side.open_cell(id, pending.cell_id(), SOON).await.unwrap();
+    assert_eq!(envelope.workload.image_hash, grant.image_hash);
+    let stranger = unseal.client(&committee.client().await);
+    let refused = stranger.open_cell(id, pending.cell_id(), Duration::from_secs(2)).await.unwrap_err().to_string();
+    assert!(refused.contains("not the provider"), "{refused}");
+
+    let reply = receipt(id).seal_to(&envelope.peer_x25519, &scope().seal_context(id), &mut OsRng).unwrap();
+    assert_eq!(provider_side.post_reply(envelope.peer_id, id, &reply, SOON).await.unwrap(), 2);
+    let got = shuffle.fetch_receipt(&pending, SOON).await.unwrap();
+    assert_eq!(got.ssh_key_private, PEM);
+    assert_eq!(got.grant_id, id);
+    drop((view, compute, requester_compute));
+    committee.stop().await;
+}
