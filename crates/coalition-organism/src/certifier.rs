@@ -117,7 +117,7 @@ impl Certifier {
         let other = self.waiting[member].iter().find(|&&(s, r)| s == size && r != root)?;
         let earlier = self.heads.get(other)?.get(&member)?;
         let note = |root, line: &SignatureLine| SignedCheckpoint {
-            checkpoint: Checkpoint { root, ..checkpoint.clone() },
+            checkpoint: Checkpoint { root, ..*checkpoint },
             signatures: vec![line.clone()],
         };
         Some(Equivocation::between(&self.verifier, &note(other.1, earlier), &note(root, line)))

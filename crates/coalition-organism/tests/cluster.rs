@@ -11,7 +11,7 @@ use coalition_organism::{Fold, FoldFault, Follower, Organism, WriteError, random
 use coalition_testkit::{Carried, Committee};
 
 #[path = "../examples/guestbook.rs"]
-#[allow(dead_code, unreachable_pub)]
+#[allow(dead_code)]
 mod guestbook;
 
 const SOON: Duration = Duration::from_secs(30);
@@ -73,8 +73,7 @@ async fn four_members_serve_through_loss_and_restart() {
     let client = committee.client().await;
     let notes = committee.organism(&client, "notes");
     let reader = Follower::spawn(notes.clone(), Notes::default());
-    let clock =
-        Follower::spawn(committee.organism(&client, "almanac"), Ticks::new(AlmanacParams::new(200).unwrap()));
+    let clock = Follower::spawn(committee.organism(&client, "almanac"), Ticks::new(AlmanacParams::new(200).unwrap()));
     clock.wait_for(SOON, |clock| clock.reached(AlmanacTick(3)).then_some(())).await.unwrap();
 
     // Idempotence: the same id writes once, whoever answers.

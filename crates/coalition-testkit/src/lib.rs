@@ -14,6 +14,9 @@ use coalition_log::Machine;
 use coalition_organism::{Member, MemberKeys, MemberSetup, OrderSetup, Organism, OrganismSetup, TickOf};
 use coalition_universe::{Node, NodeConfig, NodeKey, PeerAddress, Relay, UNIVERSE};
 
+/// Makes an organism's machine for a committee with this roster.
+pub type MakeMachine = Box<dyn Fn(&Roster) -> Box<dyn Machine> + Send + Sync>;
+
 /// What a committee carries: a function that makes each organism's machine anew, as every member and every restart needs.
 pub struct Carried {
     /// The organism's id.
@@ -21,7 +24,7 @@ pub struct Carried {
     /// Its name.
     pub name: &'static str,
     /// Makes its machine, in the state of an empty log.
-    pub machine: Box<dyn Fn(&Roster) -> Box<dyn Machine> + Send + Sync>,
+    pub machine: MakeMachine,
     /// See [`OrganismSetup::clock`].
     pub clock: Option<TickOf>,
 }

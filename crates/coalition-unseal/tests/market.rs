@@ -151,7 +151,7 @@ fn receipt(grant: coalition::RequestId) -> SshAccessReceipt {
         instance_port: 2222,
         user: "root".into(),
         ssh_key_private: PEM.to_vec(),
-        ssh_host_key: SshHostKey([7; 32]),
+        ssh_host_key: SshHostKey(SigningKey::from_bytes(&[1; 32]).verifying_key().to_bytes()),
         grant_id: grant,
         valid_to: AlmanacTick(99),
         isolation: "none, this is a test".into(),

@@ -128,7 +128,7 @@ impl Hosted {
     /// Takes a cosignature, ours or another member's.
     pub(crate) fn cosigned(&self, note: &SignedCheckpoint) -> Result<(), MemberError> {
         for line in &note.signatures {
-            let progress = lock(&self.certifier).cosigned(note.checkpoint.clone(), line.clone());
+            let progress = lock(&self.certifier).cosigned(note.checkpoint, line.clone());
             match progress {
                 Ok(Progress::Waiting) => {}
                 Ok(Progress::Certified(certificate)) => self.publish(&certificate)?,
