@@ -1,2 +1,137 @@
-//! placeholder
-fn main() {}
+//! The `compute-bridge` program: a thin shell around the library.
+
+use std::ffi::OsString;
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+use compute_bridge::config::{BridgeConfig, EXAMPLE};
+use compute_bridge::{BridgeError, check, exit_code, explain};
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+
+/// Sell the capacity of your machines on a coalition's Compute market.
+#[derive(Parser)]
+#[command(name = "compute-bridge", version, arg_required_else_help = true)]
+struct Cli {
+    /// One JSON object per line, for logs and results.
+    #[arg(long, global = true)]
+    json: bool,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the bridge until Ctrl-C or SIGTERM.
+    Run(BootFile),
+    /// Check the boot file, the coalition's config and every machine, by logging in and probing it.
+    Check(BootFile),
+    /// Print a commented example of a boot file.
+    ExampleConfig,
+    /// What the bridge calls on its machines.
+    #[command(hide = true)]
+    Runner {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<OsString>,
+    },
+}
+
+#[derive(Args)]
+struct BootFile {
+    /// The boot file; `compute-bridge example-config` prints one to start from.
+    boot_file: PathBuf,
+}
+
+fn main() -> ExitCode {
+    // Before anything else: the runner is called often, by this same program, and must not pay for the rest.
+    let args: Vec<OsString> = std::env::args_os().skip(1).collect();
+    if let Some((first, rest)) = args.split_first()
+        && first == "runner"
+    {
+        return coalition_host::runner_main(rest);
+    }
+    let cli = Cli::parse();
+    logging(cli.json);
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return fail(cli.json, 1, &format!("the runtime does not start: {error}")),
+    };
+    match cli.command {
+        Command::ExampleConfig => {
+            say(EXAMPLE);
+            ExitCode::SUCCESS
+        }
+        Command::Runner { args } => coalition_host::runner_main(&args),
+        Command::Run(file) => outcome(cli.json, runtime.block_on(run(&file))),
+        Command::Check(file) => match runtime.block_on(report(&file, cli.json)) {
+            Ok(true) => ExitCode::SUCCESS,
+            Ok(false) => ExitCode::from(5),
+            Err(error) => outcome(cli.json, Err(error)),
+        },
+    }
+}
+
+async fn run(file: &BootFile) -> Result<(), BridgeError> {
+    let config = BridgeConfig::load(&file.boot_file)?;
+    compute_bridge::run(config, stop_signal()).await
+}
+
+/// Resolves at SIGINT or SIGTERM. A signal that cannot be listened to never comes.
+async fn stop_signal() {
+    let wait = |kind| async move {
+        match signal(kind) {
+            Ok(mut stream) => {
+                stream.recv().await;
+            }
+            Err(_) => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        () = wait(SignalKind::interrupt()) => {}
+        () = wait(SignalKind::terminate()) => {}
+    }
+}
+
+async fn report(file: &BootFile, json: bool) -> Result<bool, BridgeError> {
+    let findings = check::check(BridgeConfig::load(&file.boot_file)?).await?;
+    for finding in &findings {
+        if json {
+            say(&format!("{}\n", serde_json::to_string(finding).unwrap_or_default()));
+        } else {
+            let mark = if finding.ok { "ok  " } else { "FAIL" };
+            say(&format!("{mark}  {}: {}\n", finding.what, finding.detail));
+        }
+    }
+    Ok(findings.iter().all(|finding| finding.ok))
+}
+
+fn outcome(json: bool, result: Result<(), BridgeError>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(json, exit_code(&error), &explain(&error)),
+    }
+}
+
+fn fail(json: bool, code: u8, message: &str) -> ExitCode {
+    let line = if json {
+        format!("{}\n", serde_json::json!({ "error": message, "exit_code": code }))
+    } else {
+        format!("error: {message}\n")
+    };
+    // Nobody is left to tell when standard error is closed.
+    let _ = std::io::stderr().write_all(line.as_bytes());
+    ExitCode::from(code)
+}
+
+fn say(text: &str) {
+    let _ = std::io::stdout().write_all(text.as_bytes());
+}
+
+fn logging(json: bool) {
+    let filter =
+        EnvFilter::try_from_env("COMPUTE_BRIDGE_LOG").unwrap_or_else(|_| EnvFilter::new("warn,compute_bridge=info"));
+    let base = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    if json { base.json().init() } else { base.with_target(false).init() }
+}

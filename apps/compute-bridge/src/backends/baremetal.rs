@@ -1,0 +1,532 @@
+//! Machines of the operator's own, over SSH: one backend, one offer, per machine.
+//!
+//! The machine needs an SSH server with SFTP and nothing else. The bridge puts its own program there once per version and
+//! calls it as `runner`; the runner isolates, limits, meters and, at the grant's deadline, ends the workload by itself, so a
+//! dead bridge leaves nothing running. What the bridge cannot see it does not sell, and it never takes its own blindness
+//! for the end of a grant.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use coalition_compute::{Capabilities, ComputeGrant, DeclaredRates, LogEnd, OfferName, Region, UsageMetrics};
+use coalition_host::types::{
+    CleanReport, EndReason, FORMAT_VERSION, Isolation, IsolationLevel, ListReport, Phase, ProbeReport, RunnerState,
+    UsageReport, WorkloadSpec,
+};
+
+use super::runner::{Runner, RunnerCallError, SMALL, join, own_program};
+use crate::backend::{
+    Backend, BackendError, Exit, FailureKind, InstanceName, Offering, Order, OwnedInstance, ProvisionedInstance, Unfit,
+};
+use crate::fleet::chain;
+use crate::ssh::{SshHost, SshTarget, quote};
+
+/// Wait for a probe: it makes and removes namespaces and cgroups.
+const PROBE: Duration = Duration::from_secs(30);
+/// Wait for `runner stop` and `runner clean`; stopping waits up to 20 s for the supervisor and 5 s for the kernel.
+const STOP: Duration = Duration::from_secs(60);
+/// Images kept on the machine after use.
+const KEEP_IMAGES: usize = 16;
+
+/// What a bare-metal backend is made of.
+#[derive(Clone, Debug)]
+pub struct BareMetalSetup {
+    /// Name of the offer.
+    pub name: OfferName,
+    /// How to reach the machine.
+    pub target: SshTarget,
+    /// Where it stands.
+    pub region: Region,
+    /// CPU sold, thousandths of a core.
+    pub cpu_millicores: u32,
+    /// Memory sold, MiB.
+    pub ram_mib: u32,
+    /// Workloads at once.
+    pub max_instances: u32,
+    /// What it charges.
+    pub rates: DeclaredRates,
+    /// Address requesters reach workloads at.
+    pub public_host: String,
+    /// Address workloads' SSH servers listen on; all when absent.
+    pub listen: Option<IpAddr>,
+    /// Directory on the machine, relative to the login's home.
+    pub dir: String,
+    /// Name of this bridge's directory below it; from the provider id.
+    pub owner: String,
+    /// The weakest isolation sold.
+    pub minimum_isolation: IsolationLevel,
+    /// Processes and threads of one workload.
+    pub pids_max: u32,
+    /// The program to install; this process's own when absent.
+    pub program: Option<PathBuf>,
+    /// Wait for one transfer of an image.
+    pub image_timeout: Duration,
+    /// Wait from start to SSH.
+    pub start_timeout: Duration,
+    /// Pause between two looks at a running workload.
+    pub watch_interval: Duration,
+}
+
+/// Capacity one instance takes of the machine.
+#[derive(Clone, Copy)]
+struct Taken {
+    cpu_millicores: u32,
+    ram_mib: u32,
+    /// Reserved by the market on another offer, so that the market does not know it is here.
+    unknown_to_market: bool,
+}
+
+/// One machine.
+pub struct BareMetalBackend {
+    setup: BareMetalSetup,
+    ssh: SshHost,
+    runner: Runner,
+    ledger: Mutex<BTreeMap<InstanceName, Taken>>,
+    trouble: Mutex<Option<String>>,
+    /// Uploads of one image wait for each other; starts hold it shared so that pruning waits for them.
+    images: tokio::sync::RwLock<()>,
+    upload: tokio::sync::Mutex<()>,
+}
+
+impl BareMetalBackend {
+    /// A backend for one machine; nothing is contacted yet.
+    #[must_use]
+    pub fn new(setup: BareMetalSetup) -> Self {
+        let program = setup.program.clone().unwrap_or_else(own_program);
+        Self {
+            ssh: SshHost::new(setup.target.clone()),
+            runner: Runner::new(program, &setup.dir, &setup.owner),
+            setup,
+            ledger: Mutex::default(),
+            trouble: Mutex::default(),
+            images: tokio::sync::RwLock::default(),
+            upload: tokio::sync::Mutex::default(),
+        }
+    }
+
+    /// Asks the machine what it offers; installs the runner when it is not there.
+    ///
+    /// # Errors
+    /// [`BackendError`] saying what stands in the way.
+    pub async fn probe(&self) -> Result<ProbeReport, BackendError> {
+        let asked = async {
+            let paths = self.runner.paths(&self.ssh).await?;
+            self.runner.call(&self.ssh, "probe", &[("--dir", &paths.grants)], PROBE, true).await
+        };
+        asked.await.map_err(|error| self.failed(error, false))
+    }
+
+    /// Ends the connection to the machine.
+    pub async fn disconnect(&self) {
+        self.ssh.disconnect().await;
+    }
+
+    fn ledger(&self) -> std::sync::MutexGuard<'_, BTreeMap<InstanceName, Taken>> {
+        self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn note(&self, trouble: Option<String>) {
+        *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = trouble;
+    }
+
+    fn failed(&self, error: RunnerCallError, started: bool) -> BackendError {
+        let kind = kind_of(&error);
+        let error = self.error(kind, chain(&error), started);
+        self.note(Some(error.message.clone()));
+        error
+    }
+
+    fn error(&self, kind: FailureKind, message: String, started: bool) -> BackendError {
+        BackendError { backend: self.setup.name.clone(), kind, message, started, source: None }
+    }
+
+    /// Books the instance's capacity, or says that there is none. The market's own reservations always fit; grants that
+    /// were reserved on another machine may not.
+    fn book(&self, grant: &ComputeGrant, name: &InstanceName) -> Result<(), BackendError> {
+        let mut ledger = self.ledger();
+        let sum = |field: fn(&Taken) -> u32| ledger.values().map(|taken| u64::from(field(taken))).sum::<u64>();
+        let (cpu, ram) = (sum(|taken| taken.cpu_millicores), sum(|taken| taken.ram_mib));
+        let fits = cpu + u64::from(grant.cpu_millicores) <= u64::from(self.setup.cpu_millicores)
+            && ram + u64::from(grant.ram_mib) <= u64::from(self.setup.ram_mib)
+            && ledger.len() < self.setup.max_instances as usize;
+        if !fits {
+            let running = ledger.len();
+            drop(ledger);
+            let message = format!(
+                "{running} instances hold {cpu} of {} mCPU and {ram} of {} MiB; {} mCPU and {} MiB do not fit",
+                self.setup.cpu_millicores, self.setup.ram_mib, grant.cpu_millicores, grant.ram_mib
+            );
+            return Err(self.error(FailureKind::Capacity, message, false));
+        }
+        ledger.insert(name.clone(), self.taken(grant));
+        Ok(())
+    }
+
+    fn taken(&self, grant: &ComputeGrant) -> Taken {
+        Taken {
+            cpu_millicores: grant.cpu_millicores,
+            ram_mib: grant.ram_mib,
+            unknown_to_market: grant.offer != self.setup.name,
+        }
+    }
+
+    async fn put_image(&self, order: Order<'_>, images: &str) -> Result<String, RunnerCallError> {
+        let path = join(images, &format!("{}.image", order.image.hash));
+        let _one_at_a_time = self.upload.lock().await;
+        if self.ssh.size_of(&path, SMALL).await? == Some(order.image.size_bytes) {
+            return Ok(path);
+        }
+        let sent = self.ssh.upload(&order.image.path, &path, 0o600, self.setup.image_timeout).await?;
+        if sent.hash.as_bytes() != order.image.hash.as_bytes() {
+            self.ssh.remove_file(&path, SMALL).await?;
+            return Err(RunnerCallError::Ssh(crate::ssh::SshError::Hash {
+                host: self.ssh.target().label(),
+                path,
+                expected: order.image.hash.to_string(),
+                actual: sent.hash.to_hex().to_string(),
+            }));
+        }
+        Ok(path)
+    }
+
+    fn spec(&self, name: &InstanceName, order: Order<'_>, image: String) -> WorkloadSpec {
+        let listen = self.setup.listen.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
+        WorkloadSpec {
+            version: FORMAT_VERSION,
+            grant_id: name.as_str().to_owned(),
+            image: image.into(),
+            image_blake3: order.image.hash.to_string(),
+            image_size_bytes: order.image.size_bytes,
+            cpu_millicores: order.grant.cpu_millicores,
+            ram_mib: u64::from(order.grant.ram_mib),
+            disk_mib: u64::from(order.workload.disk_mib),
+            pids_max: self.setup.pids_max,
+            valid_to_unix_ms: order.grant.valid_to_ms,
+            ssh_listen: SocketAddr::new(listen, 0),
+            ssh_host_key: order.keys.host_private.clone(),
+            ssh_authorized_key: order.keys.login_public.clone(),
+            command: order.workload.command.clone(),
+            env: order.workload.env.iter().cloned().collect(),
+            minimum_isolation: self.setup.minimum_isolation,
+        }
+    }
+
+    async fn start(&self, name: &InstanceName, order: Order<'_>) -> Result<ProvisionedInstance, BackendError> {
+        let before = |error: RunnerCallError| self.failed(error, false);
+        let paths = self.runner.paths(&self.ssh).await.map_err(before)?;
+        let shared = self.images.read().await;
+        let image = self.put_image(order, &paths.images).await.map_err(before)?;
+        let dir = join(&paths.grants, name.as_str());
+        self.ssh.make_dirs(&paths.grants, name.as_str(), SMALL).await.map_err(|e| before(e.into()))?;
+        let spec = zeroize::Zeroizing::new(
+            serde_json::to_vec(&self.spec(name, order, image))
+                .map_err(|e| self.error(FailureKind::Fatal, e.to_string(), false))?,
+        );
+        self.ssh.write_file(&join(&dir, "spec.json"), &spec, SMALL).await.map_err(|e| before(e.into()))?;
+        // From here on something may exist there.
+        let started: Result<RunnerState, _> =
+            self.runner.call(&self.ssh, "start", &[("--dir", &dir)], self.setup.start_timeout, false).await;
+        drop(shared);
+        let state = started.map_err(|error| self.failed(error, true))?;
+        let Phase::Ready { port, isolation, .. } = state.phase else {
+            return Err(self.error(
+                FailureKind::Fatal,
+                format!("the workload did not become ready: {:?}", state.phase),
+                true,
+            ));
+        };
+        self.note(None);
+        Ok(ProvisionedInstance {
+            backend: self.setup.name.clone(),
+            name: name.clone(),
+            host: self.setup.public_host.clone(),
+            port,
+            user: "root".into(),
+            isolation: isolation.level,
+            isolation_text: isolation_text(&isolation),
+        })
+    }
+
+    /// Removes images beyond the newest few; failures only cost room.
+    async fn prune_images(&self) {
+        let Ok(_alone) = self.images.try_write() else { return };
+        let Ok(paths) = self.runner.paths(&self.ssh).await else { return };
+        let Ok(mut files) = self.ssh.list_files(&paths.images, SMALL).await else { return };
+        files.sort_by_key(|(_, _, changed)| std::cmp::Reverse(*changed));
+        for (name, _, _) in files.into_iter().skip(KEEP_IMAGES) {
+            let _ = self.ssh.remove_file(&join(&paths.images, &name), SMALL).await;
+        }
+    }
+
+    async fn status(&self, name: &InstanceName) -> Result<RunnerState, RunnerCallError> {
+        let paths = self.runner.paths(&self.ssh).await?;
+        let dir = join(&paths.grants, name.as_str());
+        self.runner.call(&self.ssh, "status", &[("--dir", &dir)], SMALL, true).await
+    }
+
+    async fn halt(&self, name: &InstanceName) -> Result<Option<Exit>, RunnerCallError> {
+        let Some(dir) = self.dir_of(name).await? else { return Ok(None) };
+        let stopped: Result<RunnerState, _> = self.runner.call(&self.ssh, "stop", &[("--dir", &dir)], STOP, true).await;
+        match stopped {
+            Ok(state) => Ok(exit_of(&state.phase)),
+            Err(RunnerCallError::Refused(failure)) if failure.code == "no_grant" => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The instance's directory, if there is one.
+    async fn dir_of(&self, name: &InstanceName) -> Result<Option<String>, RunnerCallError> {
+        let paths = self.runner.paths(&self.ssh).await?;
+        let dir = join(&paths.grants, name.as_str());
+        Ok(self.ssh.size_of(&dir, SMALL).await?.map(|_| dir))
+    }
+
+    async fn remove(&self, name: &InstanceName) -> Result<(), RunnerCallError> {
+        let Some(dir) = self.dir_of(name).await? else { return Ok(()) };
+        let cleaned: Result<CleanReport, _> =
+            self.runner.call(&self.ssh, "clean", &[("--dir", &dir)], STOP, true).await;
+        match cleaned {
+            Ok(_) => {}
+            // A directory in which nothing was ever started: the path is ours and ends in 32 hex digits.
+            Err(RunnerCallError::Refused(failure)) if failure.code == "no_grant" => {
+                self.ssh
+                    .exec_again("removing an unused directory", &format!("rm -rf -- {}", quote(&dir)), STOP)
+                    .await?;
+            }
+            Err(error) => return Err(error),
+        }
+        match self.dir_of(name).await? {
+            None => Ok(()),
+            Some(dir) => {
+                Err(RunnerCallError::Missing { status: 0, detail: format!("{dir} is still there after cleaning") })
+            }
+        }
+    }
+
+    fn offered(&self, probe: &ProbeReport) -> (Capabilities, String) {
+        let unknown: Vec<Taken> = self.ledger().values().filter(|taken| taken.unknown_to_market).copied().collect();
+        let less = |total: u32, field: fn(&Taken) -> u32| {
+            unknown.iter().fold(total, |left, taken| left.saturating_sub(field(taken)))
+        };
+        let mut capabilities = self.nothing();
+        let mut detail = isolation_text(&probe.isolation);
+        if probe.isolation.level < self.setup.minimum_isolation {
+            let (offers, wants) = (probe.isolation.level, self.setup.minimum_isolation);
+            return (
+                capabilities,
+                format!("the machine isolates only by \"{offers}\", the boot file asks for \"{wants}\""),
+            );
+        }
+        let own_clock = crate::now_ms();
+        let skew_ms = own_clock.abs_diff(probe.clock_unix_ms);
+        if skew_ms > 60_000 {
+            let problem = format!(
+                "the machine's clock is {} s off ours; grants would end at the wrong time (use NTP on both)",
+                skew_ms / 1_000
+            );
+            return (capabilities, problem);
+        }
+        if probe.cpu_millicores < self.setup.cpu_millicores || probe.ram_mib < u64::from(self.setup.ram_mib) {
+            detail = format!(
+                "{detail}; more is sold than the machine has ({} of {} mCPU, {} of {} MiB)",
+                self.setup.cpu_millicores, probe.cpu_millicores, self.setup.ram_mib, probe.ram_mib
+            );
+        }
+        capabilities.max_cpu_millicores = less(self.setup.cpu_millicores, |taken| taken.cpu_millicores);
+        capabilities.max_ram_mib = less(self.setup.ram_mib, |taken| taken.ram_mib);
+        capabilities.max_instances = less(self.setup.max_instances, |_| 1);
+        (capabilities, detail)
+    }
+
+    fn nothing(&self) -> Capabilities {
+        Capabilities {
+            regions: vec![self.setup.region.clone()],
+            tdx_capable: false,
+            mrtds: Vec::new(),
+            max_cpu_millicores: 0,
+            max_ram_mib: 0,
+            max_instances: 0,
+            instance_cpu_millicores: self.setup.cpu_millicores,
+            instance_ram_mib: self.setup.ram_mib,
+        }
+    }
+}
+
+#[async_trait]
+impl Backend for BareMetalBackend {
+    fn name(&self) -> &OfferName {
+        &self.setup.name
+    }
+
+    async fn capabilities(&self) -> Offering {
+        let rates = self.setup.rates;
+        match self.probe().await {
+            Ok(probe) => {
+                self.note(None);
+                let (capabilities, detail) = self.offered(&probe);
+                Offering { capabilities, rates, isolation: Some(probe.isolation.level), detail, reachable: true }
+            }
+            Err(error) => {
+                let capabilities = self.nothing();
+                Offering { capabilities, rates, isolation: None, detail: error.message, reachable: false }
+            }
+        }
+    }
+
+    fn can_satisfy(&self, grant: &ComputeGrant) -> Result<(), Unfit> {
+        if grant.region != self.setup.region {
+            return Err(Unfit::Region { serves: self.setup.region.to_string(), wanted: grant.region.to_string() });
+        }
+        if grant.tdx_required {
+            return Err(Unfit::Tdx);
+        }
+        if grant.cpu_millicores > self.setup.cpu_millicores || grant.ram_mib > self.setup.ram_mib {
+            let size = |cpu: u32, ram: u32| format!("{cpu} mCPU and {ram} MiB");
+            let wanted = size(grant.cpu_millicores, grant.ram_mib);
+            return Err(Unfit::Size { wanted, most: size(self.setup.cpu_millicores, self.setup.ram_mib) });
+        }
+        Ok(())
+    }
+
+    async fn provision(&self, name: &InstanceName, order: Order<'_>) -> Result<ProvisionedInstance, BackendError> {
+        self.book(order.grant, name)?;
+        let started = self.start(name, order).await;
+        match &started {
+            Ok(_) => self.prune_images().await,
+            Err(error) if !error.started => {
+                self.ledger().remove(name);
+            }
+            Err(_) => {}
+        }
+        started
+    }
+
+    async fn watch_until_exit(&self, instance: &ProvisionedInstance, _valid_to_ms: u64) -> Result<Exit, BackendError> {
+        let mut blind_since = None;
+        loop {
+            match self.status(&instance.name).await {
+                Ok(state) => {
+                    if blind_since.take().is_some() {
+                        self.note(None);
+                    }
+                    if let Some(exit) = exit_of(&state.phase) {
+                        return Ok(exit);
+                    }
+                }
+                Err(RunnerCallError::Refused(failure)) if matches!(failure.code.as_str(), "no_grant" | "io") => {
+                    let message =
+                        format!("the machine knows nothing of instance {} any more ({failure})", instance.name);
+                    return Err(self.error(FailureKind::NotFound, message, true));
+                }
+                Err(error) => {
+                    let since = *blind_since.get_or_insert_with(std::time::Instant::now);
+                    self.note(Some(format!("not visible for {} s: {}", since.elapsed().as_secs(), chain(&error))));
+                }
+            }
+            tokio::time::sleep(self.setup.watch_interval).await;
+        }
+    }
+
+    async fn stop(&self, name: &InstanceName) -> Result<Option<Exit>, BackendError> {
+        self.halt(name).await.map_err(|error| self.failed(error, true))
+    }
+
+    async fn terminate(&self, name: &InstanceName) -> Result<(), BackendError> {
+        self.remove(name).await.map_err(|error| self.failed(error, true))?;
+        self.ledger().remove(name);
+        Ok(())
+    }
+
+    async fn list_owned(&self) -> Result<Vec<OwnedInstance>, BackendError> {
+        let listed = async {
+            let paths = self.runner.paths(&self.ssh).await?;
+            let report: ListReport =
+                self.runner.call(&self.ssh, "list", &[("--root", &paths.grants)], SMALL, true).await?;
+            let dirs =
+                self.ssh.exec_again("listing grants", &format!("ls -1 -- {}", quote(&paths.grants)), SMALL).await?;
+            Ok((report, String::from_utf8_lossy(&dirs.stdout).into_owned()))
+        };
+        let (report, dirs) = listed.await.map_err(|error| self.failed(error, false))?;
+        let running: BTreeSet<&str> = report
+            .grants
+            .iter()
+            .filter(|grant| {
+                grant.state.as_ref().is_some_and(|state| matches!(state.phase, Phase::Starting | Phase::Ready { .. }))
+            })
+            .filter_map(|grant| grant.dir.file_name()?.to_str())
+            .collect();
+        let owned = |dir: &str| {
+            let name = InstanceName::try_from(dir.trim().to_owned()).ok()?;
+            let running = running.contains(name.as_str());
+            Some(OwnedInstance { name, running })
+        };
+        Ok(dirs.lines().filter_map(owned).collect())
+    }
+
+    fn adopt(&self, grant: &ComputeGrant, name: &InstanceName) {
+        let taken = self.taken(grant);
+        self.ledger().insert(name.clone(), taken);
+    }
+
+    fn trouble(&self) -> Option<String> {
+        self.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+fn kind_of(error: &RunnerCallError) -> FailureKind {
+    match error {
+        RunnerCallError::Ssh(error) => error.kind(),
+        RunnerCallError::Refused(failure) => match failure.code.as_str() {
+            "disk_full" => FailureKind::Capacity,
+            "occupied" => FailureKind::Conflict,
+            "no_grant" => FailureKind::NotFound,
+            "cannot_listen" | "will_not_die" => FailureKind::Transient,
+            _ => FailureKind::Fatal,
+        },
+        RunnerCallError::Missing { .. } | RunnerCallError::Program { .. } => FailureKind::Fatal,
+    }
+}
+
+/// The level and its losses, on one line and short enough for a receipt.
+fn isolation_text(isolation: &Isolation) -> String {
+    let mut text = isolation.name.clone();
+    for loss in &isolation.losses {
+        text.push_str("; ");
+        text.push_str(loss);
+    }
+    let clean: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    let limit = coalition_shuffle::receipt::MAX_ISOLATION_BYTES;
+    match clean.char_indices().find(|(at, c)| at + c.len_utf8() > limit - 3) {
+        Some((at, _)) => format!("{}…", &clean[..at]),
+        None => clean,
+    }
+}
+
+/// Usage as the market counts it: whole units, rounded down, so that nothing is ever over-reported.
+fn metrics(usage: &UsageReport) -> UsageMetrics {
+    UsageMetrics {
+        cpu_core_seconds: usage.cpu_core_ms / 1_000,
+        ram_mib_seconds: usage.ram_mib_ms / 1_000,
+        net_bytes: usage.net_bytes,
+    }
+}
+
+fn exit_of(phase: &Phase) -> Option<Exit> {
+    match phase {
+        Phase::Starting | Phase::Ready { .. } => None,
+        Phase::Lost { usage } => Some(Exit { end: LogEnd::BackendLost, usage: metrics(usage) }),
+        Phase::Ended { reason, usage, .. } => {
+            let end = match reason {
+                EndReason::Deadline => LogEnd::Deadline,
+                EndReason::Lost => LogEnd::BackendLost,
+                EndReason::FailedToStart => LogEnd::ProvisioningFailed,
+                EndReason::Stopped | EndReason::DiskExceeded | EndReason::EnvironmentDied => LogEnd::Exited,
+            };
+            Some(Exit { end, usage: metrics(usage) })
+        }
+    }
+}

@@ -1,0 +1,63 @@
+//! The commented example that `compute-bridge example-config` prints. A test parses it.
+
+/// An example boot file, every key with its default or a plausible value.
+pub const EXAMPLE: &str = r##"# compute-bridge boot file. `compute-bridge check bridge.toml` checks everything in it, hosts included.
+# Relative paths are relative to this file. Unknown keys are errors.
+
+# The coalition's published config: a file in its hex or TOML form, or the hex itself.
+coalition = "coalition.hex"
+# The fingerprint you expect it to have (from the coalition's handshake page; `coalition id FILE` prints it).
+fingerprint = "0000000000000000000000000000000000000000000000000000000000000000"
+
+# The relay every node keeps a connection to, and peers to start from (the committees' members).
+relay = "http://127.0.0.1:3340/"
+bootstrap = []
+
+# The bridge's one identity: network peer and signer of its cards and logs. Made on first start, mode 600. Back it up.
+key_file = "bridge.key"
+# Journal, image cache and lock. One bridge per directory.
+data_dir = "bridge-data"
+
+[provider]
+capacity_refresh_sec = 30       # the card is refreshed this often, and at once when capacity changes
+max_concurrent_grants = 64      # worked on at once; further ones wait
+max_image_mib = 4096            # larger images are refused
+image_cache_mib = 16384         # images kept here, least recently used go first
+default_disk_mib = 1024         # for workloads that name no disk size
+max_disk_mib = 16384
+pids_max = 1024                 # processes and threads of one workload
+open_timeout_sec = 30           # the unseal committee's time to release an envelope
+image_timeout_sec = 600         # one transfer of an image
+start_timeout_sec = 60          # from start to SSH answering
+watch_interval_sec = 2          # between two looks at a running workload
+orphan_grace_sec = 30           # an instance no live grant explains is destroyed after this
+on_shutdown = "keep"            # "keep": grants run on and are taken up again; "drain": they are stopped and logged
+
+# What you charge, in USD per hour: exact decimals, in quotes.
+[provider.rates.baremetal]
+core_hour = "0.04"
+gib_hour = "0.005"
+
+# One section per machine, 1 to 16. Each is one offer on your card.
+[[baremetal.machines]]
+name = "rack-01"                # optional; keep it while grants run
+host = "10.0.1.5"
+port = 22
+user = "root"                   # an ordinary user works, with weaker isolation (stated on every receipt)
+ssh_key_path = "rack-01.key"    # private key, mode 600
+# The one host key it may show: /etc/ssh/ssh_host_ed25519_key.pub on the host, or `ssh-keyscan -t ed25519 HOST`.
+host_key = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIIJgRJ+IUjEoNrcsjYAWAXmgBUE/rBPwxTRdcGe4jBh5"
+region = "home-01"
+cpu_millicores = 32000          # what you sell of it, in thousandths of a core
+ram_mib = 131072
+max_instances = 64
+tdx_capable = false             # this version cannot start workloads inside TDX
+minimum_isolation = "process_limits"  # or "user_namespaces", "root_namespaces": refuse hosts that offer less
+# public_host = "rack-01.example.net"  # where requesters reach workloads; `host` when absent
+# listen = "0.0.0.0"                   # where workloads' SSH servers listen
+# dir = ".coalition-host"              # on the host, relative to the login's home
+
+[dashboard]                     # on 127.0.0.1 only
+port = 8080
+token_file = "dashboard.token"  # bearer token, mode 600; made on first start
+"##;

@@ -1,0 +1,21 @@
+//! The boot file: one TOML, everything an operator decides, checked before anything runs.
+//!
+//! [`BridgeConfig::load`] reads and checks the file's form; [`BridgeConfig::resolve`] also reads what it points to (the
+//! published config, keys, token) and refuses secrets that others may read. Nothing is contacted by either.
+
+mod error;
+mod example;
+mod fields;
+mod resolve;
+mod secret;
+mod values;
+
+pub use error::{ConfigError, Place};
+pub use example::EXAMPLE;
+pub use fields::{
+    BareMetalConfig, BridgeConfig, CoalitionSource, DashboardConfig, MachineConfig, OnShutdown, ProviderConfig,
+    RatesConfig,
+};
+pub use resolve::Resolved;
+pub use secret::{SecretFileError, check_secret_file, read_secret_file};
+pub use values::{PinnedHostKey, Rate};

@@ -1,0 +1,199 @@
+//! The fleet: all backends of the bridge in the operator's order, and which one serves a grant.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use coalition_compute::{Offer, OfferName};
+
+use crate::backend::{Backend, BackendError, FailureKind, InstanceName, Offering, Order, ProvisionedInstance, Unfit};
+
+/// The backends in order of preference.
+#[derive(Clone)]
+pub struct Fleet {
+    backends: Arc<Vec<Arc<dyn Backend>>>,
+}
+
+/// Why no fleet was made.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum FleetError {
+    /// No backends.
+    #[error("no backends configured; enable at least one, e.g. [[baremetal.machines]], in the boot file")]
+    Empty,
+    /// Two backends of one name.
+    #[error("two backends are called {0}; names are offers on the card and must differ")]
+    Duplicate(OfferName),
+}
+
+/// One try of one backend.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attempt {
+    /// The backend.
+    pub backend: OfferName,
+    /// How it went.
+    pub result: AttemptResult,
+}
+
+/// How a try went.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AttemptResult {
+    /// Not tried: the grant does not fit.
+    Unfit(Unfit),
+    /// Tried, failed.
+    Failed {
+        /// What kind of failure.
+        kind: FailureKind,
+        /// Whether the workload had been started.
+        started: bool,
+        /// What was wrong, for the operator.
+        message: String,
+    },
+    /// Tried, runs.
+    Running,
+}
+
+/// Told before and after each try, so that intent is on disk before anything is created.
+#[async_trait]
+pub trait AttemptLog: Send {
+    /// A backend is about to be called; answers the name to create the instance under. An error stops the fleet.
+    async fn intend(&mut self, backend: &OfferName) -> Result<InstanceName, JournalStop>;
+    /// The try failed; what it may have left behind has been removed, or `cleaned` is false.
+    async fn failed(&mut self, backend: &OfferName, error: &BackendError, cleaned: bool) -> Result<(), JournalStop>;
+}
+
+/// The journal could not be written; nothing may be created without it.
+#[derive(Debug, thiserror::Error)]
+#[error("the journal refused a record, so nothing more is provisioned")]
+pub struct JournalStop(#[source] pub crate::journal::JournalError);
+
+/// Why a grant could not be provisioned.
+#[derive(Debug, thiserror::Error)]
+pub enum ProvisionError {
+    /// Every backend was unfit or failed; each is listed.
+    #[error("no backend could serve the grant: {}", describe(.0))]
+    Exhausted(Vec<Attempt>),
+    /// The journal failed.
+    #[error(transparent)]
+    Journal(#[from] JournalStop),
+}
+
+fn describe(attempts: &[Attempt]) -> String {
+    let one = |attempt: &Attempt| match &attempt.result {
+        AttemptResult::Unfit(unfit) => format!("{} does not fit ({unfit})", attempt.backend),
+        AttemptResult::Failed { kind, message, .. } => {
+            format!("{} failed ({}: {message})", attempt.backend, kind.as_str())
+        }
+        AttemptResult::Running => format!("{} runs it", attempt.backend),
+    };
+    attempts.iter().map(one).collect::<Vec<_>>().join("; ")
+}
+
+impl Fleet {
+    /// A fleet of these backends, preferred in this order.
+    ///
+    /// # Errors
+    /// [`FleetError`] when there are none, or two of one name.
+    pub fn new(backends: Vec<Arc<dyn Backend>>) -> Result<Self, FleetError> {
+        if backends.is_empty() {
+            return Err(FleetError::Empty);
+        }
+        for (i, backend) in backends.iter().enumerate() {
+            if backends[..i].iter().any(|other| other.name() == backend.name()) {
+                return Err(FleetError::Duplicate(backend.name().clone()));
+            }
+        }
+        Ok(Self { backends: Arc::new(backends) })
+    }
+
+    /// All backends.
+    #[must_use]
+    pub fn backends(&self) -> &[Arc<dyn Backend>] {
+        &self.backends
+    }
+
+    /// The backend of this name.
+    #[must_use]
+    pub fn get(&self, name: &OfferName) -> Option<&Arc<dyn Backend>> {
+        self.backends.iter().find(|backend| backend.name() == name)
+    }
+
+    /// What every backend offers now, in order. They are asked at the same time.
+    pub async fn offerings(&self) -> Vec<(OfferName, Offering)> {
+        let ask = |backend: &Arc<dyn Backend>| {
+            let backend = Arc::clone(backend);
+            async move { (backend.name().clone(), backend.capabilities().await) }
+        };
+        futures::future::join_all(self.backends.iter().map(ask)).await
+    }
+
+    /// The offers of a card, from what the backends offer.
+    #[must_use]
+    pub fn offers(offerings: &[(OfferName, Offering)]) -> Vec<Offer> {
+        let offer = |(name, offering): &(OfferName, Offering)| Offer {
+            name: name.clone(),
+            capabilities: offering.capabilities.clone(),
+            declared_rates: offering.rates,
+        };
+        offerings.iter().map(offer).collect()
+    }
+
+    /// Tries backends until one runs the grant: first the one the market reserved capacity on, then the others in the
+    /// operator's order. First match wins; a lack of room, or a host that cannot be talked to, sends the grant on to the
+    /// next; a workload that was started and failed ends it there.
+    ///
+    /// # Errors
+    /// [`ProvisionError`] with each attempt and its reason.
+    pub async fn provision_for_grant(
+        &self,
+        order: Order<'_>,
+        log: &mut dyn AttemptLog,
+    ) -> Result<ProvisionedInstance, ProvisionError> {
+        let (grant, mut attempts) = (order.grant, Vec::new());
+        for backend in self.in_order(&grant.offer) {
+            let name = backend.name().clone();
+            if let Err(unfit) = backend.can_satisfy(grant) {
+                attempts.push(Attempt { backend: name, result: AttemptResult::Unfit(unfit) });
+                continue;
+            }
+            let instance = log.intend(&name).await?;
+            let error = match backend.provision(&instance, order).await {
+                Ok(running) => return Ok(running),
+                Err(error) => error,
+            };
+            let cleaned = backend.terminate(&instance).await.is_ok();
+            log.failed(&name, &error, cleaned).await?;
+            let goes_on = goes_on(&error);
+            let result = AttemptResult::Failed { kind: error.kind, started: error.started, message: chain(&error) };
+            attempts.push(Attempt { backend: name, result });
+            if !goes_on {
+                break;
+            }
+        }
+        Err(ProvisionError::Exhausted(attempts))
+    }
+
+    fn in_order(&self, preferred: &OfferName) -> impl Iterator<Item = &Arc<dyn Backend>> {
+        let first = self.backends.iter().filter(move |backend| backend.name() == preferred);
+        first.chain(self.backends.iter().filter(move |backend| backend.name() != preferred))
+    }
+}
+
+fn goes_on(error: &BackendError) -> bool {
+    match error.kind {
+        FailureKind::Capacity | FailureKind::Quota => true,
+        FailureKind::Throttled | FailureKind::Auth | FailureKind::Transient => !error.started,
+        FailureKind::NotFound | FailureKind::Conflict | FailureKind::Fatal => false,
+    }
+}
+
+/// An error with all its causes, for one line of a log.
+#[must_use]
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        text.push_str(": ");
+        text.push_str(&inner.to_string());
+        cause = inner.source();
+    }
+    text
+}

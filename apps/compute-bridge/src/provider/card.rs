@@ -1,0 +1,116 @@
+//! The provider card: registered at start, refreshed when capacity changes and on a timer.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use coalition::AlmanacTick;
+use coalition_compute::{Capabilities, Command, Deregister, Offer, PostCard, ProviderCard, RefusalCode, Signed};
+use coalition_organism::random_write_id;
+
+use super::{Context, WRITE, shuffle_channel};
+use crate::fleet::{Fleet, chain};
+use crate::market::MarketError;
+
+/// Pause after a post that failed, and the least time between two posts.
+const AGAIN: Duration = Duration::from_secs(2);
+
+/// Posts the card for ever.
+pub(super) async fn keep(context: Arc<Context>) {
+    loop {
+        let offerings = context.parts.fleet.offerings().await;
+        let offers = Fleet::offers(&offerings);
+        for (name, offering) in &offerings {
+            if !offering.reachable {
+                tracing::warn!(backend = %name, problem = %offering.detail, "not sold now: the backend does not answer");
+            }
+        }
+        context.parts.status.offerings(offerings);
+        let pause = match post(&context, offers).await {
+            Ok(tick) => {
+                context.parts.status.card_posted(tick);
+                context.parts.tuning.capacity_refresh
+            }
+            Err(error) => {
+                let problem = chain(&error);
+                tracing::warn!(%problem, "the card was not posted; trying again");
+                context.parts.status.card_failed(problem);
+                AGAIN
+            }
+        };
+        tokio::time::sleep(AGAIN.min(pause)).await;
+        tokio::select! {
+            () = tokio::time::sleep(pause.saturating_sub(AGAIN)) => {}
+            () = context.capacity.notified() => {}
+        }
+    }
+}
+
+/// Posts the card once; answers the tick on it.
+async fn post(context: &Context, mut offers: Vec<Offer>) -> Result<u64, MarketError> {
+    let parts = &context.parts;
+    let known = parts.market.card(context.id);
+    if let Some(known) = &known {
+        keep_offers_in_use(&mut offers, known);
+    }
+    let tick = context.tick();
+    let statement = PostCard { sequence: next_sequence(context), card: card(context, offers, tick) };
+    let signed = Signed::sign(statement, &parts.signer, &parts.market.organism());
+    let signed = signed.map_err(|invalid| MarketError::Refused(RefusalCode::Invalid.because(invalid.to_string())))?;
+    let refresh =
+        if known.is_some() { Command::RefreshCard(signed.clone()) } else { Command::RegisterCard(signed.clone()) };
+    match parts.market.write(random_write_id(), refresh, WRITE).await {
+        Err(MarketError::Refused(refusal)) if refusal.code == RefusalCode::UnknownProvider.as_str() => {
+            parts.market.write(random_write_id(), Command::RegisterCard(signed), WRITE).await?;
+        }
+        other => other?,
+    }
+    if known.is_none() {
+        tracing::info!(provider = %context.id, "the card is in the market");
+        parts.status.event("the card was registered");
+    }
+    Ok(tick.0)
+}
+
+fn card(context: &Context, offers: Vec<Offer>, tick: AlmanacTick) -> ProviderCard {
+    ProviderCard {
+        provider_id: context.id,
+        provider_peer: context.parts.peer,
+        shuffle_reply: shuffle_channel(&context.parts.peer),
+        offers,
+        attestation: None,
+        refreshed_at: tick,
+    }
+}
+
+/// Larger than every one before, also after the clock was set back or the disk was lost.
+fn next_sequence(context: &Context) -> u64 {
+    let last = context.parts.market.card_sequence(context.id);
+    crate::now_ms().max(last.saturating_add(1))
+}
+
+/// An offer with live grants stays on the card, with nothing left to sell, until they have ended.
+fn keep_offers_in_use(offers: &mut Vec<Offer>, known: &coalition_compute::CardView) {
+    for free in &known.free {
+        let total = &free.offer.capabilities;
+        let in_use = free.instances < u64::from(total.max_instances)
+            || free.cpu_millicores < u64::from(total.max_cpu_millicores);
+        if in_use && offers.iter().all(|offer| offer.name != free.offer.name) {
+            let capabilities =
+                Capabilities { max_cpu_millicores: 0, max_ram_mib: 0, max_instances: 0, ..total.clone() };
+            offers.push(Offer { capabilities, ..free.offer.clone() });
+        }
+    }
+}
+
+/// Takes the card out of the market; a failure only means that it goes stale by itself.
+pub(super) async fn withdraw(context: &Context) {
+    let parts = &context.parts;
+    let statement = Deregister { sequence: next_sequence(context), provider: context.id };
+    let Ok(signed) = Signed::sign(statement, &parts.signer, &parts.market.organism()) else { return };
+    match parts.market.write(random_write_id(), Command::DeregisterCard(signed), WRITE).await {
+        Ok(()) => tracing::info!("the card is out of the market"),
+        Err(error) => {
+            tracing::warn!(error = %chain(&error), "the card could not be withdrawn; it goes stale by itself")
+        }
+    }
+}

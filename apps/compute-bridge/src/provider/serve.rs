@@ -1,0 +1,308 @@
+//! From a grant to a running workload with a receipt on its way: envelope, cross-check, image, fleet, seal, reply.
+//!
+//! Everything private of a requester passes through here and stays in memory.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use coalition_compute::{Command, ComputeGrant, OfferName, RefusalCode, RefusalReason, ServeGrant, Signed};
+use coalition_host::keys::{self, KeyPair};
+use coalition_shuffle::{CellId, Envelope, Posture, ReplyCell, SshAccessReceipt, SshHostKey};
+use russh::keys::PublicKey;
+
+use super::grant::{Backoff, Work};
+use super::{Context, WRITE};
+use crate::backend::{BackendError, FailureKind, InstanceKeys, InstanceName, Order, ProvisionedInstance, Workload};
+use crate::channel::OpenError;
+use crate::fleet::{Attempt, AttemptLog, AttemptResult, JournalStop, ProvisionError, chain};
+use crate::image::{HeldImage, ImageError};
+use crate::journal::state::AttemptFailure;
+use crate::journal::{Event, JournalError, Stage};
+use crate::market::MarketError;
+
+/// What provisioning needs beside the grant.
+pub(super) struct Prepared {
+    image: HeldImage,
+    workload: Workload,
+}
+
+/// Opens the envelope, checks it against the grant, and has the image here.
+pub(super) async fn prepare(work: &mut Work, grant: &ComputeGrant) -> Result<Prepared, RefusalReason> {
+    let envelope = open(work, grant).await?;
+    let wanted = &envelope.workload;
+    check(grant, &envelope)?;
+    let parts = &work.context.parts;
+    let disk_mib = if wanted.disk_mib == 0 { parts.tuning.default_disk_mib } else { wanted.disk_mib };
+    if disk_mib > parts.tuning.max_disk_mib {
+        tracing::warn!(grant = %work.id, disk_mib, most = parts.tuning.max_disk_mib, "more disk is asked than sold");
+        return Err(RefusalReason::NoCapacity);
+    }
+    let source = (parts.source)(&wanted.image_pointer).map_err(|problem| {
+        tracing::warn!(grant = %work.id, problem, "the image cannot be fetched");
+        RefusalReason::ImageUnavailable
+    })?;
+    let obtained = parts
+        .images
+        .obtain(grant.image_hash, wanted.image_size_bytes, source.as_ref(), parts.tuning.image_timeout)
+        .await;
+    let image = obtained.map_err(|error| {
+        tracing::warn!(grant = %work.id, error = %chain(&error), "no image");
+        match error {
+            ImageError::Mismatch { .. } | ImageError::Length { .. } => RefusalReason::ImageMismatch,
+            ImageError::Unavailable { .. } => RefusalReason::ImageUnavailable,
+            ImageError::Disk { .. } => RefusalReason::NoCapacity,
+            ImageError::TooLarge { .. } => RefusalReason::Other,
+        }
+    })?;
+    let workload = Workload { command: wanted.command.clone(), env: wanted.env.clone(), disk_mib };
+    Ok(Prepared { image, workload })
+}
+
+/// The envelope, opened at most once per process.
+async fn open(work: &mut Work, grant: &ComputeGrant) -> Result<Envelope, RefusalReason> {
+    if let Some(envelope) = &work.envelope {
+        return Ok(envelope.clone());
+    }
+    let parts = &work.context.parts;
+    let cell = CellId(grant.bearer_pointer);
+    match parts.opener.open(work.id, cell, parts.tuning.open_timeout).await {
+        Ok(envelope) => {
+            work.envelope = Some(envelope.clone());
+            Ok(envelope)
+        }
+        Err(error) => {
+            tracing::warn!(grant = %work.id, %error, "no envelope");
+            Err(match error {
+                OpenError::Unavailable(_) => RefusalReason::EnvelopeUnavailable,
+                OpenError::Broken(_) => RefusalReason::EnvelopeMismatch,
+            })
+        }
+    }
+}
+
+/// Whether envelope and grant are about the same machine. Under honest committees and an honest requester they are.
+fn check(grant: &ComputeGrant, envelope: &Envelope) -> Result<(), RefusalReason> {
+    let wanted = &envelope.workload;
+    let differs = if wanted.image_hash != grant.image_hash {
+        Some("image")
+    } else if wanted.cpu_millicores != grant.cpu_millicores {
+        Some("cpu_millicores")
+    } else if wanted.ram_mib != grant.ram_mib {
+        Some("ram_mib")
+    } else if wanted.requested_region.as_deref().is_some_and(|region| region != grant.region.as_str()) {
+        Some("region")
+    } else {
+        None
+    };
+    match differs {
+        Some(field) => {
+            tracing::warn!(grant = %grant.request_id, field, "envelope and grant differ; nothing is started");
+            Err(RefusalReason::EnvelopeMismatch)
+        }
+        None => Ok(()),
+    }
+}
+
+/// The keys of one grant: both made here, for this grant alone.
+fn make_keys() -> Result<(InstanceKeys, KeyPair), String> {
+    let (host, login) = (keys::generate("grant-host"), keys::generate("grant"));
+    let host_public = ed25519_of(&host.public_openssh).ok_or("a fresh host key is unreadable")?;
+    let keys =
+        InstanceKeys { host_private: host.private_openssh, host_public, login_public: login.public_openssh.clone() };
+    Ok((keys, login))
+}
+
+fn ed25519_of(openssh: &str) -> Option<SshHostKey> {
+    let key = PublicKey::from_openssh(openssh).ok()?;
+    key.key_data().ed25519().map(|key| SshHostKey(key.0))
+}
+
+/// Has the fleet provision, seals the receipt, and writes both down together.
+pub(super) async fn provision(work: &Work, grant: &ComputeGrant, ready: &Prepared) -> Result<(), JournalError> {
+    let (keys, login) = match make_keys() {
+        Ok(made) => made,
+        Err(problem) => {
+            tracing::error!(grant = %work.id, problem, "no keys");
+            return work.record(Event::Refusing(RefusalReason::BackendFailed)).await;
+        }
+    };
+    let order = Order { grant, image: ready.image.image(), workload: &ready.workload, keys: &keys };
+    let mut log = Attempts { work, grant, backend: None };
+    let provisioned = work.context.parts.fleet.provision_for_grant(order, &mut log).await;
+    match provisioned {
+        Ok(instance) => {
+            work.context.parts.status.attempt(&instance.backend, None);
+            running(work, grant, instance, &keys, &login).await
+        }
+        Err(ProvisionError::Journal(JournalStop(error))) => Err(error),
+        Err(ProvisionError::Exhausted(attempts)) => {
+            let error = ProvisionError::Exhausted(attempts.clone());
+            tracing::warn!(grant = %work.id, %error, "not provisioned");
+            work.record(give_up(&attempts)).await
+        }
+    }
+}
+
+/// A try that got as far as starting the workload is logged with empty usage; otherwise the grant goes back to the market.
+fn give_up(attempts: &[Attempt]) -> Event {
+    let started = |attempt: &Attempt| matches!(attempt.result, AttemptResult::Failed { started: true, .. });
+    if attempts.iter().any(started) {
+        return Event::Stopping(coalition_compute::LogEnd::ProvisioningFailed);
+    }
+    let no_room = |attempt: &Attempt| {
+        matches!(
+            attempt.result,
+            AttemptResult::Unfit(_) | AttemptResult::Failed { kind: FailureKind::Capacity | FailureKind::Quota, .. }
+        )
+    };
+    let all_full = attempts.iter().all(no_room);
+    Event::Refusing(if all_full { RefusalReason::NoCapacity } else { RefusalReason::BackendFailed })
+}
+
+async fn running(
+    work: &Work,
+    grant: &ComputeGrant,
+    instance: ProvisionedInstance,
+    keys: &InstanceKeys,
+    login: &KeyPair,
+) -> Result<(), JournalError> {
+    let sealed = match &work.envelope {
+        Some(envelope) => seal(work, grant, envelope, &instance, keys, login),
+        None => Err("the envelope is gone".to_owned()),
+    };
+    match sealed {
+        Ok(reply) => {
+            tracing::info!(grant = %work.id, backend = %instance.backend, isolation = %instance.isolation, "the workload runs");
+            let sealed_receipt = reply.as_bytes().to_vec();
+            work.record(Event::Running { instance: Box::new(instance), sealed_receipt }).await
+        }
+        Err(problem) => {
+            tracing::error!(grant = %work.id, problem, "the workload runs but its receipt cannot be made");
+            work.record(Event::Stopping(coalition_compute::LogEnd::ProvisioningFailed)).await
+        }
+    }
+}
+
+fn seal(
+    work: &Work,
+    grant: &ComputeGrant,
+    envelope: &Envelope,
+    instance: &ProvisionedInstance,
+    keys: &InstanceKeys,
+    login: &KeyPair,
+) -> Result<ReplyCell, String> {
+    let receipt = SshAccessReceipt {
+        instance_host: instance.host.clone(),
+        instance_port: instance.port,
+        user: instance.user.clone(),
+        ssh_key_private: login.private_openssh.expose().as_bytes().to_vec(),
+        ssh_host_key: keys.host_public,
+        grant_id: grant.request_id,
+        valid_to: grant.valid_to,
+        isolation: instance.isolation_text.clone(),
+        posture: Posture::NotAttested,
+    };
+    let context = work.context.parts.opener.scope().seal_context(grant.request_id);
+    receipt.seal_to(&envelope.peer_x25519, &context, &mut rand_core::OsRng).map_err(|error| chain(&error))
+}
+
+/// Writes each try into the journal: intent first.
+struct Attempts<'a> {
+    work: &'a Work,
+    grant: &'a ComputeGrant,
+    backend: Option<OfferName>,
+}
+
+#[async_trait]
+impl AttemptLog for Attempts<'_> {
+    async fn intend(&mut self, backend: &OfferName) -> Result<InstanceName, JournalStop> {
+        let attempt = self.work.context.parts.journal.get(&self.work.id).map_or(0, |state| state.next_attempt());
+        let instance = InstanceName::derive(&self.work.context.id, &self.grant.request_id, attempt);
+        self.backend = Some(backend.clone());
+        let intent = Event::Provisioning { backend: backend.clone(), instance: instance.clone() };
+        self.work.record(intent).await.map_err(JournalStop)?;
+        Ok(instance)
+    }
+
+    async fn failed(&mut self, backend: &OfferName, error: &BackendError, cleaned: bool) -> Result<(), JournalStop> {
+        let cause = chain(error);
+        tracing::warn!(grant = %self.work.id, %backend, kind = error.kind.as_str(), cleaned, error = %cause, "a try failed");
+        self.work.context.parts.status.attempt(backend, Some(error.kind));
+        self.work.context.parts.status.event(format!("{backend} could not provision ({})", error.kind.as_str()));
+        let failure = AttemptFailure::Backend { kind: error.kind, started: error.started };
+        self.work.record(Event::AttemptFailed(failure)).await.map_err(JournalStop)
+    }
+}
+
+impl Work {
+    /// Posts the sealed receipt until somebody holds it, or the grant is over.
+    pub(super) async fn reply(&mut self, state: &crate::journal::GrantState) -> Result<(), JournalError> {
+        let Stage::Running { sealed_receipt, .. } = &state.stage else { return Ok(()) };
+        let Ok(cell) = ReplyCell::from_bytes(sealed_receipt) else {
+            tracing::error!(grant = %self.id, "the journal holds an unreadable receipt");
+            return self.record(Event::Stopping(coalition_compute::LogEnd::ProvisioningFailed)).await;
+        };
+        let context = Arc::clone(&self.context);
+        let limit =
+            state.grant.valid_to_ms.min(crate::now_ms().saturating_add(millis(context.parts.tuning.reply_timeout)));
+        let id = self.id;
+        let event = tokio::select! {
+            () = post(self, &state.grant, &cell) => Event::Replied,
+            end = context.ended_by_market(&id) => Event::Stopping(end),
+            () = context.drained() => Event::Stopping(coalition_compute::LogEnd::Draining),
+            () = context.until_ms(limit) => {
+                tracing::warn!(grant = %id, "the receipt could not be delivered in time; the workload is stopped");
+                Event::Stopping(coalition_compute::LogEnd::ProvisioningFailed)
+            }
+        };
+        if matches!(event, Event::Replied) {
+            tracing::info!(grant = %id, "the receipt is posted");
+        }
+        self.record(event).await
+    }
+}
+
+async fn post(work: &mut Work, grant: &ComputeGrant, cell: &ReplyCell) {
+    let mut backoff = Backoff::new();
+    loop {
+        // After a restart the address is asked for again; the journal does not keep it.
+        if let Ok(envelope) = open(work, grant).await {
+            match work.context.parts.replier.send(envelope.peer_id, work.id, cell, WRITE).await {
+                Ok(()) => return,
+                Err(problem) => tracing::warn!(grant = %work.id, problem, "the receipt is not posted yet"),
+            }
+        }
+        backoff.pause().await;
+    }
+}
+
+/// Tells the market that the grant is served; tries until it knows, then never resolves: it only accompanies the watch.
+pub(super) async fn state_serving(context: &Context, grant: &ComputeGrant) {
+    let mut backoff = Backoff::new();
+    let id = grant.request_id;
+    while !context.sight(&id).is_some_and(|sight| sight.serving || !sight.live) {
+        let statement = ServeGrant { grant_id: id, provider: context.id };
+        let Ok(signed) = Signed::sign(statement, &context.parts.signer, &context.parts.market.organism()) else {
+            break;
+        };
+        match context.parts.market.write(context.write_id(&id, "serve"), Command::ServeGrant(signed), WRITE).await {
+            Ok(()) => break,
+            Err(MarketError::Refused(refusal)) => {
+                if refusal.code != RefusalCode::AlreadyServing.as_str() {
+                    tracing::warn!(grant = %id, %refusal, "the market does not take that the grant is served");
+                }
+                break;
+            }
+            Err(error) => {
+                tracing::warn!(grant = %id, error = %chain(&error), "the market does not know yet that the grant is served")
+            }
+        }
+        backoff.pause().await;
+    }
+    std::future::pending().await
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
