@@ -33,9 +33,7 @@ impl PeerId {
     /// # Errors
     /// [`AddressError::NotAKey`] when the bytes are no curve point.
     pub fn from_bytes(bytes: [u8; 32]) -> Result<Self, AddressError> {
-        mosaik::PeerId::from_bytes(&bytes)
-            .map(|_| Self(bytes))
-            .map_err(|_| AddressError::NotAKey(hex::encode(bytes)))
+        mosaik::PeerId::from_bytes(&bytes).map(|_| Self(bytes)).map_err(|_| AddressError::NotAKey(hex::encode(bytes)))
     }
 
     /// The key's bytes.
@@ -110,9 +108,7 @@ impl PeerAddress {
             address = address.with_ip_addr(*place);
         }
         if let Some(relay) = &self.relay {
-            let url: RelayUrl = relay
-                .parse()
-                .map_err(|_| AddressError::Place(relay.clone()))?;
+            let url: RelayUrl = relay.parse().map_err(|_| AddressError::Place(relay.clone()))?;
             address = address.with_relay_url(url);
         }
         Ok(address)
@@ -130,11 +126,7 @@ impl PeerAddress {
 impl fmt::Display for PeerAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}@", self.peer)?;
-        let places = self
-            .direct
-            .iter()
-            .map(ToString::to_string)
-            .chain(self.relay.clone());
+        let places = self.direct.iter().map(ToString::to_string).chain(self.relay.clone());
         f.write_str(&places.collect::<Vec<_>>().join(","))
     }
 }
@@ -145,23 +137,13 @@ impl FromStr for PeerAddress {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let shape = || AddressError::Shape(text.into());
         let (peer, places) = text.split_once('@').ok_or_else(shape)?;
-        let mut address = Self {
-            peer: peer.parse()?,
-            direct: Vec::new(),
-            relay: None,
-        };
+        let mut address = Self { peer: peer.parse()?, direct: Vec::new(), relay: None };
         for place in places.split(',').filter(|place| !place.is_empty()) {
             if place.starts_with("http") {
-                place
-                    .parse::<RelayUrl>()
-                    .map_err(|_| AddressError::Place(place.into()))?;
+                place.parse::<RelayUrl>().map_err(|_| AddressError::Place(place.into()))?;
                 address.relay = Some(place.into());
             } else {
-                address.direct.push(
-                    place
-                        .parse()
-                        .map_err(|_| AddressError::Place(place.into()))?,
-                );
+                address.direct.push(place.parse().map_err(|_| AddressError::Place(place.into()))?);
             }
         }
         if address.direct.is_empty() && address.relay.is_none() {
@@ -199,31 +181,16 @@ mod tests {
         let address: PeerAddress = text.parse().unwrap();
         assert_eq!(address.direct.len(), 2);
         assert_eq!(address.to_string(), text);
-        assert_eq!(
-            PeerAddress::from_endpoint(&address.to_endpoint().unwrap()),
-            address
-        );
+        assert_eq!(PeerAddress::from_endpoint(&address.to_endpoint().unwrap()), address);
     }
 
     #[test]
     fn a_bad_address_names_the_part() {
-        assert!(matches!(
-            "x".parse::<PeerAddress>(),
-            Err(AddressError::Shape(_))
-        ));
+        assert!(matches!("x".parse::<PeerAddress>(), Err(AddressError::Shape(_))));
         let nowhere = format!("{}@", peer());
-        assert!(matches!(
-            nowhere.parse::<PeerAddress>(),
-            Err(AddressError::Shape(_))
-        ));
+        assert!(matches!(nowhere.parse::<PeerAddress>(), Err(AddressError::Shape(_))));
         let odd = format!("{}@localhost", peer());
-        assert_eq!(
-            odd.parse::<PeerAddress>(),
-            Err(AddressError::Place("localhost".into()))
-        );
-        assert!(matches!(
-            "zz@1.1.1.1:1".parse::<PeerAddress>(),
-            Err(AddressError::NotHex(_))
-        ));
+        assert_eq!(odd.parse::<PeerAddress>(), Err(AddressError::Place("localhost".into())));
+        assert!(matches!("zz@1.1.1.1:1".parse::<PeerAddress>(), Err(AddressError::NotHex(_))));
     }
 }

@@ -83,30 +83,19 @@ impl NodeKey {
     /// # Errors
     /// Every variant of [`KeyError`].
     pub fn load(path: &Path) -> Result<Self, KeyError> {
-        let io = |source| KeyError::Io {
-            path: path.into(),
-            source,
-        };
+        let io = |source| KeyError::Io { path: path.into(), source };
         let meta = fs::metadata(path).map_err(io)?;
         let mode = meta.mode() & 0o777;
         if mode & 0o077 != 0 {
-            return Err(KeyError::Permissions {
-                path: path.into(),
-                mode,
-            });
+            return Err(KeyError::Permissions { path: path.into(), mode });
         }
         let me = nix::unistd::geteuid().as_raw();
         if meta.uid() != me {
-            return Err(KeyError::Owner {
-                path: path.into(),
-                owner: meta.uid(),
-                me,
-            });
+            return Err(KeyError::Owner { path: path.into(), owner: meta.uid(), me });
         }
         let text = Zeroizing::new(fs::read_to_string(path).map_err(io)?);
         let mut bytes = Zeroizing::new([0; 32]);
-        hex::decode_to_slice(text.trim(), bytes.as_mut())
-            .map_err(|_| KeyError::Malformed { path: path.into() })?;
+        hex::decode_to_slice(text.trim(), bytes.as_mut()).map_err(|_| KeyError::Malformed { path: path.into() })?;
         Ok(Self(bytes))
     }
 
@@ -115,21 +104,10 @@ impl NodeKey {
     /// # Errors
     /// [`KeyError::Io`].
     pub fn save_new(&self, path: &Path) -> Result<(), KeyError> {
-        let io = |source| KeyError::Io {
-            path: path.into(),
-            source,
-        };
-        let mut file = fs::OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(path)
-            .map_err(io)?;
+        let io = |source| KeyError::Io { path: path.into(), source };
+        let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).map_err(io)?;
         let text = Zeroizing::new(hex::encode(*self.0));
-        file.write_all(text.as_bytes())
-            .and_then(|()| file.write_all(b"\n"))
-            .and_then(|()| file.sync_all())
-            .map_err(io)
+        file.write_all(text.as_bytes()).and_then(|()| file.write_all(b"\n")).and_then(|()| file.sync_all()).map_err(io)
     }
 
     /// [`load`](Self::load), or a fresh key saved to the path when there is no file.
@@ -167,33 +145,21 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("node.key");
         let key = NodeKey::load_or_create(&path).unwrap();
-        assert_eq!(
-            NodeKey::load_or_create(&path).unwrap().expose(),
-            key.expose()
-        );
+        assert_eq!(NodeKey::load_or_create(&path).unwrap().expose(), key.expose());
         assert!(matches!(key.save_new(&path), Err(KeyError::Io { .. })));
 
         fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
         let refused = NodeKey::load(&path).unwrap_err().to_string();
-        assert!(
-            refused.contains("mode 640") && refused.contains("chmod 600"),
-            "{refused}"
-        );
+        assert!(refused.contains("mode 640") && refused.contains("chmod 600"), "{refused}");
 
         fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
         fs::write(&path, "not a key").unwrap();
-        assert!(matches!(
-            NodeKey::load(&path),
-            Err(KeyError::Malformed { .. })
-        ));
+        assert!(matches!(NodeKey::load(&path), Err(KeyError::Malformed { .. })));
     }
 
     #[test]
     fn debug_never_shows_the_secret() {
         let shown = format!("{:?}", NodeKey::from_bytes([0xab; 32]));
-        assert!(
-            !shown.contains(&hex::encode([0xab; 32])) && shown.contains("redacted"),
-            "{shown}"
-        );
+        assert!(!shown.contains(&hex::encode([0xab; 32])) && shown.contains("redacted"), "{shown}");
     }
 }

@@ -115,10 +115,7 @@ pub struct Fault {
 impl Fault {
     /// Makes a refusal.
     pub fn new(code: impl Into<String>, message: impl Into<String>) -> Self {
-        Self {
-            code: code.into(),
-            message: message.into(),
-        }
+        Self { code: code.into(), message: message.into() }
     }
 }
 
@@ -126,12 +123,7 @@ impl Fault {
 pub trait Service: Send + Sync + 'static {
     /// Answers one call. `caller` is authenticated by the transport. The body is at most [`MAX_BODY_BYTES`] and
     /// otherwise untrusted.
-    fn call(
-        &self,
-        caller: PeerId,
-        method: String,
-        body: Vec<u8>,
-    ) -> BoxFuture<'static, Result<Vec<u8>, Fault>>;
+    fn call(&self, caller: PeerId, method: String, body: Vec<u8>) -> BoxFuture<'static, Result<Vec<u8>, Fault>>;
 }
 
 #[derive(Serialize, Deserialize)]
@@ -164,12 +156,8 @@ impl Node {
         for peer in &config.bootstrap {
             bootstrap.push(peer.to_endpoint()?);
         }
-        let discovery = discovery::Config::builder()
-            .with_bootstrap(bootstrap)
-            .no_dht_bootstrap();
-        let bind = config
-            .bind
-            .unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 0)));
+        let discovery = discovery::Config::builder().with_bootstrap(bootstrap).no_dht_bootstrap();
+        let bind = config.bind.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 0)));
         let building = Network::builder(config.network_id)
             .with_secret_key(config.key.to_mosaik())
             .with_relay_mode(RelayMode::Custom(relay))
@@ -181,17 +169,10 @@ impl Node {
             Ok(Err(error)) => return Err(NodeError::Substrate(error.to_string())),
             Err(_) => {
                 let waited_s = config.start_timeout.as_secs();
-                return Err(NodeError::RelayTimeout {
-                    relay: config.relay,
-                    waited_s,
-                });
+                return Err(NodeError::RelayTimeout { relay: config.relay, waited_s });
             }
         };
-        let addresses = config
-            .bootstrap
-            .into_iter()
-            .map(|address| (address.peer, address))
-            .collect();
+        let addresses = config.bootstrap.into_iter().map(|address| (address.peer, address)).collect();
         Ok(Arc::new(Self {
             network,
             callers: Mutex::default(),
@@ -226,11 +207,7 @@ impl Node {
             .with_function_id(function_of(self.peer_id()))
             .with_max_concurrent(MAX_CONCURRENT_CALLS)
             .serve(move |request: Request, context: CallContext| {
-                answer(
-                    Arc::clone(&service),
-                    PeerId::from_mosaik(context.caller().id()),
-                    request,
-                )
+                answer(Arc::clone(&service), PeerId::from_mosaik(context.caller().id()), request)
             })
             .map_err(|error| NodeError::Substrate(error.to_string()))?;
         *slot = Some(handler);
@@ -260,10 +237,7 @@ impl Node {
         let attempt = async {
             self.learn(peer).await;
             let caller = self.caller(peer);
-            let request = Request {
-                method: method.into(),
-                body,
-            };
+            let request = Request { method: method.into(), body };
             let left = timeout.saturating_sub(started.elapsed());
             caller.call_with_timeout(request, left).await
         };
@@ -273,16 +247,10 @@ impl Node {
             waited_ms: u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX),
         };
         match tokio::time::timeout(timeout, attempt).await {
-            Err(_) | Ok(Err(MosaikCallError::Timeout | MosaikCallError::Unavailable)) => {
-                Err(timed_out())
-            }
+            Err(_) | Ok(Err(MosaikCallError::Timeout | MosaikCallError::Unavailable)) => Err(timed_out()),
             Ok(Ok(answer)) => Ok(answer),
             Ok(Err(MosaikCallError::Application(fault))) => Err(CallError::Refused(fault)),
-            Ok(Err(other)) => Err(CallError::Transport {
-                peer,
-                method: method.into(),
-                reason: other.to_string(),
-            }),
+            Ok(Err(other)) => Err(CallError::Transport { peer, method: method.into(), reason: other.to_string() }),
         }
     }
 
@@ -301,20 +269,11 @@ impl Node {
 
     /// Makes sure the peer's signed entry is in the catalog: the substrate dials only peers it knows.
     async fn learn(&self, peer: PeerId) {
-        let serves =
-            |entry: &mosaik::discovery::PeerEntry| entry.functions().contains(&function_of(peer));
-        if self
-            .network
-            .discovery()
-            .catalog()
-            .get(&peer.to_mosaik())
-            .is_some_and(serves)
-        {
+        let serves = |entry: &mosaik::discovery::PeerEntry| entry.functions().contains(&function_of(peer));
+        if self.network.discovery().catalog().get(&peer.to_mosaik()).is_some_and(serves) {
             return;
         }
-        let known = lock(&self.addresses)
-            .get(&peer)
-            .and_then(|address| address.to_endpoint().ok());
+        let known = lock(&self.addresses).get(&peer).and_then(|address| address.to_endpoint().ok());
         if let Some(address) = known
             && let Err(error) = self.network.discovery().sync_with(address).await
         {
@@ -333,28 +292,26 @@ impl Node {
 }
 
 /// Runs one call in a task of its own: a panic that reached the substrate's router would close the endpoint.
-async fn answer(
-    service: Arc<dyn Service>,
-    caller: PeerId,
-    request: Request,
-) -> Result<Vec<u8>, Fault> {
+async fn answer(service: Arc<dyn Service>, caller: PeerId, request: Request) -> Result<Vec<u8>, Fault> {
     if request.body.len() > MAX_BODY_BYTES {
         let bytes = request.body.len();
-        return Err(Fault::new(
-            "too_large",
-            format!("request of {bytes} bytes exceeds {MAX_BODY_BYTES}"),
-        ));
+        return Err(Fault::new("too_large", format!("request of {bytes} bytes exceeds {MAX_BODY_BYTES}")));
     }
     let method = request.method.clone();
-    let task =
-        tokio::spawn(async move { service.call(caller, request.method, request.body).await });
+    let task = tokio::spawn(async move { service.call(caller, request.method, request.body).await });
     task.await.unwrap_or_else(|error| {
         tracing::error!(%method, %error, "a service call died");
-        Err(Fault::new(
-            "internal",
-            "the call failed inside the peer; its log says why",
-        ))
+        Err(Fault::new("internal", "the call failed inside the peer; its log says why"))
     })
+}
+
+/// The substrate's preset publishes every node's key and relay to a public DNS service and asks it about peers. Nodes here
+/// are reached by address, and a requester's fresh identity is nobody's business, so all lookups are switched off as soon as
+/// the endpoint is in our hands. (One announcement can leave before that; docs/protocol/shuffle.md says so.)
+fn stay_private(network: &Network) {
+    if let Ok(lookup) = network.local().endpoint().address_lookup() {
+        lookup.clear();
+    }
 }
 
 fn function_of(peer: PeerId) -> UniqueId {
@@ -362,7 +319,5 @@ fn function_of(peer: PeerId) -> UniqueId {
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex
-        .lock()
-        .unwrap_or_else(std::sync::PoisonError::into_inner)
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }

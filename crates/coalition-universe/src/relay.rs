@@ -35,12 +35,8 @@ impl Relay {
         std::net::TcpListener::bind(listen).map_err(|e| failed(e.to_string()))?;
         let mut config = ServerConfig::default();
         config.relay = Some(RelayConfig::new(listen));
-        let server = Server::spawn(config)
-            .await
-            .map_err(|e| failed(format!("{e:#}")))?;
-        let address = server
-            .http_addr()
-            .ok_or_else(|| failed("no address was bound".into()))?;
+        let server = Server::spawn(config).await.map_err(|e| failed(format!("{e:#}")))?;
+        let address = server.http_addr().ok_or_else(|| failed("no address was bound".into()))?;
         Ok(Self { server, address })
     }
 

@@ -3,20 +3,13 @@
 
 use std::{sync::Arc, time::Duration};
 
-use coalition_universe::{
-    CallError, Fault, Node, NodeConfig, NodeKey, PeerId, Relay, Service, UNIVERSE,
-};
+use coalition_universe::{CallError, Fault, Node, NodeConfig, NodeKey, PeerId, Relay, Service, UNIVERSE};
 use futures::future::BoxFuture;
 
 struct Echo;
 
 impl Service for Echo {
-    fn call(
-        &self,
-        caller: PeerId,
-        method: String,
-        body: Vec<u8>,
-    ) -> BoxFuture<'static, Result<Vec<u8>, Fault>> {
+    fn call(&self, caller: PeerId, method: String, body: Vec<u8>) -> BoxFuture<'static, Result<Vec<u8>, Fault>> {
         Box::pin(async move {
             match method.as_str() {
                 "echo" => Ok(body),
@@ -54,53 +47,23 @@ async fn peers_call_each_other_and_survive_a_panic() {
     let peer = server.peer_id();
 
     let first = std::time::Instant::now();
-    assert_eq!(
-        client
-            .call(peer, "echo", b"hi".to_vec(), WAIT)
-            .await
-            .unwrap(),
-        b"hi"
-    );
+    assert_eq!(client.call(peer, "echo", b"hi".to_vec(), WAIT).await.unwrap(), b"hi");
     println!("first call {:?}", first.elapsed());
     let many = std::time::Instant::now();
     for _ in 0..20 {
-        client
-            .call(peer, "echo", vec![0; 1024], WAIT)
-            .await
-            .unwrap();
+        client.call(peer, "echo", vec![0; 1024], WAIT).await.unwrap();
     }
     println!("call {:?}", many.elapsed() / 20);
 
-    assert_eq!(
-        client.call(peer, "whoami", vec![], WAIT).await.unwrap(),
-        client.peer_id().as_bytes()
-    );
-    let refused = client
-        .call(peer, "nonsense", vec![], WAIT)
-        .await
-        .unwrap_err();
-    assert!(
-        matches!(&refused, CallError::Refused(fault) if fault.code == "unknown_method"),
-        "{refused}"
-    );
+    assert_eq!(client.call(peer, "whoami", vec![], WAIT).await.unwrap(), client.peer_id().as_bytes());
+    let refused = client.call(peer, "nonsense", vec![], WAIT).await.unwrap_err();
+    assert!(matches!(&refused, CallError::Refused(fault) if fault.code == "unknown_method"), "{refused}");
     let died = client.call(peer, "panic", vec![], WAIT).await.unwrap_err();
-    assert!(
-        matches!(&died, CallError::Refused(fault) if fault.code == "internal"),
-        "{died}"
-    );
-    assert_eq!(
-        client
-            .call(peer, "echo", b"still".to_vec(), WAIT)
-            .await
-            .unwrap(),
-        b"still"
-    );
+    assert!(matches!(&died, CallError::Refused(fault) if fault.code == "internal"), "{died}");
+    assert_eq!(client.call(peer, "echo", b"still".to_vec(), WAIT).await.unwrap(), b"still");
 
     server.stop().await;
-    let gone = client
-        .call(peer, "echo", vec![], Duration::from_secs(2))
-        .await
-        .unwrap_err();
+    let gone = client.call(peer, "echo", vec![], Duration::from_secs(2)).await.unwrap_err();
     assert!(!matches!(gone, CallError::Refused(_)), "{gone}");
     client.stop().await;
     relay.stop().await;
@@ -119,12 +82,7 @@ async fn a_missing_relay_is_named() {
     .await
     .err()
     .unwrap();
-    assert!(
-        error
-            .to_string()
-            .contains("http://127.0.0.1:9 did not answer within 1 s"),
-        "{error}"
-    );
+    assert!(error.to_string().contains("http://127.0.0.1:9 did not answer within 1 s"), "{error}");
 }
 
 #[tokio::test]
