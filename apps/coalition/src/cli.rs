@@ -125,12 +125,15 @@ pub struct UpArgs {
     /// The region the bridge offers; used at the first start only
     #[arg(long, default_value = "local", value_name = "REGION")]
     pub region: Region,
-    /// Cores the bridge sells, rounded up to what one grant may take [default: what this machine has]
+    /// Cores the bridge sells; used at the first start only [default: what this machine has]
     #[arg(long, value_name = "CORES")]
     pub cpu: Option<CpuMillicores>,
-    /// Memory the bridge sells [default: half of what this machine has]
+    /// Memory the bridge sells; used at the first start only [default: half of what this machine has]
     #[arg(long, value_name = "SIZE")]
     pub ram: Option<RamMib>,
+    /// Choose new ports, after another program took one
+    #[arg(long)]
+    pub new_ports: bool,
 }
 
 /// Arguments of `coalition demo`.
@@ -219,6 +222,9 @@ pub struct RequestArgs {
     /// Run this inside once the machine is up, instead of nothing (may be repeated, one argument each)
     #[arg(long = "command", value_name = "ARG", allow_hyphen_values = true)]
     pub workload: Vec<String>,
+    /// Send it even if no offer fits now, and wait for one
+    #[arg(long)]
+    pub anyway: bool,
     /// Sign with your member id visible to everybody, instead of an identity made for this request
     #[arg(long)]
     pub as_member: bool,

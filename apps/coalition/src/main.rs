@@ -1,2 +1,7 @@
-//! placeholder
-fn main() {}
+//! The `coalition` command; everything is in the library.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    coalition_cli::main()
+}

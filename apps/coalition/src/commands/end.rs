@@ -1,0 +1,94 @@
+//! `coalition end`: stop a grant.
+
+use coalition_compute::{Command, EndGrant, GrantStage, MarketView, RequestStatus, Signed, WithdrawRequest};
+use ed25519_dalek::SigningKey;
+use serde_json::json;
+
+use super::log;
+use crate::{
+    cli::EndArgs,
+    error::{CliError, Context, Kind, Result},
+    grants::{self, Grant, Stage},
+    home::Home,
+    output::Output,
+    request::write,
+    session::Session,
+};
+
+/// Ends a grant, or withdraws a request that has none, and waits for the final usage log.
+///
+/// # Errors
+/// An unknown grant, an unreachable coalition, a provider that does not log in time.
+pub async fn run(home: &Home, args: &EndArgs, output: &Output) -> Result<()> {
+    let mut grant = grants::find(home, args.grant.as_deref())?;
+    let mut steps = output.steps();
+    steps.begin("joining the coalition");
+    let session = Session::open(home).await?;
+    let market = session.market().await?;
+    let id = grant.file.grant;
+    match ask(&session, &market, &grant).await? {
+        Asked::Withdrawn => {
+            grant.update(|file| file.stage = Stage::Withdrawn)?;
+            steps.done("withdrawn", "it had no grant; nothing is left to pay for", json!({ "grant": id }));
+        }
+        Asked::Over(how) => {
+            grant.update(|file| file.stage = Stage::Ended)?;
+            steps.done("over", &format!("it had already ended: {how}"), json!({ "grant": id, "end": how }));
+        }
+        Asked::Ending => {
+            grant.update(|file| file.stage = Stage::Ended)?;
+            steps.done("ending", "the committee told the provider to stop it", json!({ "grant": id }));
+            steps.begin("waiting for the final usage log");
+            let usage = market.wait_for(args.wait.get(), |view| log::final_usage(view, &id)).await.map_err(|error| {
+                CliError::new(Kind::TimedOut, "no_final_log", "the provider has not logged the end yet")
+                    .because(error)
+                    .hint(format!("it will, or loses the grant; see `coalition log {} --wait 5m`", grant.short()))
+            })?;
+            steps.done("ended", &usage.text, json!({ "grant": id, "usage": usage.usage, "end": usage.how }));
+        }
+    }
+    drop(market);
+    session.close().await;
+    Ok(())
+}
+
+enum Asked {
+    Withdrawn,
+    Ending,
+    Over(String),
+}
+
+async fn ask(
+    session: &Session,
+    market: &coalition_organism::Follower<MarketView>,
+    grant: &Grant,
+) -> Result<Asked> {
+    let id = grant.file.grant;
+    let over = market.read(|view| match view.request_status(&id) {
+        RequestStatus::Unknown => Some(Err(CliError::new(
+            Kind::Refused,
+            "unknown_request",
+            "the market does not know this request: it was never sent, or forgotten long after its end",
+        ))),
+        RequestStatus::Ended(_) => Some(Ok(Asked::Over("without a grant".into()))),
+        RequestStatus::Granted(record) => match &record.stage {
+            GrantStage::Ended(end) => Some(Ok(Asked::Over(log::end_words(end)))),
+            _ if record.ending_ms.is_some() => Some(Ok(Asked::Ending)),
+            _ => None,
+        },
+        RequestStatus::Open(_) => None,
+    });
+    if let Some(over) = over {
+        return over;
+    }
+    let key = SigningKey::from_bytes(grant.request_key()?.expose());
+    let invalid = || "the statement cannot be signed".to_owned();
+    let withdraw = Signed::sign(WithdrawRequest { request_id: id }, &key, &session.compute.id).or_fault("internal", invalid)?;
+    let end = Signed::sign(EndGrant { grant_id: id }, &key, &session.compute.id).or_fault("internal", invalid)?;
+    let is_open = market.read(|view| matches!(view.request_status(&id), RequestStatus::Open(_)));
+    if is_open && write(market.organism(), &Command::WithdrawRequest(withdraw)).await.is_ok() {
+        return Ok(Asked::Withdrawn);
+    }
+    // Open a moment ago and granted now, or granted all along.
+    write(market.organism(), &Command::EndGrant(end)).await.map(|_| Asked::Ending)
+}

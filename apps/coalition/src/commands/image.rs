@@ -1,0 +1,69 @@
+//! `coalition image`: make and inspect images.
+
+use serde_json::json;
+
+use crate::{
+    cli::{ImageCommand, ImageExampleArgs, ImageInspectArgs},
+    error::{CliError, Kind, Result},
+    image::{self, ExampleSource},
+    output::{Output, Paint},
+};
+
+/// Runs the command.
+///
+/// # Errors
+/// Unreadable or unusable images, a full disk.
+pub fn run(command: &ImageCommand, output: &Output) -> Result<()> {
+    match command {
+        ImageCommand::Example(args) => example(args, output),
+        ImageCommand::Inspect(args) => inspect(args, output),
+    }
+}
+
+fn example(args: &ImageExampleArgs, output: &Output) -> Result<()> {
+    let shown = args.file.display();
+    if args.file.exists() && !args.force {
+        return Err(CliError::new(Kind::Conflict, "file_exists", format!("{shown} is already there"))
+            .hint("choose another name, or replace it with --force"));
+    }
+    let source = image::make_example(&args.file)?;
+    let facts = image::read_facts(&args.file, u64::MAX)?;
+    let made_from = match &source {
+        ExampleSource::Busybox(path) => format!("static busybox {}", path.display()),
+        ExampleSource::DynamicTools => "this machine's shell and tools".to_owned(),
+    };
+    let value = json!({ "file": args.file, "size_bytes": facts.size_bytes, "blake3": facts.hash.to_string(), "made_from": made_from });
+    output.answer(&value, |_| {
+        format!(
+            "{shown}: {} KiB, blake3 {}, from {made_from}\n\nNext: coalition request --image {shown} --for 10m --max-rate 0.05",
+            facts.size_bytes.div_ceil(1_024),
+            facts.hash
+        )
+    });
+    Ok(())
+}
+
+fn inspect(args: &ImageInspectArgs, output: &Output) -> Result<()> {
+    let facts = image::read_facts(&args.file, coalition_shuffle::envelope::MAX_IMAGE_BYTES)?;
+    let contents = image::inspect(&args.file)?;
+    let value = json!({
+        "file": args.file, "size_bytes": facts.size_bytes, "blake3": facts.hash.to_string(), "gzipped": contents.gzip,
+        "entries": contents.entries, "unpacked_bytes": contents.unpacked_bytes, "has_shell": contents.has_shell,
+    });
+    output.answer(&value, |output| {
+        let kind = if contents.gzip { "gzipped tar" } else { "tar" };
+        let mut text = format!(
+            "{}\n  {kind}, {} bytes, {} entries, {} bytes unpacked\n  blake3 {}\n",
+            args.file.display(),
+            facts.size_bytes,
+            contents.entries,
+            contents.unpacked_bytes,
+            facts.hash
+        );
+        if !contents.has_shell {
+            text += &output.paint(Paint::Warn, "  no /bin/sh in it: `coalition ssh` can only run programs it has\n");
+        }
+        text
+    });
+    Ok(())
+}

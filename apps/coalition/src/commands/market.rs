@@ -1,0 +1,114 @@
+//! `coalition market`: who sells what, from the verified log.
+
+use coalition_compute::{At, CardView, FreeOffer};
+use serde_json::{Value, json};
+
+use crate::{
+    cli::MarketArgs,
+    error::Result,
+    home::Home,
+    output::{Output, Paint, table},
+    request::plan::dollars,
+    session::Session,
+    values,
+};
+
+/// Prints the market.
+///
+/// # Errors
+/// When the coalition cannot be reached.
+pub async fn run(home: &Home, args: &MarketArgs, output: &Output) -> Result<()> {
+    let session = Session::open(home).await?;
+    let market = session.market().await?;
+    let now = session.now().await?;
+    let cards: Vec<CardView> = market.read(|view| view.cards(now).collect());
+    let open = market.read(|view| view.state().open_count());
+    drop(market);
+    session.close().await;
+    let offers = select(&cards, args);
+    let value = answer(&offers, now, open);
+    output.answer(&value, |output| shown(&offers, open, output));
+    Ok(())
+}
+
+/// One line of the market.
+struct Row<'a> {
+    card: &'a CardView,
+    free: &'a FreeOffer,
+    rate: Option<coalition::RateQ64>,
+}
+
+fn select<'a>(cards: &'a [CardView], args: &MarketArgs) -> Vec<Row<'a>> {
+    let all = cards.iter().flat_map(|card| card.free.iter().map(move |free| (card, free)));
+    let wanted = all.filter(|(_, free)| {
+        args.region.as_ref().is_none_or(|region| free.offer.capabilities.regions.contains(region))
+    });
+    let mut rows: Vec<Row<'a>> = wanted
+        .map(|(card, free)| {
+            let rate = free.offer.declared_rates.effective_core_hour(args.cpu.0, args.ram.0);
+            Row { card, free, rate }
+        })
+        .collect();
+    rows.sort_by_key(|row| (row.card.stale, row.rate, row.card.card.provider_id));
+    rows
+}
+
+fn answer(rows: &[Row<'_>], now: At, open: usize) -> Value {
+    let offers: Vec<Value> = rows
+        .iter()
+        .map(|row| {
+            let capabilities = &row.free.offer.capabilities;
+            json!({
+                "provider": row.card.card.provider_id,
+                "offer": row.free.offer.name,
+                "regions": capabilities.regions,
+                "posture": posture(row.card),
+                "rate": row.rate.map(|rate| dollars(rate).trim_start_matches('$').to_owned()),
+                "core_hour": row.free.offer.declared_rates.core_hour,
+                "gib_hour": row.free.offer.declared_rates.gib_hour,
+                "free": { "cpu_millicores": row.free.cpu_millicores, "ram_mib": row.free.ram_mib, "instances": row.free.instances },
+                "total": { "cpu_millicores": capabilities.max_cpu_millicores, "ram_mib": capabilities.max_ram_mib, "instances": capabilities.max_instances },
+                "age_ms": row.card.age_ms,
+                "stale": row.card.stale,
+                "live_grants": row.card.bonds.count,
+            })
+        })
+        .collect();
+    json!({ "offers": offers, "open_requests": open, "tick": now.tick, "time_ms": now.time_ms })
+}
+
+fn shown(rows: &[Row<'_>], open: usize, output: &Output) -> String {
+    if rows.is_empty() {
+        return "no provider sells anything here\n".into();
+    }
+    let cells: Vec<Vec<String>> = rows.iter().map(cells).collect();
+    let headings = ["PROVIDER", "OFFER", "REGIONS", "SIZE", "FREE", "RATE", "POSTURE", "AGE"];
+    let text = table(&headings, &cells);
+    let mut lines = text.lines();
+    let heading = output.paint(Paint::Bold, lines.next().unwrap_or_default());
+    let body: Vec<&str> = lines.collect();
+    let waiting = if open > 0 { format!("\n{open} requests are waiting\n") } else { String::new() };
+    format!("{heading}\n{}\n{waiting}", body.join("\n"))
+}
+
+fn cells(row: &Row<'_>) -> Vec<String> {
+    let capabilities = &row.free.offer.capabilities;
+    let regions: Vec<&str> = capabilities.regions.iter().map(coalition_compute::Region::as_str).collect();
+    let size = |cpu: u64, ram: u64| format!("{} cpu, {}", values::cores(cpu), values::mib(ram));
+    let age = values::duration(std::time::Duration::from_millis(row.card.age_ms));
+    vec![
+        row.card.card.provider_id.to_string()[..8].to_owned(),
+        row.free.offer.name.to_string(),
+        regions.join(","),
+        size(u64::from(capabilities.max_cpu_millicores), u64::from(capabilities.max_ram_mib)),
+        size(row.free.cpu_millicores, row.free.ram_mib),
+        row.rate.map_or_else(|| "-".into(), dollars),
+        posture(row.card).into(),
+        if row.card.stale { format!("{age} (stale)") } else { age },
+    ]
+}
+
+/// What the provider proved about its hosts. Nothing checks quotes yet, so nothing is believed.
+const fn posture(_: &CardView) -> &'static str {
+    "not attested"
+}

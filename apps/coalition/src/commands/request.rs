@@ -1,0 +1,87 @@
+//! `coalition request`: ask for a machine.
+
+use crate::{
+    cli::RequestArgs,
+    error::{CliError, Result},
+    grants::{self, Grant},
+    home::Home,
+    output::{Output, Paint},
+    request::{
+        self, Request,
+        plan::{Ask, Until},
+    },
+    values,
+};
+
+/// Requests a machine and says how to get in.
+///
+/// # Errors
+/// As [`request::run`].
+pub async fn run(home: &Home, args: &RequestArgs, output: &Output) -> Result<()> {
+    let shown_as = if args.as_member {
+        home.ensure()?;
+        Some(grants::own_identity(home)?)
+    } else {
+        None
+    };
+    let request = Request {
+        ask: Ask {
+            cpu_millicores: args.cpu.0,
+            ram_mib: args.ram.0,
+            region: args.region.clone(),
+            duration_s: args.duration.0,
+            max_rate: args.max_rate,
+            until: args.deadline.map_or(Until::After(args.wait.as_ms()), |moment| Until::At(moment.0)),
+            anyway: args.anyway,
+        },
+        image: args.image.clone(),
+        workload: args.workload.clone(),
+        provision_wait: args.provision_wait.get(),
+        shown_as,
+    };
+    let mut steps = output.steps();
+    let grant = Box::pin(request::run(home, &request, &mut steps)).await?;
+    if output.is_json() {
+        // The receipt step has said everything.
+        return Ok(());
+    }
+    let text = how_to_get_in(home, &grant, output)?;
+    output.line(text);
+    Ok(())
+}
+
+fn how_to_get_in(home: &Home, grant: &Grant, output: &Output) -> Result<String> {
+    let missing = || CliError::fault("internal", "the receipt was not kept");
+    let access = grant.file.access.as_ref().ok_or_else(missing)?;
+    let cleared = grant.file.cleared.as_ref().ok_or_else(missing)?;
+    let short = grant.short();
+    let flag = home_flag(home);
+    Ok(format!(
+        "\n{}  {}@{} port {}, until {}\n{}\n\n  coalition{flag} ssh {short}\n  coalition{flag} end {short}",
+        output.paint(Paint::Bold, &short),
+        access.user,
+        access.host,
+        access.port,
+        values::utc(cleared.valid_to_ms),
+        posture_line(&access.posture, &access.isolation, output),
+    ))
+}
+
+/// What the machine's operator can still do, in red where it is everything.
+#[must_use]
+pub fn posture_line(posture: &str, isolation: &str, output: &Output) -> String {
+    let host = format!("plain host: {posture}");
+    format!("{}; {isolation}", output.paint(Paint::Bad, &host))
+}
+
+/// ` --home DIR` for commands shown to a person, where it is needed.
+#[must_use]
+pub fn home_flag(home: &Home) -> String {
+    match Home::locate(None) {
+        Ok(default) if default == *home => String::new(),
+        _ => match std::env::var_os("COALITION_HOME") {
+            Some(set) if Home::locate(Some(set.as_ref())).is_ok_and(|set| set == *home) => String::new(),
+            _ => format!(" --home {}", home.root().display()),
+        },
+    }
+}

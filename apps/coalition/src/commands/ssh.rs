@@ -1,0 +1,171 @@
+//! `coalition ssh`: OpenSSH's client, with the host key pinned from the receipt.
+
+use std::{
+    ffi::OsString,
+    io::{self, IsTerminal},
+    os::unix::process::CommandExt,
+    path::Path,
+    process::Command,
+};
+
+use super::request::posture_line;
+use crate::{
+    cli::SshArgs,
+    error::{CliError, Kind, Result},
+    grants::{self, Access, Grant, Stage},
+    home::Home,
+    output::Output,
+    request::now_ms,
+    values,
+};
+
+/// Replaces this process with OpenSSH's client.
+///
+/// # Errors
+/// An unknown or ended grant, or no `ssh` on this machine. On success it does not return.
+pub fn run(home: &Home, args: &SshArgs, output: &Output) -> Result<()> {
+    let grant = grants::find(home, args.grant.as_deref())?;
+    let access = access(&grant)?;
+    if io::stderr().is_terminal() {
+        output.note(posture_line(&access.posture, &access.isolation, output));
+    }
+    let error = Command::new("ssh").args(arguments(&grant, access, &args.command)).exec();
+    if error.kind() == io::ErrorKind::NotFound {
+        return Err(CliError::input("no_ssh", "there is no `ssh` on this machine")
+            .hint("install OpenSSH's client: `apt-get install openssh-client`"));
+    }
+    Err(CliError::fault("ssh", "ssh cannot be started").because(error))
+}
+
+/// How to get into a grant that is ready and not over.
+///
+/// # Errors
+/// [`Kind::Refused`] saying how far it is.
+pub fn access(grant: &Grant) -> Result<&Access> {
+    let refused = |code: &str, message: String| CliError::new(Kind::Refused, code, message);
+    let short = grant.short();
+    let access = match (grant.file.stage, &grant.file.access) {
+        (Stage::Withdrawn, _) => return Err(refused("grant_over", format!("request {short} was withdrawn"))),
+        (Stage::Ended, _) => {
+            let error = refused("grant_over", format!("grant {short} has ended"));
+            return Err(error.hint(format!("see `coalition log {short}`")));
+        }
+        (_, Some(access)) => access,
+        (stage, None) => {
+            let message = format!("request {short} is {}, its receipt has not come", stage.word());
+            let hint = format!("the process that requests it gets it; `coalition log {short}` says how it stands");
+            return Err(refused("no_receipt", message).hint(hint));
+        }
+    };
+    if let Some(cleared) = grant.file.cleared.as_ref().filter(|cleared| cleared.valid_to_ms <= now_ms()) {
+        let message = format!("grant {short} ended at {}", values::utc(cleared.valid_to_ms));
+        return Err(refused("grant_over", message).hint("ask for another: `coalition request --help`"));
+    }
+    Ok(access)
+}
+
+/// OpenSSH's arguments: this key, this host key, nothing of the user's own configuration.
+#[must_use]
+pub fn arguments(grant: &Grant, access: &Access, command: &[String]) -> Vec<OsString> {
+    let options = [
+        ("UserKnownHostsFile", quoted(&grant.known_hosts_path())),
+        ("GlobalKnownHostsFile", "/dev/null".into()),
+        ("StrictHostKeyChecking", "yes".into()),
+        ("CheckHostIP", "no".into()),
+        ("IdentitiesOnly", "yes".into()),
+        ("IdentityAgent", "none".into()),
+        ("PreferredAuthentications", "publickey".into()),
+        ("PasswordAuthentication", "no".into()),
+        ("UpdateHostKeys", "no".into()),
+        ("ServerAliveInterval", "15".into()),
+        ("ConnectTimeout", "15".into()),
+        ("LogLevel", "ERROR".into()),
+    ];
+    let mut arguments: Vec<OsString> = vec!["-F".into(), "none".into()];
+    for (name, value) in options {
+        arguments.extend(["-o".into(), format!("{name}={value}").into()]);
+    }
+    arguments.extend(["-i".into(), grant.key_path().into_os_string()]);
+    arguments.extend(["-p".into(), access.port.to_string().into(), "-l".into(), access.user.clone().into()]);
+    arguments.extend(["--".into(), access.host.clone().into()]);
+    arguments.extend(command.iter().map(OsString::from));
+    arguments
+}
+
+/// A path as OpenSSH's option parser takes it: quoted, because it splits lists of files at blanks, and with its own escapes
+/// doubled.
+fn quoted(path: &Path) -> String {
+    format!("\"{}\"", path.display().to_string().replace('%', "%%"))
+}
+
+#[cfg(test)]
+mod tests {
+    use coalition::RequestId;
+    use coalition_universe::NodeKey;
+
+    use super::*;
+    use crate::grants::{Cleared, GrantFile};
+
+    fn grant(home: &Home, stage: Stage, valid_to_ms: u64, with_access: bool) -> Grant {
+        let access = Access {
+            host: "127.0.0.1".into(),
+            port: 2_222,
+            user: "root".into(),
+            isolation: "i".into(),
+            posture: "not attested".into(),
+        };
+        let cleared = Cleared {
+            provider: "ab".repeat(32),
+            offer: "o".into(),
+            region: "r".into(),
+            rate: coalition::RateQ64::ZERO,
+            valid_to_ms,
+        };
+        let file = GrantFile {
+            version: 1,
+            grant: RequestId::from_bytes(rand::random()),
+            coalition: "c".into(),
+            requested_ms: 1,
+            stage,
+            image: "i".into(),
+            cpu_millicores: 1,
+            ram_mib: 1,
+            duration_s: 1,
+            cleared: Some(cleared),
+            access: with_access.then_some(access),
+        };
+        Grant::create(home, file, &NodeKey::generate()).unwrap()
+    }
+
+    #[test]
+    fn only_a_living_grant_with_a_receipt_can_be_entered() {
+        let dir = tempfile::tempdir().unwrap();
+        let home = Home::locate(Some(dir.path())).unwrap();
+        let later = now_ms() + 60_000;
+        assert!(access(&grant(&home, Stage::Ready, later, true)).is_ok());
+        for (stage, until, with_access, code) in [
+            (Stage::Ready, 1, true, "grant_over"),
+            (Stage::Ended, later, true, "grant_over"),
+            (Stage::Withdrawn, later, false, "grant_over"),
+            (Stage::Granted, later, false, "no_receipt"),
+        ] {
+            let refused = access(&grant(&home, stage, until, with_access)).map(|_| ()).unwrap_err();
+            assert_eq!((refused.code(), refused.kind()), (code, Kind::Refused));
+        }
+    }
+
+    #[test]
+    fn the_client_is_told_everything_and_asks_nobody() {
+        let dir = tempfile::tempdir().unwrap();
+        let home = Home::locate(Some(&dir.path().join("with blank"))).unwrap();
+        home.ensure().unwrap();
+        let grant = grant(&home, Stage::Ready, u64::MAX, true);
+        let arguments = arguments(&grant, grant.file.access.as_ref().unwrap(), &["uname".into(), "-a".into()]);
+        let words: Vec<_> = arguments.iter().map(|word| word.to_string_lossy().into_owned()).collect();
+        let joined = words.join(" ");
+        for expected in ["-F none", "StrictHostKeyChecking=yes", "IdentitiesOnly=yes", "-p 2222 -l root -- 127.0.0.1 uname -a"] {
+            assert!(joined.contains(expected), "{expected} in {joined}");
+        }
+        assert!(words.iter().any(|word| word.starts_with("UserKnownHostsFile=\"") && word.contains("with blank")));
+    }
+}

@@ -1,0 +1,443 @@
+//! The request as it happens.
+
+use std::{
+    path::PathBuf,
+    pin::pin,
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use coalition::{MemberId, RequestId, ZERO_ID};
+use coalition_compute::{
+    Command, ComputeGrant, ComputeRequest, EndGrant, GrantStage, MarketView, RequestEnd, RequestStatus, Signed, Statement,
+    WithdrawRequest, anonymous_requester, request_id,
+};
+use coalition_organism::{Committed, Follower, Organism, WriteError, random_write_id};
+use coalition_shuffle::{PendingRequest, SshAccessReceipt, WorkloadSpec};
+use coalition_universe::NodeKey;
+use ed25519_dalek::SigningKey;
+use rand_core::{OsRng, RngCore};
+use serde_json::{Value, json};
+
+use super::{
+    plan::{self, Ask, Checked, Snapshot, dollars},
+    serve::{ImageService, Served},
+};
+use crate::{
+    error::{CliError, Context, Kind, Result},
+    grants::{Cleared, Grant, GrantFile, Stage, short},
+    home::Home,
+    image::{self, ImageFacts},
+    output::Steps,
+    session::Session,
+    values,
+};
+
+/// How long the unseal committee may take to accept a cell, and the Compute committee to certify a write.
+const WRITE_WAIT: Duration = Duration::from_secs(20);
+/// Added to a request's deadline before this process gives up waiting for the committee to say how it ended.
+const CLEARING_GRACE: Duration = Duration::from_secs(20);
+
+/// Everything a request needs.
+#[derive(Debug, Clone)]
+pub struct Request {
+    /// Size, place, price, time.
+    pub ask: Ask,
+    /// The image file.
+    pub image: PathBuf,
+    /// What to run inside; empty for nothing.
+    pub workload: Vec<String>,
+    /// How long the provider may take from grant to receipt.
+    pub provision_wait: Duration,
+    /// The requester's own identity, if it chooses to show it.
+    pub shown_as: Option<MemberId>,
+}
+
+/// Requests a machine and waits until one can log in.
+///
+/// # Errors
+/// Input that cannot be sent, refusals, expiry, a provider that does not deliver, an interrupt. Unless the message says what
+/// remains, nothing does.
+pub async fn run(home: &Home, request: &Request, steps: &mut Steps) -> Result<Grant> {
+    let facts = image::read_facts(&request.image, coalition_shuffle::envelope::MAX_IMAGE_BYTES)?;
+    steps.begin("checking the image");
+    image::inspect(&request.image)?;
+    home.ensure()?;
+    steps.begin("joining the coalition");
+    let session = Session::open(home).await?;
+    let market = session.market().await?;
+    let now = session.now().await?;
+    let cards: Vec<_> = market.read(|view| view.cards(now).collect());
+    let snapshot = Snapshot { cards: &cards, params: &session.compute.params, now };
+    let checked = plan::check(&request.ask, &snapshot, now_ms())?;
+    if let Some(note) = &checked.note {
+        steps.pause();
+        steps.output().warn(note);
+    }
+    let mut attempt = Attempt::prepare(&session, &market, request, &facts, &checked)?;
+    let outcome = tokio::select! {
+        outcome = attempt.go(home, steps) => outcome,
+        _ = tokio::signal::ctrl_c() => Err(CliError::new(Kind::Interrupted, "interrupted", "interrupted")),
+    };
+    let outcome = match outcome {
+        Ok(grant) => Ok(grant),
+        Err(error) => {
+            steps.pause();
+            Err(attempt.release(error).await)
+        }
+    };
+    drop(attempt);
+    drop(market);
+    session.close().await;
+    outcome
+}
+
+/// One request on its way.
+struct Attempt<'a> {
+    request: &'a Request,
+    checked: &'a Checked,
+    facts: &'a ImageFacts,
+    session: &'a Session,
+    market: &'a Follower<MarketView>,
+    organism: Organism,
+    image: Arc<ImageService>,
+    key: NodeKey,
+    nonce: [u8; 16],
+    id: RequestId,
+    pending: PendingRequest,
+    /// Present from the moment the request may be in the market.
+    grant: Option<Grant>,
+    /// The newest grant seen.
+    cleared: Option<ComputeGrant>,
+}
+
+impl<'a> Attempt<'a> {
+    /// Makes the request's keys, seals the envelope and starts serving the image. Nothing is sent.
+    fn prepare(
+        session: &'a Session,
+        market: &'a Follower<MarketView>,
+        request: &'a Request,
+        facts: &'a ImageFacts,
+        checked: &'a Checked,
+    ) -> Result<Self> {
+        let unreadable = || format!("cannot read image {}", facts.path.display());
+        let image = ImageService::open(&facts.path, facts.hash, facts.size_bytes).or_input("image_unreadable", unreadable)?;
+        let image = Arc::new(image);
+        let serving = session.node.serve(Arc::new(Served(Arc::clone(&image))));
+        serving.or_fault("node", || "the node cannot serve the image".into())?;
+        let key = NodeKey::generate();
+        let mut nonce = [0; 16];
+        OsRng.fill_bytes(&mut nonce);
+        let id = request_id(&session.compute.id, key.peer_id().as_bytes(), &nonce);
+        let workload = WorkloadSpec {
+            image_hash: facts.hash,
+            image_size_bytes: facts.size_bytes,
+            requested_region: request.ask.region.as_ref().map(ToString::to_string),
+            image_pointer: session.node.address().to_string().into_bytes(),
+            cpu_millicores: request.ask.cpu_millicores,
+            ram_mib: request.ask.ram_mib,
+            disk_mib: 0,
+            command: request.workload.clone(),
+            env: Vec::new(),
+            ssh_authorized_key: None,
+        };
+        let shuffle = session.shuffle()?;
+        let sealing = PendingRequest::build(
+            &workload,
+            session.rotating_peer(),
+            shuffle.params(),
+            shuffle.scope(),
+            id,
+            &mut OsRng,
+        );
+        let pending = sealing.or_input("request_invalid", || "the request cannot be sealed".into())?;
+        let organism = market.organism().clone();
+        Ok(Self { request, checked, facts, session, market, organism, image, key, nonce, id, pending, grant: None, cleared: None })
+    }
+
+    async fn go(&mut self, home: &Home, steps: &mut Steps) -> Result<Grant> {
+        self.seal(steps).await?;
+        self.order(home, steps).await?;
+        let first = self.wait_cleared(0, steps).await?;
+        let receipt = self.wait_receipt(first, steps).await?;
+        let mut grant = self.grant.take().ok_or_else(|| CliError::fault("internal", "the grant was not kept"))?;
+        if let Err(error) = grant.keep_receipt(&receipt) {
+            self.grant = Some(grant);
+            return Err(error);
+        }
+        announce_receipt(&grant, steps);
+        Ok(grant)
+    }
+
+    /// Gives the sealed envelope to the unseal committee.
+    async fn seal(&self, steps: &mut Steps) -> Result<()> {
+        steps.begin("sealing the request");
+        let shuffle = self.session.shuffle()?;
+        let submitted = shuffle.submit_cell(self.pending.cell(), WRITE_WAIT).await.map_err(|error| {
+            CliError::new(Kind::Unreachable, "unseal_unreachable", "the unseal committee does not accept the request")
+                .because(error)
+                .hint("`coalition status` shows who is missing")
+        })?;
+        let text = format!("to {} of {} unseal members, any {} open it for the provider alone", submitted.accepted, submitted.of, shuffle.params().t());
+        let fields = json!({ "request": self.id, "cell": self.pending.cell_id().to_string(), "members_holding": submitted.accepted, "members": submitted.of });
+        steps.done("sealed", &text, fields);
+        Ok(())
+    }
+
+    /// Writes the request down here, then into the market's log.
+    async fn order(&mut self, home: &Home, steps: &mut Steps) -> Result<()> {
+        steps.begin("ordering the request");
+        let file = GrantFile {
+            version: 1,
+            grant: self.id,
+            coalition: self.session.config.fingerprint().to_string(),
+            requested_ms: now_ms(),
+            stage: Stage::Requested,
+            image: self.facts.hash.to_string(),
+            cpu_millicores: self.request.ask.cpu_millicores,
+            ram_mib: self.request.ask.ram_mib,
+            duration_s: self.checked.duration_s,
+            cleared: None,
+            access: None,
+        };
+        let signed = self.sign(self.statement())?;
+        self.grant = Some(Grant::create(home, file, &self.key)?);
+        let committed = self.write(Command::SubmitRequest(signed)).await?;
+        let pointer = committed.entries.first().map(ToString::to_string);
+        let text = format!("request {} is entry {} of the market's log", short(&self.id), committed.entries.first().map_or(0, |entry| entry.index));
+        steps.done("ordered", &text, json!({ "request": self.id, "pointer": pointer }));
+        Ok(())
+    }
+
+    fn statement(&self) -> ComputeRequest {
+        let ask = &self.request.ask;
+        let key = self.key.peer_id();
+        ComputeRequest {
+            request_id: self.id,
+            nonce: self.nonce,
+            requester: self.request.shown_as.unwrap_or_else(|| anonymous_requester(key.as_bytes())),
+            // An image that names no organism stands for itself.
+            workload: self.facts.hash,
+            pin: Some(self.facts.hash),
+            image_hash: self.facts.hash,
+            cpu_millicores: ask.cpu_millicores,
+            ram_mib: ask.ram_mib,
+            duration_sec: self.checked.duration_s,
+            region: ask.region.clone(),
+            tdx_required: false,
+            pinned_mrtd: None,
+            max_rate: ask.max_rate,
+            settlement: ZERO_ID,
+            deadline: self.checked.deadline,
+            bearer_pointer: self.pending.cell_id().0,
+        }
+    }
+
+    /// Waits for a grant after attempt `after`.
+    async fn wait_cleared(&mut self, after: u8, steps: &mut Steps) -> Result<ComputeGrant> {
+        steps.begin("waiting for the committee to clear it");
+        let id = self.id;
+        let patience = Duration::from_millis(self.checked.wait_ms) + CLEARING_GRACE;
+        let cleared = self.market.wait_for(patience, move |view| look(view, id, after)).await.map_err(|error| {
+            CliError::new(Kind::TimedOut, "no_clearing", "the committee did not say how the request ended").because(error)
+        })?;
+        let (grant, pointer) = cleared?;
+        self.cleared = Some(grant.clone());
+        if let Some(kept) = &mut self.grant {
+            let cleared = Cleared {
+                provider: grant.provider.to_string(),
+                offer: grant.offer.to_string(),
+                region: grant.region.to_string(),
+                rate: grant.rate,
+                valid_to_ms: grant.valid_to_ms,
+            };
+            kept.update(|file| (file.stage, file.cleared) = (Stage::Granted, Some(cleared)))?;
+        }
+        let provider = &grant.provider.to_string()[..8];
+        let text = format!("to provider {provider} ({}, {}) at {} per core-hour, until {}", grant.offer, grant.region, dollars(grant.rate), values::utc(grant.valid_to_ms));
+        let fields = json!({
+            "grant": id, "provider": grant.provider, "offer": grant.offer, "region": grant.region, "attempt": grant.attempt,
+            "rate_usd_core_hour": dollars(grant.rate).trim_start_matches('$'), "valid_to_ms": grant.valid_to_ms, "pointer": pointer,
+        });
+        steps.done("cleared", &text, fields);
+        Ok(grant)
+    }
+
+    /// Serves the image until the receipt is here, the grant ends, or the provider takes too long.
+    async fn wait_receipt(&mut self, mut grant: ComputeGrant, steps: &mut Steps) -> Result<SshAccessReceipt> {
+        let shuffle = self.session.shuffle()?;
+        let pending = self.pending.clone();
+        let mut receipt = pin!(shuffle.fetch_receipt(&pending, self.request.provision_wait));
+        let (mut progress, size) = (self.image.progress(), self.facts.size_bytes);
+        let mut fetched = false;
+        steps.begin("the provider fetches the image");
+        loop {
+            let (id, attempt) = (self.id, grant.attempt);
+            tokio::select! {
+                biased;
+                opened = &mut receipt => return opened.map_err(|error| {
+                    let message = format!("the provider sent no receipt within {}", values::duration(self.request.provision_wait));
+                    CliError::new(Kind::TimedOut, "no_receipt", message).because(error)
+                }),
+                _ = progress.wait_for(|served| *served >= size), if !fetched => {
+                    fetched = true;
+                    announce_fetched(self.facts, steps);
+                    steps.begin("the provider boots it");
+                }
+                over = self.market.wait_for(self.request.provision_wait + CLEARING_GRACE, move |view| is_over(view, id, attempt)) => {
+                    match over {
+                        Ok(Over::Regranted(refusal)) => {
+                            steps.pause();
+                            steps.output().warn(format!("provider {} gave the grant back ({refusal})", &grant.provider.to_string()[..8]));
+                            grant = self.wait_cleared(attempt, steps).await?;
+                            fetched = false;
+                        }
+                        Ok(Over::Ended(how)) => {
+                            self.cleared = None;
+                            let message = format!("the grant ended before its receipt came: {how}");
+                            return Err(CliError::new(Kind::Refused, "grant_ended", message)
+                                .hint("the bridge's log says why; on this machine: `coalition status`"));
+                        }
+                        // The receipt's own deadline is the one that counts.
+                        Err(_) => tokio::task::yield_now().await,
+                    }
+                }
+            }
+        }
+    }
+
+    /// Takes back what the market knows of this request, and adds to the error what could not be taken back.
+    async fn release(&mut self, error: CliError) -> CliError {
+        let Some(mut grant) = self.grant.take() else { return error };
+        if matches!(error.kind(), Kind::Refused) && self.cleared.is_none() {
+            let _ = grant.update(|file| file.stage = Stage::Ended);
+            return error;
+        }
+        let withdraw = self.sign(WithdrawRequest { request_id: self.id }).map(Command::WithdrawRequest);
+        let end = self.sign(EndGrant { grant_id: self.id }).map(Command::EndGrant);
+        // Clearing may have happened meanwhile, so both are tried; each is refused where the other applies.
+        for (command, stage) in [(withdraw, Stage::Withdrawn), (end, Stage::Ended)] {
+            let Ok(command) = command else { continue };
+            match self.write(command).await {
+                Ok(_) => {
+                    let _ = grant.update(|file| file.stage = stage);
+                    return error.and_hint(match stage {
+                        Stage::Withdrawn => "the request was withdrawn; nothing is left to pay for",
+                        _ => "the grant was ended; the provider stops it and logs what was used",
+                    });
+                }
+                Err(failed) if failed.code() == "unknown_request" || failed.code() == "grant_ended" => return error,
+                Err(_) => {}
+            }
+        }
+        let cost = self.cleared.as_ref().and_then(ComputeGrant::full_cost);
+        let cost = cost.map_or_else(|| "nothing unless it is granted".to_owned(), |cost| format!("up to {cost}"));
+        error
+            .remains(format!("request {}, which could not be taken back; it costs {cost}", self.id))
+            .and_hint(&format!("release it with `coalition end {}`", short(&self.id)))
+    }
+
+    fn sign<T: Statement>(&self, statement: T) -> Result<Signed<T>> {
+        let key = SigningKey::from_bytes(self.key.expose());
+        Signed::sign(statement, &key, &self.session.compute.id).or_input("request_invalid", || "the request is not valid".into())
+    }
+
+    async fn write(&self, command: Command) -> Result<Committed> {
+        write(&self.organism, &command).await
+    }
+}
+
+/// Writes a command to the market and waits for its certificate.
+///
+/// # Errors
+/// [`Kind::Refused`] with the machine's own code, [`Kind::TimedOut`] when nobody certified it in time.
+pub(crate) async fn write(market: &Organism, command: &Command) -> Result<Committed> {
+    market.write(random_write_id(), command.to_bytes(), WRITE_WAIT).await.map_err(|error| match error {
+        WriteError::Refused(refusal) => CliError::new(Kind::Refused, refusal.code, refusal.message),
+        other => CliError::new(Kind::TimedOut, "not_certified", "the committee did not certify it").because(other),
+    })
+}
+
+/// A grant newer than attempt `after`, or how the request ended.
+fn look(view: &MarketView, id: RequestId, after: u8) -> Option<Result<(ComputeGrant, String)>> {
+    match view.request_status(&id) {
+        RequestStatus::Granted(record) if record.grant.attempt > after => {
+            Some(Ok((record.grant.clone(), record.pointer.to_string())))
+        }
+        RequestStatus::Ended(end) => Some(Err(ended(end))),
+        _ => None,
+    }
+}
+
+fn ended(end: &RequestEnd) -> CliError {
+    let refused = |code: &str, message: String| CliError::new(Kind::Refused, code, message);
+    match end {
+        RequestEnd::Expired(expiry) => {
+            let filters: Vec<String> =
+                expiry.removed.iter().map(|by| format!("{:?} removed {}", by.filter, by.offers)).collect();
+            let why = if filters.is_empty() { String::new() } else { format!(" ({})", filters.join(", ")) };
+            refused("expired", format!("the request expired: none of {} offers fitted{why}", expiry.considered))
+                .hint("ask for less, pay more, or give it longer with --wait")
+        }
+        RequestEnd::Withdrawn(_) => refused("withdrawn", "the request was withdrawn".into()),
+        RequestEnd::Exhausted { attempts } => {
+            refused("exhausted", format!("{attempts} providers were tried and all gave it back")).hint("see `coalition market`")
+        }
+    }
+}
+
+enum Over {
+    Regranted(String),
+    Ended(String),
+}
+
+/// Whether attempt `attempt` of a grant is over.
+fn is_over(view: &MarketView, id: RequestId, attempt: u8) -> Option<Over> {
+    let reopened = || {
+        let refusal = view.state().requests().get(&id).and_then(|record| record.refusals.last());
+        Over::Regranted(refusal.map_or_else(|| "no reason".to_owned(), |(_, reason)| word(reason)))
+    };
+    match view.request_status(&id) {
+        RequestStatus::Open(_) => Some(reopened()),
+        RequestStatus::Granted(record) if record.grant.attempt > attempt => Some(reopened()),
+        RequestStatus::Granted(record) => match &record.stage {
+            GrantStage::Ended(end) => Some(Over::Ended(crate::commands::log::end_words(end))),
+            _ => None,
+        },
+        RequestStatus::Ended(end) => Some(Over::Ended(ended(end).to_string())),
+        RequestStatus::Unknown => None,
+    }
+}
+
+/// A stable code as words: `no_capacity` reads "no capacity".
+pub(crate) fn word<T: serde::Serialize>(code: &T) -> String {
+    match serde_json::to_value(code) {
+        Ok(Value::String(code)) => code.replace('_', " "),
+        Ok(other) => other.to_string(),
+        Err(_) => String::new(),
+    }
+}
+
+fn announce_fetched(facts: &ImageFacts, steps: &mut Steps) {
+    let kib = facts.size_bytes.div_ceil(1_024);
+    let text = format!("the provider fetched the image, {kib} KiB, blake3 {}…", &facts.hash.to_string()[..8]);
+    steps.done("provisioning", &text, json!({ "image_bytes": facts.size_bytes, "image_hash": facts.hash.to_string() }));
+}
+
+fn announce_receipt(grant: &Grant, steps: &mut Steps) {
+    let Some(access) = &grant.file.access else { return };
+    let text = format!("{}@{} port {}; {}", access.user, access.host, access.port, access.isolation);
+    let fields = json!({
+        "grant": grant.file.grant, "host": access.host, "port": access.port, "user": access.user,
+        "isolation": access.isolation, "posture": access.posture, "key_file": grant.key_path(),
+        "known_hosts": grant.known_hosts_path(), "valid_to_ms": grant.file.cleared.as_ref().map(|cleared| cleared.valid_to_ms),
+    });
+    steps.done("receipt", &text, fields);
+}
+
+/// Wall clock, Unix milliseconds.
+#[must_use]
+pub(crate) fn now_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,121 @@
+//! The requester's side of the image transfer: answers chunks of one file, by its hash, to whoever knows both.
+//!
+//! Method `image.chunk`, body postcard `{ hash, offset }`, answer up to 1 MiB of the file; empty at its end. The provider
+//! checks the whole against the granted blake3, so nothing here needs to be trusted by it.
+
+use std::{
+    fs::File,
+    os::unix::fs::FileExt,
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use coalition::UniqueId;
+use coalition_universe::{Fault, PeerId, Service};
+use futures::future::BoxFuture;
+use compute_bridge::image::{ChunkRequest, IMAGE_METHOD, MAX_CHUNK_BYTES};
+use tokio::sync::watch;
+
+/// Largest encoded question.
+const MAX_ASK_BYTES: usize = 64;
+
+/// Serves one image file.
+pub struct ImageService {
+    hash: UniqueId,
+    size_bytes: u64,
+    file: Arc<File>,
+    furthest: AtomicU64,
+    progress: watch::Sender<u64>,
+}
+
+impl ImageService {
+    /// Opens the file; it stays open, so that replacing it meanwhile changes nothing.
+    ///
+    /// # Errors
+    /// When it cannot be opened.
+    pub fn open(path: &Path, hash: UniqueId, size_bytes: u64) -> std::io::Result<Self> {
+        let file = Arc::new(File::open(path)?);
+        Ok(Self { hash, size_bytes, file, furthest: AtomicU64::new(0), progress: watch::Sender::new(0) })
+    }
+
+    /// How many bytes, from the start, have been asked for so far. The whole size means that all were.
+    pub fn progress(&self) -> watch::Receiver<u64> {
+        self.progress.subscribe()
+    }
+
+    fn chunk(&self, ask: &ChunkRequest) -> Result<Vec<u8>, Fault> {
+        if ask.hash != self.hash {
+            return Err(Fault::new("unknown_image", "this peer does not serve that image"));
+        }
+        let left = self.size_bytes.saturating_sub(ask.offset);
+        let mut chunk = vec![0; usize::try_from(left).unwrap_or(MAX_CHUNK_BYTES).min(MAX_CHUNK_BYTES)];
+        let read = self.file.read_exact_at(&mut chunk, ask.offset);
+        read.map_err(|error| Fault::new("image_unreadable", format!("the image changed or cannot be read: {error}")))?;
+        let reached = ask.offset.saturating_add(chunk.len() as u64).min(self.size_bytes);
+        if self.furthest.fetch_max(reached, Ordering::Relaxed) < reached {
+            self.progress.send_replace(reached);
+        }
+        Ok(chunk)
+    }
+}
+
+/// The service as a node takes it.
+pub struct Served(pub Arc<ImageService>);
+
+impl Service for Served {
+    fn call(&self, _: PeerId, method: String, body: Vec<u8>) -> BoxFuture<'static, Result<Vec<u8>, Fault>> {
+        let image = Arc::clone(&self.0);
+        Box::pin(async move {
+            if method != IMAGE_METHOD {
+                return Err(Fault::new("unknown_method", format!("this peer answers {IMAGE_METHOD} only")));
+            }
+            let malformed = || Fault::new("malformed", "the question is no hash and offset");
+            if body.len() > MAX_ASK_BYTES {
+                return Err(malformed());
+            }
+            let ask: ChunkRequest = postcard::from_bytes(&body).map_err(|_| malformed())?;
+            let reading = tokio::task::spawn_blocking(move || image.chunk(&ask));
+            reading.await.unwrap_or_else(|_| Err(Fault::new("internal", "reading the image failed")))
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn chunks_add_up_to_the_file_and_progress_is_reported() {
+        let bytes: Vec<u8> = (0..MAX_CHUNK_BYTES + 777).map(|i| u8::try_from(i % 251).unwrap()).collect();
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), &bytes).unwrap();
+        let hash = UniqueId::hash(&bytes);
+        let image = Arc::new(ImageService::open(file.path(), hash, bytes.len() as u64).unwrap());
+        let progress = image.progress();
+        let served = Served(Arc::clone(&image));
+        let peer = coalition_universe::NodeKey::from_bytes([1; 32]).peer_id();
+        let ask = |hash, offset| {
+            let body = postcard::to_stdvec(&ChunkRequest { hash, offset }).unwrap();
+            served.call(peer, IMAGE_METHOD.into(), body)
+        };
+        let mut got = Vec::new();
+        loop {
+            let chunk = ask(hash, got.len() as u64).await.unwrap();
+            if chunk.is_empty() {
+                break;
+            }
+            got.extend(chunk);
+        }
+        assert_eq!(got, bytes);
+        assert_eq!(*progress.borrow(), bytes.len() as u64);
+        assert_eq!(ask(hash, u64::MAX).await.unwrap(), Vec::<u8>::new());
+        assert_eq!(ask(UniqueId::hash(b"other"), 0).await.unwrap_err().code, "unknown_image");
+        assert_eq!(served.call(peer, "x".into(), Vec::new()).await.unwrap_err().code, "unknown_method");
+        assert_eq!(served.call(peer, IMAGE_METHOD.into(), vec![0xff; 40]).await.unwrap_err().code, "malformed");
+        std::fs::write(file.path(), b"short now").unwrap();
+        assert_eq!(ask(hash, 0).await.unwrap_err().code, "image_unreadable");
+    }
+}

@@ -1,0 +1,231 @@
+//! The configs of roles that run as processes of their own. Unknown keys are refused; every path is relative to the file.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+};
+
+use coalition::{PublishedConfig, Roster, UniqueId};
+use coalition_universe::{NodeError, NodeKey, PeerAddress};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    config_file::{self, relative_to},
+    error::{CliError, Context, Kind, Result},
+};
+
+/// Longest time a role waits for its relay, in seconds.
+pub const RELAY_WAIT_S: u64 = 20;
+
+/// `coalition run relay`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RelayConfig {
+    /// TCP address to listen on.
+    pub listen: SocketAddr,
+}
+
+/// `coalition run host`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HostConfig {
+    /// TCP address the SSH server listens on.
+    pub listen: SocketAddr,
+    /// File with the SSH host key: 64 hex digits, mode 600.
+    pub host_key: PathBuf,
+    /// Keys that may log in, each as in `authorized_keys`, without options.
+    pub authorized_keys: Vec<String>,
+    /// Directory uploads and grants live below.
+    pub data_dir: PathBuf,
+}
+
+/// What every role with a node needs to be on the universe.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NetworkConfig {
+    /// The published config: a hex or TOML file.
+    pub coalition: PathBuf,
+    /// The network to join, 64 hex digits. Peers of another one cannot connect.
+    pub network_id: String,
+    /// The relay's URL.
+    pub relay: String,
+    /// UDP address the node binds.
+    pub listen: SocketAddr,
+    /// File with the node's key: 64 hex digits, mode 600.
+    pub node_key: PathBuf,
+}
+
+/// `coalition run member`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MemberConfig {
+    /// This member's name in the roster.
+    pub name: String,
+    /// Directory of everything durable; for this member alone.
+    pub data_dir: PathBuf,
+    /// File with the key that votes in the ordering engine.
+    pub consensus_key: PathBuf,
+    /// File with the key that cosigns checkpoints.
+    pub checkpoint_key: PathBuf,
+    /// TCP address the ordering engine listens on.
+    pub order_listen: SocketAddr,
+    /// The ordering engines of all members, in roster order.
+    pub order_addresses: Vec<SocketAddr>,
+    /// Longest time between batches of an idle committee, in milliseconds.
+    #[serde(default = "default_heartbeat_ms")]
+    pub heartbeat_ms: u64,
+    /// Where the members' nodes can be reached, by name. Without it this member reports no clock readings.
+    #[serde(default)]
+    pub peers: BTreeMap<String, PeerAddress>,
+    /// The universe.
+    pub network: NetworkConfig,
+}
+
+const fn default_heartbeat_ms() -> u64 {
+    1_000
+}
+
+/// `coalition run unseal`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct UnsealConfig {
+    /// This member's name in the unseal roster.
+    pub name: String,
+    /// File with this member's key share, mode 600.
+    pub share: PathBuf,
+    /// Where the committee that certifies grants can be reached, by member name.
+    pub peers: BTreeMap<String, PeerAddress>,
+    /// The universe.
+    pub network: NetworkConfig,
+}
+
+/// How clients reach a coalition: `universe.toml`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct UniverseConfig {
+    /// The published config: a hex or TOML file.
+    pub coalition: PathBuf,
+    /// The fingerprint it must have.
+    pub fingerprint: String,
+    /// The network to join, 64 hex digits.
+    pub network_id: String,
+    /// The relay's URL.
+    pub relay: String,
+    /// Where committee members can be reached, by name.
+    pub peers: BTreeMap<String, PeerAddress>,
+}
+
+impl UniverseConfig {
+    /// Reads the file and the published config it names, and compares the fingerprint.
+    ///
+    /// # Errors
+    /// When either is missing or malformed, or the fingerprint differs.
+    pub fn load(path: &Path) -> Result<(Self, PublishedConfig)> {
+        let universe: Self = config_file::load(path)?;
+        let config = read_published(&relative_to(path, &universe.coalition))?;
+        let expected = parse_id("fingerprint", path, &universe.fingerprint)?;
+        let checked = config.expect_fingerprint(expected);
+        checked.or_input("wrong_fingerprint", || format!("{} names another coalition", path.display()))?;
+        Ok((universe, config))
+    }
+
+    /// The network's id.
+    ///
+    /// # Errors
+    /// When it is not 64 hex digits.
+    pub fn network_id(&self, path: &Path) -> Result<UniqueId> {
+        parse_id("network_id", path, &self.network_id)
+    }
+}
+
+impl NetworkConfig {
+    /// The published config this file names.
+    ///
+    /// # Errors
+    /// When it is missing or malformed.
+    pub fn published(&self, path: &Path) -> Result<PublishedConfig> {
+        read_published(&relative_to(path, &self.coalition))
+    }
+
+    /// How to start the node.
+    ///
+    /// # Errors
+    /// When the key file is unusable or an id malformed.
+    pub fn node(&self, path: &Path, bootstrap: Vec<PeerAddress>) -> Result<coalition_universe::NodeConfig> {
+        Ok(coalition_universe::NodeConfig {
+            network_id: parse_id("network_id", path, &self.network_id)?,
+            key: load_key(&relative_to(path, &self.node_key))?,
+            relay: self.relay.clone(),
+            bind: Some(self.listen),
+            bootstrap,
+            start_timeout: std::time::Duration::from_secs(RELAY_WAIT_S),
+        })
+    }
+}
+
+/// Reads a published config in either form, by what the text looks like.
+///
+/// # Errors
+/// When the file cannot be read or is neither form of a valid config.
+pub fn read_published(path: &Path) -> Result<PublishedConfig> {
+    let shown = path.display();
+    let text = fs::read_to_string(path).or_input("config_unreadable", || format!("cannot read coalition config {shown}"))?;
+    parse_published(&text).or_input("config_invalid", || format!("{shown} is no valid coalition config"))
+}
+
+/// Parses a published config in either form.
+///
+/// # Errors
+/// As the parser of the form it looks like.
+pub fn parse_published(text: &str) -> std::result::Result<PublishedConfig, coalition::PublishedError> {
+    let hex = text.trim();
+    if !hex.is_empty() && hex.bytes().all(|b| b.is_ascii_hexdigit()) {
+        PublishedConfig::from_hex(hex)
+    } else {
+        PublishedConfig::from_toml(text)
+    }
+}
+
+/// Reads a key file, refusing one that others can read.
+///
+/// # Errors
+/// As [`NodeKey::load`].
+pub fn load_key(path: &Path) -> Result<NodeKey> {
+    NodeKey::load(path).map_err(|error| CliError::input("key_unusable", "a key file cannot be used").because(error))
+}
+
+/// Parses an id out of a config.
+///
+/// # Errors
+/// When it is not 64 hex digits.
+pub fn parse_id(key: &str, path: &Path, text: &str) -> Result<UniqueId> {
+    coalition::parse_id(text).or_input("config_invalid", || format!("config {}: `{key}` is no id", path.display()))
+}
+
+/// Why a node did not start, as a person reads it.
+#[must_use]
+pub fn node_error(error: NodeError) -> CliError {
+    match error {
+        NodeError::RelayTimeout { .. } => CliError::new(Kind::Unreachable, "relay_unreachable", "the relay does not answer")
+            .because(error)
+            .hint("is the coalition up? `coalition status` says; `coalition up` starts it"),
+        NodeError::RelayUrl(_) | NodeError::Bootstrap(_) => {
+            CliError::input("config_invalid", "the node's config is wrong").because(error)
+        }
+        NodeError::Substrate(_) => CliError::fault("node", "the node cannot start").because(error),
+    }
+}
+
+/// Where in a roster a member stands.
+///
+/// # Errors
+/// When the roster has no member of this name.
+pub fn place_in(roster: &Roster, name: &str) -> Result<usize> {
+    let names: Vec<&str> = roster.members().iter().map(|member| member.name.as_str()).collect();
+    names.iter().position(|known| *known == name).ok_or_else(|| {
+        let message = format!("member {name:?} is not in the roster, which has {}", names.join(", "));
+        CliError::input("not_in_roster", message).hint("correct `name` in the member's config")
+    })
+}

@@ -1,0 +1,52 @@
+//! `coalition run unseal`: a member of the unseal committee.
+
+use std::{path::Path, sync::Arc};
+
+use coalition_compute::MarketView;
+use coalition_organism::{Follower, Organism};
+use coalition_shuffle::Member;
+use coalition_universe::Node;
+use coalition_unseal::UnsealMember;
+use serde_json::json;
+
+use super::{
+    Running,
+    config::{UnsealConfig, node_error, place_in},
+};
+use crate::{
+    config_file::{self, relative_to},
+    devnet::keys::load_share,
+    error::{CliError, Context, Result},
+    view,
+};
+
+pub(super) async fn start(path: &Path) -> Result<Running> {
+    let config: UnsealConfig = config_file::load(path)?;
+    let published = config.network.published(path)?;
+    let (unseal, compute) = (view::unseal(&published)?, view::compute(&published)?);
+    let place = place_in(&unseal.roster, &config.name)?;
+    let share = load_share(&relative_to(path, &config.share))?;
+    if usize::from(share.index()) != place + 1 {
+        let message = format!("the key share is member {}'s, {} is member {}", share.index(), config.name, place + 1);
+        return Err(CliError::input("wrong_key", message).hint("point `share` to that member's file"));
+    }
+    let setup = unseal.params.setup();
+    let machine = Member::new(unseal.params, share, unseal.scope, coalition_shuffle::member::MemberLimits::default())
+        .or_input("unseal", || format!("unseal member {} cannot start", config.name))?;
+    let node_config = config.network.node(path, config.peers.values().cloned().collect())?;
+    let node = Node::start(node_config).await.map_err(node_error)?;
+    let organism = Organism::connect(Arc::clone(&node), compute.id, compute.roster)
+        .or_input("config_invalid", || "the market's roster cannot be used".into())?;
+    let market = Follower::spawn(organism, MarketView::new(compute.id, compute.params));
+    let member = UnsealMember::start(machine, market);
+    node.serve(member.service()).or_fault("node", || "the node cannot serve".into())?;
+    tracing::warn!(?setup, "the unseal key comes from this setup");
+    let ready = json!({ "name": config.name, "node": node.address().to_string() });
+    let gone = Arc::clone(&node);
+    let failed = async move {
+        gone.closed().await;
+        CliError::fault("node_closed", "the node's endpoint has closed")
+    };
+    let stop = async move { node.stop().await };
+    Ok(Running { ready, failed: Box::pin(failed), stop: Box::pin(stop) })
+}
