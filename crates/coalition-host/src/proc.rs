@@ -130,7 +130,7 @@ mod tests {
         let own = i32::try_from(std::process::id()).unwrap();
         let me = process_ref(own).unwrap();
         assert!(is_alive(&me));
-        assert!(!is_alive(&ProcessRef { start_ticks: me.start_ticks + 1, ..me.clone() }));
+        assert!(!is_alive(&ProcessRef { start_ticks: me.start_ticks + 1, ..me }));
         let everyone = all();
         let parent = stat(own).unwrap().ppid;
         assert!(descendants(parent, &everyone).iter().any(|p| p.pid == own));

@@ -194,7 +194,8 @@ mod tests {
 
     #[test]
     fn each_bad_field_is_named() {
-        let cases: Vec<(&str, fn(&mut WorkloadSpec))> = vec![
+        type Case = (&'static str, fn(&mut WorkloadSpec));
+        let cases: Vec<Case> = vec![
             ("version", |s| s.version = 2),
             ("grant_id", |s| s.grant_id = "../../etc".into()),
             ("grant_id", |s| s.grant_id = "ABCDEF0011".into()),

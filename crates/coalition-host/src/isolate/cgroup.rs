@@ -90,7 +90,7 @@ pub(crate) struct Groups {
     dirs: Vec<PathBuf>,
 }
 
-fn put(dir: &Path, file: &str, value: impl ToString) -> io::Result<()> {
+fn put(dir: &Path, file: &str, value: &dyn std::fmt::Display) -> io::Result<()> {
     fs::write(dir.join(file), value.to_string())
 }
 
@@ -120,14 +120,14 @@ impl Groups {
             let Some(dir) = make_v2(&parent, root, name) else { continue };
             self.dirs.push(dir.clone());
             let quota = u64::from(limits.cpu_millicores) * 100;
-            if put(&dir, "cpu.max", format!("{quota} 100000")).is_ok() {
+            if put(&dir, "cpu.max", &format!("{quota} 100000")).is_ok() {
                 self.cpu = Some((Mechanism::CgroupV2, dir.clone()));
             }
-            if put(&dir, "memory.max", limits.ram_mib << 20).is_ok() {
-                let _ = put(&dir, "memory.swap.max", 0);
+            if put(&dir, "memory.max", &(limits.ram_mib << 20)).is_ok() {
+                let _ = put(&dir, "memory.swap.max", &0);
                 self.memory = Some((Mechanism::CgroupV2, dir.clone()));
             }
-            if put(&dir, "pids.max", pids_with_init(limits)).is_ok() {
+            if put(&dir, "pids.max", &pids_with_init(limits)).is_ok() {
                 self.pids = Some((Mechanism::CgroupV2, dir.clone()));
             }
             self.v2 = Some(dir);
@@ -138,22 +138,22 @@ impl Groups {
     fn create_v1(&mut self, hierarchies: &Hierarchies, name: &str, limits: Limits) {
         if self.cpu.is_none()
             && let Some(dir) = self.make_v1(hierarchies, "cpu", name)
-            && put(&dir, "cpu.cfs_period_us", 100_000).is_ok()
-            && put(&dir, "cpu.cfs_quota_us", u64::from(limits.cpu_millicores) * 100).is_ok()
+            && put(&dir, "cpu.cfs_period_us", &100_000).is_ok()
+            && put(&dir, "cpu.cfs_quota_us", &(u64::from(limits.cpu_millicores) * 100)).is_ok()
         {
             self.cpu = Some((Mechanism::CgroupV1, dir));
         }
         if self.memory.is_none()
             && let Some(dir) = self.make_v1(hierarchies, "memory", name)
-            && put(&dir, "memory.limit_in_bytes", limits.ram_mib << 20).is_ok()
+            && put(&dir, "memory.limit_in_bytes", &(limits.ram_mib << 20)).is_ok()
         {
             // Without swap accounting there is no such file; then swap, if any, comes on top.
-            let _ = put(&dir, "memory.memsw.limit_in_bytes", limits.ram_mib << 20);
+            let _ = put(&dir, "memory.memsw.limit_in_bytes", &(limits.ram_mib << 20));
             self.memory = Some((Mechanism::CgroupV1, dir));
         }
         if self.pids.is_none()
             && let Some(dir) = self.make_v1(hierarchies, "pids", name)
-            && put(&dir, "pids.max", pids_with_init(limits)).is_ok()
+            && put(&dir, "pids.max", &pids_with_init(limits)).is_ok()
         {
             self.pids = Some((Mechanism::CgroupV1, dir));
         }
@@ -206,7 +206,7 @@ impl Groups {
 
     /// Moves a process in; its future children follow.
     pub(crate) fn add(&self, pid: i32) -> io::Result<()> {
-        self.dirs.iter().try_for_each(|dir| put(dir, "cgroup.procs", pid))
+        self.dirs.iter().try_for_each(|dir| put(dir, "cgroup.procs", &pid))
     }
 
     /// CPU time used by all processes ever in the groups, microseconds.
@@ -299,7 +299,7 @@ fn v2_dir(parent: &Path, root: bool, name: &str) -> PathBuf {
 
 fn enable(dir: &Path) {
     for controller in CONTROLLERS {
-        let _ = put(dir, "cgroup.subtree_control", format!("+{controller}"));
+        let _ = put(dir, "cgroup.subtree_control", &format!("+{controller}"));
     }
 }
 

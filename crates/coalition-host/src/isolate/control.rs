@@ -126,7 +126,7 @@ impl Control {
     }
 
     async fn receive(&self) -> io::Result<proto::Received<FromInit>> {
-        self.socket.async_io(Interest::READABLE, |socket| proto::receive::<FromInit>(socket)).await
+        self.socket.async_io(Interest::READABLE, proto::receive::<FromInit>).await
     }
 
     async fn next(&self) -> Result<FromInit> {

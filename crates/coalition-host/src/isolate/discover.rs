@@ -186,7 +186,7 @@ mod tests {
     fn uid_ranges_are_aligned_and_stay_below_the_sign_bit() {
         for i in 0..2000 {
             let base = uid_base(&format!("{i:08x}"));
-            assert!(base >= 0x7000_0000 && base % 0x1_0000 == 0 && base <= 0x7fff_ffff - 0xffff);
+            assert!(base >= 0x7000_0000 && base.is_multiple_of(0x1_0000) && base <= 0x7fff_ffff - 0xffff);
         }
     }
 

@@ -9,15 +9,18 @@ use std::process::Command;
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::sys::signal::SigSet;
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, UnixAddr, recvmsg, sendmsg};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 /// Makes the child the leader of a session of its own, with its standard input as controlling terminal when `tty`,
-/// and the first candidate when the kernel runs out of memory (the environment's first process must outlive it).
+/// with no signal blocked (we block some), and the first candidate when the kernel runs out of memory (the
+/// environment's first process must outlive it).
 pub(crate) fn new_session(command: &mut Command, tty: bool) {
     let before_exec = move || {
         nix::unistd::setsid()?;
+        SigSet::empty().thread_set_mask()?;
         // SAFETY: plain system calls on descriptors and constants, no memory handed over but a static string;
         // all are async-signal-safe, as code between fork and exec must be.
         unsafe {
@@ -86,6 +89,9 @@ pub(crate) fn keep_capabilities(keep: u64) -> io::Result<()> {
     Ok(())
 }
 
+/// `libc::IFF_UP`, in the type the request has.
+const IFF_UP: libc::c_short = 1;
+
 /// Brings the loopback interface of the current network namespace up.
 pub(crate) fn loopback_up() -> io::Result<()> {
     let socket = nix::sys::socket::socket(
@@ -103,7 +109,7 @@ pub(crate) fn loopback_up() -> io::Result<()> {
         if libc::ioctl(socket.as_raw_fd(), libc::SIOCGIFFLAGS, &raw mut request) < 0 {
             return Err(io::Error::last_os_error());
         }
-        request.ifr_ifru.ifru_flags |= libc::IFF_UP as libc::c_short;
+        request.ifr_ifru.ifru_flags |= IFF_UP;
         if libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw mut request) < 0 {
             return Err(io::Error::last_os_error());
         }
@@ -152,6 +158,25 @@ pub(crate) fn receive_with_fds(socket: BorrowedFd<'_>, limit: usize) -> io::Resu
     }
     bytes.truncate(length);
     Ok(Some((bytes, fds)))
+}
+
+/// Makes every descriptor but the standard streams close on exec. Whoever called us may have left files of its own
+/// open, and a workload must not inherit them.
+pub(crate) fn close_inherited_on_exec() -> io::Result<()> {
+    // SAFETY: integers only; no descriptor is closed now, so nothing in this process loses one it uses.
+    let rc = unsafe { libc::syscall(libc::SYS_close_range, 3u32, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) };
+    if rc == 0 {
+        return Ok(());
+    }
+    // Kernels before 5.11.
+    for entry in std::fs::read_dir("/proc/self/fd")? {
+        let Some(fd) = entry?.file_name().to_str().and_then(|n| n.parse::<i32>().ok()).filter(|fd| *fd > 2) else {
+            continue;
+        };
+        // SAFETY: setting a flag on a number; one that was closed meanwhile answers EBADF.
+        unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) };
+    }
+    Ok(())
 }
 
 /// Registers a descriptor with the runtime, without blocking from now on.

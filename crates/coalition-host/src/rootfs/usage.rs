@@ -65,7 +65,7 @@ mod tests {
         fs::hard_link(root.join("a/b/file"), root.join("a/again")).unwrap();
         assert!(once >= 1 << 20);
         assert_eq!(disk_bytes(&root), once);
-        fs::set_permissions(root.join("a/b"), fs::Permissions::from_mode(0)).unwrap();
+        fs::set_permissions(root.join("a/b"), fs::Permissions::from_mode(0o0)).unwrap();
         remove_tree(&root).unwrap();
         assert!(!root.exists());
         remove_tree(&root).unwrap();

@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use russh::{Channel, server};
@@ -109,7 +110,7 @@ impl InsideLauncher {
         let control =
             InsideControl { environment: self.environment.clone(), id: launched.id, terminal: Some(master.clone()) };
         Ok(Process {
-            stdin: Box::new(HangUpKey(master.clone())),
+            stdin: Box::new(EndingInput(master.clone())),
             stdout: Box::new(master),
             stderr: None,
             exit: launched.exit,
@@ -135,10 +136,14 @@ impl InsideLauncher {
     }
 }
 
-/// A terminal's input. A terminal has no end of file but the end-of-file character, which is what closing sends.
-struct HangUpKey(Master);
+/// A terminal's input. A terminal has no end of file but the end-of-file character, which is what closing sends: again
+/// and again, because one that arrives while a program changes the terminal's mode is lost.
+struct EndingInput(Master);
 
-impl AsyncWrite for HangUpKey {
+/// Pauses between two end-of-file characters.
+const END_PAUSES_MS: [u64; 12] = [50, 100, 200, 400, 800, 1_000, 2_000, 4_000, 8_000, 16_000, 30_000, 60_000];
+
+impl AsyncWrite for EndingInput {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.0).poll_write(cx, data)
     }
@@ -152,10 +157,21 @@ impl AsyncWrite for HangUpKey {
     }
 }
 
-impl Drop for HangUpKey {
+impl Drop for EndingInput {
     fn drop(&mut self) {
-        // Non-blocking: a terminal whose input is full has a reader with more urgent things to read.
-        let _ = nix::unistd::write(self.0.0.get_ref(), &[4]);
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
+        // Weak: the terminal must be able to close, which hangs up whatever still uses it.
+        let terminal = Arc::downgrade(&self.0.0);
+        runtime.spawn(async move {
+            for pause in END_PAUSES_MS {
+                match terminal.upgrade() {
+                    // Non-blocking: a terminal whose input is full has a reader with more urgent things to read.
+                    Some(fd) => drop(nix::unistd::write(fd.get_ref(), &[4])),
+                    None => return,
+                }
+                tokio::time::sleep(Duration::from_millis(pause)).await;
+            }
+        });
     }
 }
 

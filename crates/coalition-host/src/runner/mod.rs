@@ -17,13 +17,16 @@ use std::process::ExitCode;
 use serde::Serialize;
 
 use crate::error::{Result, RunnerError, USAGE};
-use crate::isolate::init;
+use crate::isolate::{init, sys};
 use crate::types::FailureReport;
 
 /// Runs one runner command. `args` are what follows `runner` on the command line. Meant to be the whole process: it
 /// may start children that are this same program, called as `<program> runner …`, so a binary that links this crate
 /// must route a first argument `runner` here before doing anything else.
 pub fn runner_main(args: &[OsString]) -> ExitCode {
+    if let Err(e) = sys::close_inherited_on_exec() {
+        return fail(&RunnerError::io("cannot keep our caller's files from workloads", e));
+    }
     let words: Vec<&str> = args.iter().filter_map(|a| a.to_str()).collect();
     match words.first().copied() {
         Some("init") => return inside(&words[1..]),

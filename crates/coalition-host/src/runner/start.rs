@@ -33,8 +33,13 @@ pub(super) fn start(dir: &Path) -> Result<RunnerState> {
     let mut line = String::new();
     let stdout = supervisor.stdout.take().map(BufReader::new);
     let read = stdout.map(|mut s| s.read_line(&mut line)).transpose();
-    match read {
+    let answer = match read {
         Ok(_) if !line.is_empty() => parse_answer(line.trim_end()).map_err(RunnerError::Supervisor),
         _ => Err(RunnerError::SupervisorDied { last_words: dir.log_tail() }),
+    };
+    if answer.is_err() {
+        // It has cleared away before it spoke, and is on its way out: "failed" then means that nothing runs.
+        let _ = supervisor.wait();
     }
+    answer
 }

@@ -39,10 +39,10 @@ impl Jail {
         let joined = self.root.join(if path.is_empty() { "." } else { path });
         let real = match (joined.file_name(), joined.parent()) {
             (Some(name), Some(parent)) if joined.components().next_back() == Some(Component::Normal(name)) => {
-                let candidate = parent.canonicalize().map_err(reply)?.join(name);
-                if follow && candidate.exists() { candidate.canonicalize().map_err(reply)? } else { candidate }
+                let candidate = parent.canonicalize().map_err(|e| reply(&e))?.join(name);
+                if follow && candidate.exists() { candidate.canonicalize().map_err(|e| reply(&e))? } else { candidate }
             }
-            _ => joined.canonicalize().map_err(reply)?,
+            _ => joined.canonicalize().map_err(|e| reply(&e))?,
         };
         if self.allowed.iter().any(|dir| real.starts_with(dir)) {
             Ok(real)
@@ -53,7 +53,7 @@ impl Jail {
     }
 }
 
-fn reply(e: io::Error) -> StatusReply {
+fn reply(e: &io::Error) -> StatusReply {
     let code = match e.kind() {
         io::ErrorKind::NotFound => StatusCode::NoSuchFile,
         io::ErrorKind::PermissionDenied => StatusCode::PermissionDenied,
@@ -153,8 +153,8 @@ impl russh_sftp::server::Handler for SftpSession {
         let path = self.jail.resolve(&name, true)?;
         let mut options = OpenOptions::from(flags);
         options.mode(attrs.permissions.unwrap_or(0o600) & 0o777);
-        let file = options.open(path).map_err(reply)?;
-        if file.metadata().map_err(reply)?.is_dir() {
+        let file = options.open(path).map_err(|e| reply(&e))?;
+        if file.metadata().map_err(|e| reply(&e))?.is_dir() {
             return Err(StatusCode::Failure.with_message("is a directory"));
         }
         self.keep(id, Opened::File(file))
@@ -167,7 +167,7 @@ impl russh_sftp::server::Handler for SftpSession {
     async fn read(&mut self, id: u32, handle: String, offset: u64, len: u32) -> Answer<Data> {
         let wanted = usize::try_from(len.min(MAX_READ)).unwrap_or(0);
         let mut data = vec![0u8; wanted];
-        let n = self.file(&handle)?.read_at(&mut data, offset).map_err(reply)?;
+        let n = self.file(&handle)?.read_at(&mut data, offset).map_err(|e| reply(&e))?;
         if n == 0 && wanted > 0 {
             return Err(StatusCode::Eof.into());
         }
@@ -176,39 +176,39 @@ impl russh_sftp::server::Handler for SftpSession {
     }
 
     async fn write(&mut self, id: u32, handle: String, offset: u64, data: Vec<u8>) -> Answer<Status> {
-        self.file(&handle)?.write_all_at(&data, offset).map_err(reply)?;
+        self.file(&handle)?.write_all_at(&data, offset).map_err(|e| reply(&e))?;
         Ok(ok(id))
     }
 
     async fn lstat(&mut self, id: u32, path: String) -> Answer<Attrs> {
-        let meta = fs::symlink_metadata(self.jail.resolve(&path, false)?).map_err(reply)?;
+        let meta = fs::symlink_metadata(self.jail.resolve(&path, false)?).map_err(|e| reply(&e))?;
         Ok(Attrs { id, attrs: attributes(&meta) })
     }
 
     async fn stat(&mut self, id: u32, path: String) -> Answer<Attrs> {
-        let meta = fs::metadata(self.jail.resolve(&path, true)?).map_err(reply)?;
+        let meta = fs::metadata(self.jail.resolve(&path, true)?).map_err(|e| reply(&e))?;
         Ok(Attrs { id, attrs: attributes(&meta) })
     }
 
     async fn fstat(&mut self, id: u32, handle: String) -> Answer<Attrs> {
-        let meta = self.file(&handle)?.metadata().map_err(reply)?;
+        let meta = self.file(&handle)?.metadata().map_err(|e| reply(&e))?;
         Ok(Attrs { id, attrs: attributes(&meta) })
     }
 
     async fn setstat(&mut self, id: u32, path: String, attrs: FileAttributes) -> Answer<Status> {
         let path = self.jail.resolve(&path, true)?;
-        let file = OpenOptions::new().write(attrs.size.is_some()).read(true).open(path).map_err(reply)?;
-        change(&file, &attrs).map_err(reply)?;
+        let file = OpenOptions::new().write(attrs.size.is_some()).read(true).open(path).map_err(|e| reply(&e))?;
+        change(&file, &attrs).map_err(|e| reply(&e))?;
         Ok(ok(id))
     }
 
     async fn fsetstat(&mut self, id: u32, handle: String, attrs: FileAttributes) -> Answer<Status> {
-        change(self.file(&handle)?, &attrs).map_err(reply)?;
+        change(self.file(&handle)?, &attrs).map_err(|e| reply(&e))?;
         Ok(ok(id))
     }
 
     async fn opendir(&mut self, id: u32, path: String) -> Answer<Handle> {
-        let listing = fs::read_dir(self.jail.resolve(&path, true)?).map_err(reply)?;
+        let listing = fs::read_dir(self.jail.resolve(&path, true)?).map_err(|e| reply(&e))?;
         self.keep(id, Opened::Directory(listing))
     }
 
@@ -229,19 +229,19 @@ impl russh_sftp::server::Handler for SftpSession {
     }
 
     async fn remove(&mut self, id: u32, path: String) -> Answer<Status> {
-        fs::remove_file(self.jail.resolve(&path, false)?).map_err(reply)?;
+        fs::remove_file(self.jail.resolve(&path, false)?).map_err(|e| reply(&e))?;
         Ok(ok(id))
     }
 
     async fn mkdir(&mut self, id: u32, path: String, attrs: FileAttributes) -> Answer<Status> {
         use std::os::unix::fs::DirBuilderExt;
         let mode = attrs.permissions.unwrap_or(0o755) & 0o777;
-        fs::DirBuilder::new().mode(mode).create(self.jail.resolve(&path, false)?).map_err(reply)?;
+        fs::DirBuilder::new().mode(mode).create(self.jail.resolve(&path, false)?).map_err(|e| reply(&e))?;
         Ok(ok(id))
     }
 
     async fn rmdir(&mut self, id: u32, path: String) -> Answer<Status> {
-        fs::remove_dir(self.jail.resolve(&path, false)?).map_err(reply)?;
+        fs::remove_dir(self.jail.resolve(&path, false)?).map_err(|e| reply(&e))?;
         Ok(ok(id))
     }
 
@@ -255,12 +255,12 @@ impl russh_sftp::server::Handler for SftpSession {
         if fs::symlink_metadata(&to).is_ok() {
             return Err(StatusCode::Failure.with_message(format!("{} exists", to.display())));
         }
-        fs::rename(from, to).map_err(reply)?;
+        fs::rename(from, to).map_err(|e| reply(&e))?;
         Ok(ok(id))
     }
 
     async fn readlink(&mut self, id: u32, path: String) -> Answer<Name> {
-        let target = fs::read_link(self.jail.resolve(&path, false)?).map_err(reply)?;
+        let target = fs::read_link(self.jail.resolve(&path, false)?).map_err(|e| reply(&e))?;
         Ok(Name { id, files: vec![Listed::dummy(target.to_string_lossy().into_owned())] })
     }
 
@@ -269,11 +269,11 @@ impl russh_sftp::server::Handler for SftpSession {
         match request.as_str() {
             RENAME => {
                 let (from, to) = two_strings(&data).ok_or_else(malformed)?;
-                fs::rename(self.jail.resolve(&from, false)?, self.jail.resolve(&to, false)?).map_err(reply)?;
+                fs::rename(self.jail.resolve(&from, false)?, self.jail.resolve(&to, false)?).map_err(|e| reply(&e))?;
             }
             FSYNC => {
                 let (handle, _) = one_string(&data).ok_or_else(malformed)?;
-                self.file(&handle)?.sync_all().map_err(reply)?;
+                self.file(&handle)?.sync_all().map_err(|e| reply(&e))?;
             }
             _ => return Err(StatusCode::OpUnsupported.into()),
         }

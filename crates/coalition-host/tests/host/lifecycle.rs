@@ -1,0 +1,151 @@
+use std::fs;
+use std::time::{Duration, Instant};
+
+use coalition_host::{EndReason, ExitOutcome, ListReport, Phase, RunnerState};
+
+use super::harness::{As, Host, await_some};
+
+#[test]
+fn a_grant_lives_and_leaves_nothing() {
+    for host in Host::each() {
+        let began = Instant::now();
+        let grant = host.start(|spec| {
+            spec.env = [("GREETING".to_owned(), "good day".to_owned())].into();
+            spec.command = vec!["/bin/sh".into(), "-c".into(), "echo working; exit 3".into()];
+            if host.kind == As::Bare {
+                spec.command[0] = "sh".into();
+            }
+        });
+        let took = began.elapsed();
+        eprintln!("{:?}: start to ready in {took:?}", host.kind);
+        assert!(took < Duration::from_secs(5), "{took:?}");
+
+        let seen = grant.ssh("echo out; echo err >&2; echo $GREETING; exit 7");
+        assert_eq!((seen.code, seen.out.as_str(), seen.err.as_str()), (7, "out\ngood day\n", "err\n"));
+        let exit = await_some("the workload's exit", Duration::from_secs(10), || match grant.status().phase {
+            Phase::Ready { workload_exit, .. } => workload_exit,
+            _ => None,
+        });
+        assert_eq!(exit, ExitOutcome::Code(3));
+        let log = if host.kind == As::Bare { "cat ../var/log/workload.log" } else { "cat /var/log/workload.log" };
+        assert_eq!(grant.ssh(log).out, "working\n");
+        assert!(
+            !fs::read_to_string(grant.dir.join("spec.json")).unwrap().contains("BEGIN"),
+            "the host key stays on disk"
+        );
+
+        let listed: ListReport = host.answer(&["list", "--root", host.temp.path().to_str().unwrap()]).unwrap();
+        assert_eq!(listed.grants.len(), 1);
+        assert!(matches!(listed.grants[0].state.as_ref().unwrap().phase, Phase::Ready { .. }));
+
+        let ended = grant.stop();
+        let Phase::Ended { reason, detail, exit, usage } = ended.phase else { panic!("{ended:?}") };
+        assert_eq!((reason, detail.as_deref(), exit), (EndReason::Stopped, Some("test"), Some(ExitOutcome::Code(3))));
+        assert!(usage.is_final && usage.net_bytes >= 20 && usage.samples >= 2, "{usage:?}");
+        assert_eq!(usage, grant.usage());
+        grant.assert_no_process();
+        let again = grant.stop();
+        assert!(matches!(again.phase, Phase::Ended { reason: EndReason::Stopped, .. }));
+        grant.clean();
+        let twice: coalition_host::CleanReport = host.answer(&["clean", "--dir", grant.dir_text()]).unwrap();
+        assert!(twice.removed.is_empty());
+    }
+}
+
+#[test]
+fn the_deadline_needs_nobody() {
+    for host in Host::each() {
+        let valid_to = coalition_host::state::now_unix_ms() + 3_000;
+        let grant = host.start(|spec| {
+            spec.valid_to_unix_ms = valid_to;
+            spec.command = vec!["sleep".into(), "1000".into()];
+        });
+        let (reason, _, usage) = grant.await_end(Duration::from_secs(20));
+        assert_eq!(reason, EndReason::Deadline);
+        let late = usage.updated_unix_ms - valid_to;
+        assert!(late < 3_000, "{late} ms late");
+        assert!(usage.is_final);
+        grant.assert_no_process();
+        grant.clean();
+    }
+}
+
+#[test]
+fn a_killed_supervisor_takes_its_grant_along_and_stop_settles_it() {
+    for host in Host::each() {
+        let grant = host.start(|spec| spec.command = vec!["sleep".into(), "1000".into()]);
+        await_some("the workload", Duration::from_secs(10), || {
+            (grant.processes().len() > 1 || !grant.processes().is_empty()).then_some(())
+        });
+        let supervisor = grant.state.as_ref().unwrap().supervisor.pid;
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(supervisor), nix::sys::signal::Signal::SIGKILL).unwrap();
+        let lost = await_some("lost", Duration::from_secs(10), || match grant.status() {
+            state @ RunnerState { phase: Phase::Lost { .. }, .. } => Some(state),
+            _ => None,
+        });
+        assert_eq!(lost.grant_id, grant.spec.grant_id);
+        await_some("the end of its processes", Duration::from_secs(10), || grant.processes().is_empty().then_some(()));
+        let ended = grant.stop();
+        assert!(matches!(ended.phase, Phase::Ended { reason: EndReason::Lost, .. }), "{ended:?}");
+        for group in &grant.state.as_ref().unwrap().cgroups {
+            assert!(!group.exists());
+        }
+        grant.clean();
+    }
+}
+
+#[test]
+fn a_killed_supervisor_and_init_are_cleaned_without_stop() {
+    // Our bare host is a user namespace of its own for every command, which hides one command's processes from the next.
+    for host in Host::each().into_iter().filter(|h| h.kind != As::Bare) {
+        let grant = host.start(|spec| spec.command = vec!["sleep".into(), "1000".into()]);
+        await_some("the workload", Duration::from_secs(10), || (!grant.processes().is_empty()).then_some(()));
+        let state = grant.state.as_ref().unwrap();
+        let kill = |pid| nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
+        kill(state.supervisor.pid).unwrap();
+        let _ = kill(state.init.as_ref().unwrap().pid);
+        grant.clean();
+    }
+}
+
+#[test]
+fn a_directory_holds_one_grant() {
+    for host in Host::each().into_iter().take(1) {
+        let grant = host.start(|_| {});
+        let failure = host.answer::<RunnerState>(&["start", "--dir", grant.dir_text()]).unwrap_err();
+        assert_eq!(failure.code, "occupied");
+        assert_eq!(grant.ssh("echo alive").out, "alive\n");
+        grant.stop();
+        let failure = host.answer::<RunnerState>(&["start", "--dir", grant.dir_text()]).unwrap_err();
+        assert!(failure.code == "occupied" && failure.message.contains("ended"), "{failure}");
+        grant.clean();
+    }
+}
+
+#[test]
+fn what_a_host_cannot_promise_it_refuses() {
+    for host in Host::each().into_iter().filter(|h| h.kind != As::Root) {
+        let grant = host.prepare(|spec| spec.minimum_isolation = coalition_host::IsolationLevel::RootNamespaces);
+        let failure = host.answer::<RunnerState>(&["start", "--dir", grant.dir_text()]).unwrap_err();
+        assert_eq!(failure.code, "isolation_too_weak");
+        assert!(failure.hint.is_some());
+        grant.clean();
+    }
+}
+
+#[test]
+fn a_port_in_use_and_a_deadline_in_the_past_are_told_apart() {
+    let Some(host) = Host::each().into_iter().next() else { return };
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let grant = host.prepare(|spec| spec.ssh_listen = taken.local_addr().unwrap());
+    let output = host.run(&["start", "--dir", grant.dir_text()]);
+    assert_eq!(output.status.code(), Some(19));
+    assert!(matches!(grant.status().phase, Phase::Ended { reason: EndReason::FailedToStart, .. }));
+    assert!(!grant.dir.join("rootfs").exists());
+    grant.clean();
+
+    let grant = host.prepare(|spec| spec.valid_to_unix_ms = 1_000);
+    let failure = host.answer::<RunnerState>(&["start", "--dir", grant.dir_text()]).unwrap_err();
+    assert!(failure.code == "deadline_passed" && failure.hint.unwrap().contains("date -u"));
+    grant.clean();
+}
