@@ -277,7 +277,8 @@ mod tests {
 
     #[test]
     fn the_chain_is_printed_once() {
-        let error = CliError::input("bad", "it failed").because(Outer(Inner(Root))).hint("run `x`").remains("a machine");
+        let error =
+            CliError::input("bad", "it failed").because(Outer(Inner(Root))).hint("run `x`").remains("a machine");
         assert_eq!(error.causes(), ["outer", "inner: the root"]);
         assert_eq!(
             error.to_string(),

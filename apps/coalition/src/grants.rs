@@ -328,7 +328,9 @@ mod tests {
         assert_eq!(find(&home, Some("12")).unwrap().file.requested_ms, 2);
         assert_eq!(find(&home, Some("ABAB")).unwrap().file.requested_ms, 1);
         assert_eq!(find(&home, Some("ab")).unwrap().file.requested_ms, 1);
-        for (wanted, code) in [("a", "unknown_grant"), ("zz", "unknown_grant"), ("99", "unknown_grant"), ("", "unknown_grant")] {
+        for (wanted, code) in
+            [("a", "unknown_grant"), ("zz", "unknown_grant"), ("99", "unknown_grant"), ("", "unknown_grant")]
+        {
             assert_eq!(find(&home, Some(wanted)).unwrap_err().code(), code, "{wanted}");
         }
         Grant::create(&home, file(0x11, 4), &NodeKey::generate()).unwrap();

@@ -32,8 +32,8 @@ impl Home {
                 .map(|home| PathBuf::from(home).join(".coalition"))
                 .ok_or_else(|| CliError::input("no_home", "$HOME is not set").hint("pass --home DIR"))?,
         };
-        let root = std::path::absolute(&root)
-            .or_input("no_home", || format!("{} is no usable directory", root.display()))?;
+        let root =
+            std::path::absolute(&root).or_input("no_home", || format!("{} is no usable directory", root.display()))?;
         Ok(Self { root })
     }
 
@@ -132,12 +132,15 @@ impl Home {
     /// [`Kind::Conflict`] naming the process that already does.
     pub fn lock(&self) -> Result<Lock> {
         let path = self.root.join("lock");
-        let opened = fs::OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(FILE_MODE).open(&path);
+        let opened =
+            fs::OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(FILE_MODE).open(&path);
         let file = opened.or_fault("home_unusable", || self.shown())?;
         let mut flock = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
             Ok(flock) => flock,
             Err((_, nix::errno::Errno::EWOULDBLOCK)) => return Err(self.held(&path)),
-            Err((_, errno)) => return Err(CliError::fault("lock", format!("cannot lock {}", path.display())).because(errno)),
+            Err((_, errno)) => {
+                return Err(CliError::fault("lock", format!("cannot lock {}", path.display())).because(errno));
+            }
         };
         write_pid(&mut flock).or_fault("lock", || format!("cannot write {}", path.display()))?;
         Ok(Lock { _flock: flock })
@@ -206,8 +209,7 @@ pub fn private_write(path: &Path, bytes: &[u8]) -> Result<()> {
     use io::Write;
     let partial = path.with_extension(format!("{}.partial", std::process::id()));
     let write = || {
-        let mut file =
-            fs::OpenOptions::new().write(true).create(true).truncate(true).mode(FILE_MODE).open(&partial)?;
+        let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(FILE_MODE).open(&partial)?;
         file.write_all(bytes)?;
         file.sync_all()?;
         fs::rename(&partial, path)

@@ -76,8 +76,12 @@ fn start_logging(cli: &Cli) {
     let is_role = matches!(cli.command, cli::Command::Run(_));
     let default = match (is_role, cli.global.verbose) {
         (false, 0) => "off",
-        (true, 0) => "warn,coalition_cli=info,compute_bridge=info,coalition_organism=info,coalition_unseal=info",
-        (_, 1) => "warn,coalition_cli=debug,compute_bridge=debug,coalition_organism=debug,coalition_unseal=debug,coalition_universe=debug",
+        (true, 0) => {
+            "warn,iroh=off,iroh_gossip=off,coalition_cli=info,compute_bridge=info,coalition_organism=info,coalition_unseal=info"
+        }
+        (_, 1) => {
+            "warn,iroh=off,iroh_gossip=off,coalition_cli=debug,compute_bridge=debug,coalition_organism=debug,coalition_unseal=debug,coalition_universe=debug"
+        }
         _ => "debug",
     };
     let filter = std::env::var("COALITION_LOG").unwrap_or_else(|_| default.to_owned());

@@ -361,7 +361,8 @@ mod tests {
 
     #[test]
     fn tables_line_up() {
-        let rows = vec![vec!["a".into(), "long cell".into(), "x".into()], vec!["bbb".into(), "é".into(), String::new()]];
+        let rows =
+            vec![vec!["a".into(), "long cell".into(), "x".into()], vec!["bbb".into(), "é".into(), String::new()]];
         assert_eq!(table(&["ONE", "TWO", "THREE"], &rows), "ONE  TWO        THREE\na    long cell  x\nbbb  é");
     }
 }

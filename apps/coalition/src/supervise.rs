@@ -254,7 +254,8 @@ impl Keeper {
             read = tokio::time::timeout(READY_WAIT, lines.read_line(&mut line)) => read,
             _ = stop.wait_for(|stop| *stop) => return Start::Stopped(child),
         };
-        let ready = serde_json::from_str::<Value>(&line).ok().and_then(|mut value| Some(value.get_mut("ready")?.take()));
+        let ready =
+            serde_json::from_str::<Value>(&line).ok().and_then(|mut value| Some(value.get_mut("ready")?.take()));
         match (waited, ready) {
             (Ok(Ok(_)), Some(ready)) => {
                 // Nothing else is expected on stdout; whatever comes must not block the child.
@@ -305,9 +306,7 @@ impl Keeper {
     fn failure(&self, how: &str) -> CliError {
         let message = format!("{} {how}", self.role.name);
         let words = last_words(&self.role.log).unwrap_or_else(|| "it said nothing".into());
-        CliError::fault("role_failed", message)
-            .because(words)
-            .hint(format!("its log is {}", self.role.log.display()))
+        CliError::fault("role_failed", message).because(words).hint(format!("its log is {}", self.role.log.display()))
     }
 }
 

@@ -211,7 +211,8 @@ fn rfc3339_seconds(text: &str) -> Option<u64> {
     let (date, time) = text.strip_suffix(['Z', 'z'])?.split_once(['T', 't', ' '])?;
     let [year, month, day] = parts(date, '-', [4, 2, 2])?;
     let [hour, minute, second] = parts(time, ':', [2, 2, 2])?;
-    let in_range = (1970..=9999).contains(&year) && (1..=12).contains(&month) && hour < 24 && minute < 60 && second < 60;
+    let in_range =
+        (1970..=9999).contains(&year) && (1..=12).contains(&month) && hour < 24 && minute < 60 && second < 60;
     if !in_range || day == 0 || day > days_in_month(year, month) {
         return None;
     }
@@ -306,7 +307,9 @@ mod tests {
 
     #[test]
     fn memory_as_people_write_it() {
-        for (text, size) in [("256MiB", 256), ("2GiB", 2_048), ("1.5GiB", 1_536), ("1GB", 954), ("512M", 512), ("1KiB", 1)] {
+        for (text, size) in
+            [("256MiB", 256), ("2GiB", 2_048), ("1.5GiB", 1_536), ("1GB", 954), ("512M", 512), ("1KiB", 1)]
+        {
             assert_eq!(text.parse(), Ok(RamMib(size)), "{text}");
         }
         for bad in ["", "256", "MiB", "256MB/s", "-1GiB", "1.2345GiB"] {
@@ -337,7 +340,14 @@ mod tests {
         assert_eq!("2000-02-29T12:34:56Z".parse(), Ok(Instant(951_827_696_000)));
         assert_eq!("951827696".parse(), Ok(Instant(951_827_696_000)));
         assert_eq!(utc(951_827_696_000), "2000-02-29 12:34:56 UTC");
-        for bad in ["", "tomorrow", "2001-02-29T00:00:00Z", "2030-01-31T12:00:00", "2030-13-01T00:00:00Z", "2030-1-1T00:00:00Z"] {
+        for bad in [
+            "",
+            "tomorrow",
+            "2001-02-29T00:00:00Z",
+            "2030-01-31T12:00:00",
+            "2030-13-01T00:00:00Z",
+            "2030-1-1T00:00:00Z",
+        ] {
             assert!(bad.parse::<Instant>().is_err(), "{bad}");
         }
         assert_eq!(utc(u64::MAX), "9999-12-31 07:36:10 UTC".replace("07:36:10", &utc(u64::MAX)[11..19]));

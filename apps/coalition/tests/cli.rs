@@ -77,7 +77,12 @@ fn bad_input_gets_its_status_and_a_paragraph() {
     let garbage = env.file("garbage.toml", "nonsense = [");
     let evidence = env.file("evidence", "coalition-evidence/v1\nrubbish\n");
     let (tar, empty) = (tar.to_str().unwrap(), empty.to_str().unwrap());
-    let request = |image: &str| vec!["request", "--image", image, "--for", "10m", "--max-rate", "0.05"].into_iter().map(str::to_owned).collect::<Vec<_>>();
+    let request = |image: &str| {
+        vec!["request", "--image", image, "--for", "10m", "--max-rate", "0.05"]
+            .into_iter()
+            .map(str::to_owned)
+            .collect::<Vec<_>>()
+    };
     let with = |extra: &[&str]| {
         let mut all = request(tar);
         all.extend(extra.iter().map(|word| (*word).to_owned()));

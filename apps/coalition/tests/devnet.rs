@@ -128,8 +128,12 @@ fn moving_ports_changes_no_identity() {
     devnet::move_ports(&home, &mut devnet).unwrap();
     assert_ne!(devnet.manifest.ports, ports);
     let after = snapshot(dir.path());
-    let changed: Vec<&String> = after.iter().filter(|(path, file)| before.get(*path) != Some(file)).map(|(path, _)| path).collect();
-    assert!(changed.iter().all(|path| path.starts_with("roles/") || *path == "universe.toml" || *path == "devnet.toml"), "{changed:?}");
+    let changed: Vec<&String> =
+        after.iter().filter(|(path, file)| before.get(*path) != Some(file)).map(|(path, _)| path).collect();
+    assert!(
+        changed.iter().all(|path| path.starts_with("roles/") || *path == "universe.toml" || *path == "devnet.toml"),
+        "{changed:?}"
+    );
     assert_eq!(before["coalition.hex"], after["coalition.hex"]);
     assert_eq!(devnet::open_or_create(&home, "dev", &sale()).unwrap().manifest, devnet.manifest);
 }
@@ -157,7 +161,10 @@ fn a_port_in_use_is_named_with_its_role() {
     let refused = devnet::check_ports(&devnet.manifest.ports).unwrap_err();
     assert_eq!((refused.code(), refused.status()), ("port_in_use", 7));
     let shown = refused.to_string();
-    assert!(shown.contains("member-2") && shown.contains(&port.to_string()) && shown.contains("--new-ports"), "{shown}");
+    assert!(
+        shown.contains("member-2") && shown.contains(&port.to_string()) && shown.contains("--new-ports"),
+        "{shown}"
+    );
 }
 
 #[test]

@@ -197,7 +197,8 @@ fn a_request_becomes_a_machine_and_everything_about_it_can_be_proven() {
         arguments.extend(&extra);
         assert_eq!(env.run(&arguments).json()["error"]["code"], code, "{extra:?}");
     }
-    let cheap = env.run(&["request", "--image", "hello.tar", "--for", "10m", "--max-rate", "0.000001"]).expect_status(5);
+    let cheap =
+        env.run(&["request", "--image", "hello.tar", "--for", "10m", "--max-rate", "0.000001"]).expect_status(5);
     assert!(cheap.err.contains("cheapest offer") && cheap.err.contains("--max-rate"), "{}", cheap.err);
     assert_eq!(env.run(&["--json", "grants"]).json()["grants"].as_array().unwrap().len(), 0);
 
@@ -428,7 +429,9 @@ fn the_demo_shows_everything_and_leaves_nothing() {
     std::fs::create_dir(&temporary).unwrap();
     let ran = Ran::of(&env.command(&["demo"]).env_remove("COALITION_HOME").env("TMPDIR", &temporary).output().unwrap());
     let ran = ran.expect_status(0);
-    for step in ["sealed", "ordered", "cleared", "provisioning", "receipt", "ssh", "ended", "verify", "tampered", "done"] {
+    for step in
+        ["sealed", "ordered", "cleared", "provisioning", "receipt", "ssh", "ended", "verify", "tampered", "done"]
+    {
         assert!(ran.err.lines().any(|line| line.starts_with(step)), "no step {step}:\n{}", ran.err);
     }
     assert!(!ran.err.contains('\x1b'), "piped output has no colour");

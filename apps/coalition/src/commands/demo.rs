@@ -46,9 +46,15 @@ const FINAL_LOG_WAIT: Duration = Duration::from_secs(60);
 pub async fn run(asked: Option<&Path>, output: &Output) -> Result<()> {
     let temporary = match asked {
         Some(_) => None,
-        None => Some(tempfile::Builder::new().prefix("coalition-demo-").tempdir().or_fault("disk", || "no temporary directory".into())?),
+        None => Some(
+            tempfile::Builder::new()
+                .prefix("coalition-demo-")
+                .tempdir()
+                .or_fault("disk", || "no temporary directory".into())?,
+        ),
     };
-    let root = asked.map_or_else(|| temporary.as_ref().map(|dir| dir.path().join("home")), |asked| Some(asked.to_path_buf()));
+    let root =
+        asked.map_or_else(|| temporary.as_ref().map(|dir| dir.path().join("home")), |asked| Some(asked.to_path_buf()));
     let home = Home::locate(root.as_deref())?;
     let mut steps = output.steps();
     title(output, "Bring a coalition up on this machine");
@@ -67,7 +73,11 @@ pub async fn run(asked: Option<&Path>, output: &Output) -> Result<()> {
     if let Some(dir) = temporary {
         dir.close().or_fault("disk", || "the temporary directory cannot be removed".into())?;
     }
-    let text = if kept { format!("the files are in {}", home.root().display()) } else { "nothing is left on this machine".to_owned() };
+    let text = if kept {
+        format!("the files are in {}", home.root().display())
+    } else {
+        "nothing is left on this machine".to_owned()
+    };
     steps.done("done", &format!("all of it in {}; {text}", values::duration(steps.elapsed())), json!({ "ok": true }));
     Ok(())
 }
@@ -90,8 +100,10 @@ fn sale() -> Result<UpArgs> {
 async fn tell(home: &Home, coalition: &mut Coalition, steps: &mut Steps) -> Result<PathBuf> {
     let output = steps.output().clone();
     if coalition.wait_up(steps).await?.is_none() {
-        return Err(CliError::fault("no_offer", "the bridge offers nothing")
-            .hint(format!("run `coalition --home DIR demo` and look into DIR/logs/bridge.log; here: {}", home.log("bridge").display())));
+        return Err(CliError::fault("no_offer", "the bridge offers nothing").hint(format!(
+            "run `coalition --home DIR demo` and look into DIR/logs/bridge.log; here: {}",
+            home.log("bridge").display()
+        )));
     }
     title(&output, "Ask for a machine");
     let path = home.root().join("hello.tar");
@@ -148,11 +160,17 @@ async fn log_in(grant: &Grant, steps: &mut Steps) -> Result<()> {
     };
     let printed = String::from_utf8_lossy(&printed).trim_end().to_owned();
     if status != 0 {
-        return Err(CliError::fault("ssh", format!("the command in the workload ended with status {status}")).because(printed));
+        return Err(
+            CliError::fault("ssh", format!("the command in the workload ended with status {status}")).because(printed)
+        );
     }
     let shown: Vec<String> = printed.lines().map(|line| format!("      | {line}")).collect();
     let posture = posture_line(&access.posture, &access.isolation, steps.output());
-    steps.done("ssh", &format!("by {client}, host key pinned; {posture}"), json!({ "status": status, "printed": printed }));
+    steps.done(
+        "ssh",
+        &format!("by {client}, host key pinned; {posture}"),
+        json!({ "status": status, "printed": printed }),
+    );
     steps.output().note(shown.join("\n"));
     Ok(())
 }
@@ -174,15 +192,22 @@ async fn finish(home: &Home, grant: &mut Grant, steps: &mut Steps) -> Result<Pat
         CliError::new(Kind::TimedOut, "no_final_log", "the provider has not logged the end").because(error)
     })?;
     steps.done("ended", &usage.text, json!({ "usage": usage.usage, "end": usage.how }));
-    let (pointer, rate) = market.read(|view| {
-        let record = view.grant(&id)?;
-        Some((record.logs.last()?.pointer, record.grant.rate))
-    }).ok_or_else(|| CliError::fault("no_log", "the grant has no usage log"))?;
+    let (pointer, rate) = market
+        .read(|view| {
+            let record = view.grant(&id)?;
+            Some((record.logs.last()?.pointer, record.grant.rate))
+        })
+        .ok_or_else(|| CliError::fault("no_log", "the grant has no usage log"))?;
     let evidence = market.organism().evidence(pointer.index, READ_WAIT).await;
     let evidence = evidence.map_err(|error| unanswered(error, "market"))?;
     let path = home.root().join("usage.evidence");
     std::fs::write(&path, evidence.to_string()).or_fault("disk", || format!("cannot write {}", path.display()))?;
-    let text = format!("usage log is entry {} at {} per core-hour; its proof is {} bytes", pointer.index, dollars(rate), evidence.to_string().len());
+    let text = format!(
+        "usage log is entry {} at {} per core-hour; its proof is {} bytes",
+        pointer.index,
+        dollars(rate),
+        evidence.to_string().len()
+    );
     steps.done("log", &text, json!({ "pointer": pointer }));
     drop(market);
     session.close().await;
@@ -194,7 +219,13 @@ fn prove(home: &Home, evidence: &Path, steps: &mut Steps) -> Result<()> {
     let config = read_published(&home.config_hex())?;
     let bytes = std::fs::read(evidence).or_fault("disk", || format!("cannot read {}", evidence.display()))?;
     let proven = verify::check(&bytes, &config)?;
-    let text = format!("proven by {} of {} members ({} needed): {}", proven.signers.len(), proven.members, proven.quorum, proven.signers.join(", "));
+    let text = format!(
+        "proven by {} of {} members ({} needed): {}",
+        proven.signers.len(),
+        proven.members,
+        proven.quorum,
+        proven.signers.join(", ")
+    );
     steps.done("verify", &text, json!({ "proven": true, "signed_by": proven.signers, "quorum": proven.quorum }));
     let mut changed = bytes;
     let middle = changed.len() / 2;
@@ -202,7 +233,11 @@ fn prove(home: &Home, evidence: &Path, steps: &mut Steps) -> Result<()> {
     match verify::check(&changed, &config) {
         Err(error) => {
             let reason = error.causes().into_iter().next().unwrap_or_else(|| error.to_string());
-            steps.done("tampered", &format!("one bit changed: rejected, {reason}"), json!({ "proven": false, "reason": reason }));
+            steps.done(
+                "tampered",
+                &format!("one bit changed: rejected, {reason}"),
+                json!({ "proven": false, "reason": reason }),
+            );
             Ok(())
         }
         Ok(_) => Err(CliError::fault("accepted_tampered", "a changed proof was accepted; do not trust this build")),

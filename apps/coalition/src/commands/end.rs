@@ -39,11 +39,12 @@ pub async fn run(home: &Home, args: &EndArgs, output: &Output) -> Result<()> {
             grant.update(|file| file.stage = Stage::Ended)?;
             steps.done("ending", "the committee told the provider to stop it", json!({ "grant": id }));
             steps.begin("waiting for the final usage log");
-            let usage = market.wait_for(args.wait.get(), |view| log::final_usage(view, &id)).await.map_err(|error| {
-                CliError::new(Kind::TimedOut, "no_final_log", "the provider has not logged the end yet")
-                    .because(error)
-                    .hint(format!("it will, or loses the grant; see `coalition log {} --wait 5m`", grant.short()))
-            })?;
+            let usage =
+                market.wait_for(args.wait.get(), |view| log::final_usage(view, &id)).await.map_err(|error| {
+                    CliError::new(Kind::TimedOut, "no_final_log", "the provider has not logged the end yet")
+                        .because(error)
+                        .hint(format!("it will, or loses the grant; see `coalition log {} --wait 5m`", grant.short()))
+                })?;
             steps.done("ended", &usage.text, json!({ "grant": id, "usage": usage.usage, "end": usage.how }));
         }
     }
@@ -58,11 +59,7 @@ enum Asked {
     Over(String),
 }
 
-async fn ask(
-    session: &Session,
-    market: &coalition_organism::Follower<MarketView>,
-    grant: &Grant,
-) -> Result<Asked> {
+async fn ask(session: &Session, market: &coalition_organism::Follower<MarketView>, grant: &Grant) -> Result<Asked> {
     let id = grant.file.grant;
     let over = market.read(|view| match view.request_status(&id) {
         RequestStatus::Unknown => Some(Err(CliError::new(
@@ -83,7 +80,8 @@ async fn ask(
     }
     let key = SigningKey::from_bytes(grant.request_key()?.expose());
     let invalid = || "the statement cannot be signed".to_owned();
-    let withdraw = Signed::sign(WithdrawRequest { request_id: id }, &key, &session.compute.id).or_fault("internal", invalid)?;
+    let withdraw =
+        Signed::sign(WithdrawRequest { request_id: id }, &key, &session.compute.id).or_fault("internal", invalid)?;
     let end = Signed::sign(EndGrant { grant_id: id }, &key, &session.compute.id).or_fault("internal", invalid)?;
     let is_open = market.read(|view| matches!(view.request_status(&id), RequestStatus::Open(_)));
     if is_open && write(market.organism(), &Command::WithdrawRequest(withdraw)).await.is_ok() {

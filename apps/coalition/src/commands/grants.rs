@@ -33,7 +33,8 @@ pub fn run(home: &Home, output: &Output) -> Result<()> {
 
 fn row(grant: &Grant) -> Vec<String> {
     let file = &grant.file;
-    let size = format!("{} cpu, {}", values::cores(u64::from(file.cpu_millicores)), values::mib(u64::from(file.ram_mib)));
+    let size =
+        format!("{} cpu, {}", values::cores(u64::from(file.cpu_millicores)), values::mib(u64::from(file.ram_mib)));
     let cleared = file.cleared.as_ref();
     let or_dash = |text: Option<String>| text.unwrap_or_else(|| "-".into());
     vec![

@@ -69,7 +69,8 @@ pub fn load_config(home: &Home, given: Option<&str>) -> Result<PublishedConfig> 
     };
     let is_hex = given.len() >= MIN_HEX_DIGITS && given.bytes().all(|b| b.is_ascii_hexdigit());
     if is_hex && !Path::new(given).exists() {
-        return parse_published(given).or_input("config_invalid", || "the hex given is no valid coalition config".into());
+        return parse_published(given)
+            .or_input("config_invalid", || "the hex given is no valid coalition config".into());
     }
     read_published(Path::new(given))
 }
@@ -80,7 +81,8 @@ pub fn load_config(home: &Home, given: Option<&str>) -> Result<PublishedConfig> 
 /// [`Kind::Unproven`] with both when they differ.
 pub fn expect(config: &PublishedConfig, fingerprint: Option<&str>) -> Result<()> {
     let Some(fingerprint) = fingerprint else { return Ok(()) };
-    let expected = parse_id(fingerprint).or_input("bad_fingerprint", || format!("{fingerprint:?} is no fingerprint"))?;
+    let expected =
+        parse_id(fingerprint).or_input("bad_fingerprint", || format!("{fingerprint:?} is no fingerprint"))?;
     config.expect_fingerprint(expected).map_err(|error| {
         let message = "this is not the coalition you expect";
         CliError::new(Kind::Unproven, "wrong_fingerprint", message)

@@ -51,7 +51,10 @@ pub async fn run(home: &Home, args: &LogArgs, output: &Output) -> Result<()> {
     output.answer(&value, |output| {
         let mut text = record.shown(output);
         if let Some((path, _)) = &written {
-            text += &format!("\nproof of the newest entry written to {0}; check it with\n  coalition verify {0}\n", path.display());
+            text += &format!(
+                "\nproof of the newest entry written to {0}; check it with\n  coalition verify {0}\n",
+                path.display()
+            );
         }
         text
     });

@@ -40,9 +40,8 @@ struct Row<'a> {
 
 fn select<'a>(cards: &'a [CardView], args: &MarketArgs) -> Vec<Row<'a>> {
     let all = cards.iter().flat_map(|card| card.free.iter().map(move |free| (card, free)));
-    let wanted = all.filter(|(_, free)| {
-        args.region.as_ref().is_none_or(|region| free.offer.capabilities.regions.contains(region))
-    });
+    let wanted = all
+        .filter(|(_, free)| args.region.as_ref().is_none_or(|region| free.offer.capabilities.regions.contains(region)));
     let mut rows: Vec<Row<'a>> = wanted
         .map(|(card, free)| {
             let rate = free.offer.declared_rates.effective_core_hour(args.cpu.0, args.ram.0);

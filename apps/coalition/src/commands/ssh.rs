@@ -163,7 +163,9 @@ mod tests {
         let arguments = arguments(&grant, grant.file.access.as_ref().unwrap(), &["uname".into(), "-a".into()]);
         let words: Vec<_> = arguments.iter().map(|word| word.to_string_lossy().into_owned()).collect();
         let joined = words.join(" ");
-        for expected in ["-F none", "StrictHostKeyChecking=yes", "IdentitiesOnly=yes", "-p 2222 -l root -- 127.0.0.1 uname -a"] {
+        for expected in
+            ["-F none", "StrictHostKeyChecking=yes", "IdentitiesOnly=yes", "-p 2222 -l root -- 127.0.0.1 uname -a"]
+        {
             assert!(joined.contains(expected), "{expected} in {joined}");
         }
         assert!(words.iter().any(|word| word.starts_with("UserKnownHostsFile=\"") && word.contains("with blank")));

@@ -41,8 +41,10 @@ pub async fn run(home: &Home, output: &Output) -> Result<()> {
         return Ok(());
     }
     let names = down.into_iter().cloned().collect::<Vec<_>>().join(", ");
-    Err(CliError::new(Kind::Unreachable, "roles_down", format!("down: {names}"))
-        .hint(format!("`coalition up` starts them again by itself; the logs are in {}", home.root().join("logs").display())))
+    Err(CliError::new(Kind::Unreachable, "roles_down", format!("down: {names}")).hint(format!(
+        "`coalition up` starts them again by itself; the logs are in {}",
+        home.root().join("logs").display()
+    )))
 }
 
 fn read_roles(home: &Home) -> Option<BTreeMap<String, RoleStatus>> {
@@ -55,18 +57,25 @@ async fn look(home: &Home) -> Result<Value> {
     let market = session.market().await?;
     let (providers, open, live) = market.read(|view| {
         let state = view.state();
-        (state.providers().values().filter(|known| known.card.is_some()).count(), state.open_count(), state.live_grants().count())
+        (
+            state.providers().values().filter(|known| known.card.is_some()).count(),
+            state.open_count(),
+            state.live_grants().count(),
+        )
     });
     let size = market.certified_size();
     drop(market);
     session.close().await;
     let age_ms = now_ms().saturating_sub(now.time_ms);
     if age_ms > STILL_MS {
-        let message = format!("the committee's clock has not moved for {}", values::duration(Duration::from_millis(age_ms)));
+        let message =
+            format!("the committee's clock has not moved for {}", values::duration(Duration::from_millis(age_ms)));
         return Err(CliError::new(Kind::Unreachable, "clock_stopped", message)
             .hint("too few members are up, or this machine's clock is ahead"));
     }
-    Ok(json!({ "tick": now.tick, "clock_age_ms": age_ms, "market_entries": size, "providers": providers, "open_requests": open, "live_grants": live }))
+    Ok(
+        json!({ "tick": now.tick, "clock_age_ms": age_ms, "market_entries": size, "providers": providers, "open_requests": open, "live_grants": live }),
+    )
 }
 
 fn shown(

@@ -116,10 +116,16 @@ pub fn prepare(home: &Home, args: &UpArgs, steps: &mut Steps) -> Result<Coalitio
     devnet::check_ports(&devnet.manifest.ports)?;
     let fingerprint = devnet.config.fingerprint().to_string();
     let what = if devnet.is_new { "made" } else { "found" };
-    let text = format!("{what} {} in {}, fingerprint {}…", devnet.manifest.name, home.root().display(), &fingerprint[..8]);
-    steps.done("coalition", &text, json!({ "name": devnet.manifest.name, "fingerprint": fingerprint, "home": home.root(), "new": devnet.is_new }));
+    let text =
+        format!("{what} {} in {}, fingerprint {}…", devnet.manifest.name, home.root().display(), &fingerprint[..8]);
+    steps.done(
+        "coalition",
+        &text,
+        json!({ "name": devnet.manifest.name, "fingerprint": fingerprint, "home": home.root(), "new": devnet.is_new }),
+    );
     let program = std::env::current_exe().or_fault("spawn", || "this program's own file cannot be found".into())?;
-    let supervisor = Supervisor::start(&program, roles(home)).or_fault("spawn", || "cannot start the supervisor".into())?;
+    let supervisor =
+        Supervisor::start(&program, roles(home)).or_fault("spawn", || "cannot start the supervisor".into())?;
     Ok(Coalition { home: home.clone(), devnet, supervisor, roles: BTreeMap::new(), _lock: lock })
 }
 
@@ -173,7 +179,8 @@ impl Coalition {
         let session = Session::open(&self.home).await?;
         let market = session.market().await?;
         let region = self.devnet.manifest.sale.region.clone();
-        let found = market.wait_for(MARKET_WAIT, |view| view.state().providers().values().find_map(|known| known.card.clone()));
+        let found =
+            market.wait_for(MARKET_WAIT, |view| view.state().providers().values().find_map(|known| known.card.clone()));
         let offered = match found.await {
             Ok(record) => Some(offer_words(&record.card.offers, &region)),
             Err(coalition_organism::ReadError::Deadline { .. }) => None,
@@ -188,7 +195,11 @@ impl Coalition {
         match event {
             Event::Ready { role, pid, details, .. } => {
                 let place = place(&details);
-                steps.done(&role, &format!("{place}  pid {pid}"), json!({ "role": role, "pid": pid, "details": details }));
+                steps.done(
+                    &role,
+                    &format!("{place}  pid {pid}"),
+                    json!({ "role": role, "pid": pid, "details": details }),
+                );
                 self.is_up(role, pid, place);
                 steps.begin("starting the next role");
             }
@@ -240,7 +251,8 @@ impl Coalition {
     }
 
     fn is_up(&mut self, role: String, pid: u32, place: String) {
-        let status = self.roles.entry(role).or_insert(RoleStatus { pid: 0, restarts: 0, place: String::new(), down: None });
+        let status =
+            self.roles.entry(role).or_insert(RoleStatus { pid: 0, restarts: 0, place: String::new(), down: None });
         if status.down.take().is_some() {
             status.restarts += 1;
         }
@@ -285,7 +297,11 @@ impl Coalition {
         for (what, said, pids) in [
             ("relay", place("relay"), pids("relay")),
             ("committee", format!("clock and market, {MEMBERS} members, 1 of them may be down or lie"), pids("member")),
-            ("unseal", format!("{UNSEAL_MEMBERS} members, any {UNSEAL_THRESHOLD} open a request; {dealer}"), pids("unseal")),
+            (
+                "unseal",
+                format!("{UNSEAL_MEMBERS} members, any {UNSEAL_THRESHOLD} open a request; {dealer}"),
+                pids("unseal"),
+            ),
             ("host", format!("this machine, by SSH at {}", place("host")), pids("host")),
             ("bridge", offered.unwrap_or("no offer yet").to_owned(), pids("bridge")),
         ] {
@@ -297,7 +313,10 @@ impl Coalition {
         text += &next("market");
         text += &next("image example hello.tar");
         let rate = self.asking_rate();
-        text += &next(&format!("request --image ./hello.tar --cpu 1 --ram 256MiB --region {} --for 10m --max-rate {rate}", self.devnet.manifest.sale.region));
+        text += &next(&format!(
+            "request --image ./hello.tar --cpu 1 --ram 256MiB --region {} --for 10m --max-rate {rate}",
+            self.devnet.manifest.sale.region
+        ));
         text += &next("ssh");
         text + "\nCtrl-C stops everything.\n"
     }
@@ -307,7 +326,11 @@ impl Coalition {
         let sale = &self.devnet.manifest.sale;
         let twice = sale.core_hour.checked_add(sale.gib_hour).and_then(|sum| sum.checked_add(sum));
         let usual: RateQ64 = "0.05".parse().unwrap_or(RateQ64::MAX);
-        let rate = if sale.core_hour.checked_add(sale.gib_hour).is_some_and(|sum| sum <= usual) { usual } else { twice.unwrap_or(RateQ64::MAX) };
+        let rate = if sale.core_hour.checked_add(sale.gib_hour).is_some_and(|sum| sum <= usual) {
+            usual
+        } else {
+            twice.unwrap_or(RateQ64::MAX)
+        };
         dollars(rate).trim_start_matches('$').to_owned()
     }
 }

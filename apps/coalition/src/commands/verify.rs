@@ -1,9 +1,6 @@
 //! `coalition verify`: is this commit what the coalition decided? From the published config alone.
 
-use std::{
-    io::Read,
-    path::Path,
-};
+use std::{io::Read, path::Path};
 
 use coalition::{CommitteeContent, EvidencePointer, PublishedConfig, UniqueId};
 use coalition_almanac::AlmanacTickBody;
@@ -84,7 +81,8 @@ pub fn check(evidence: &[u8], config: &PublishedConfig) -> Result<Proven> {
 
 fn committee(config: &PublishedConfig, id: UniqueId) -> Result<(String, CommitteeContent)> {
     let organism = config.by_id(id).ok_or_else(|| {
-        let message = format!("this is about organism {id}, which the coalition {} does not publish", config.instance_name());
+        let message =
+            format!("this is about organism {id}, which the coalition {} does not publish", config.instance_name());
         unproven("other_organism", &message).hint("give the config of the coalition it belongs to with --config")
     })?;
     let content = CommitteeContent::from_bytes(&organism.content)

@@ -3,8 +3,8 @@
 use std::{collections::BTreeMap, path::PathBuf};
 
 use coalition::{
-    AclComposition, CommitteeContent, ContentParams, ModuleKind, OrganismConfig, PublishedConfig, PublishedError, Roster,
-    RosterMember, UNIVERSE, committee::CommitteeError,
+    AclComposition, CommitteeContent, ContentParams, ModuleKind, OrganismConfig, PublishedConfig, PublishedError,
+    Roster, RosterMember, UNIVERSE, committee::CommitteeError,
 };
 use coalition_almanac::AlmanacParams;
 use coalition_compute::ComputeParams;
@@ -134,7 +134,9 @@ impl Plan<'_> {
         HostConfig {
             listen: loopback(self.manifest.ports.host),
             host_key: key_path("host", "ssh"),
-            authorized_keys: vec![coalition_host::keys::from_seed(self.secrets.bridge_ssh.expose(), "bridge").public_openssh],
+            authorized_keys: vec![
+                coalition_host::keys::from_seed(self.secrets.bridge_ssh.expose(), "bridge").public_openssh,
+            ],
             data_dir: "../data/host".into(),
         }
     }
@@ -183,7 +185,12 @@ impl Plan<'_> {
         self.peers(&self.secrets.unseal, &self.manifest.ports.unseal_nodes, unseal_name)
     }
 
-    fn peers(&self, members: &[MemberSecrets], ports: &[u16], name: fn(usize) -> String) -> BTreeMap<String, PeerAddress> {
+    fn peers(
+        &self,
+        members: &[MemberSecrets],
+        ports: &[u16],
+        name: fn(usize) -> String,
+    ) -> BTreeMap<String, PeerAddress> {
         let address = |(member, port): (&MemberSecrets, &u16)| PeerAddress {
             peer: member.node.peer_id(),
             direct: vec![loopback(*port)],

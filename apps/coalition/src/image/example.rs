@@ -11,8 +11,8 @@ use crate::error::{CliError, Context, Kind, Result};
 
 /// Programs taken where this machine has them. The first is the shell, which it must have.
 const PROGRAMS: [&str; 16] = [
-    "sh", "ls", "cat", "echo", "uname", "id", "hostname", "env", "sleep", "date", "grep", "sed", "head", "tail", "nproc",
-    "true",
+    "sh", "ls", "cat", "echo", "uname", "id", "hostname", "env", "sleep", "date", "grep", "sed", "head", "tail",
+    "nproc", "true",
 ];
 const DIRECTORIES: [&str; 9] = ["bin", "dev", "etc", "home", "proc", "root", "sys", "tmp", "usr"];
 const HELLO: &str = "#!/bin/sh\necho \"hello from $(hostname), $(uname -m), $(nproc) cpu\"\n";
@@ -89,8 +89,12 @@ fn header(kind: tar::EntryType, mode: u32, size: u64) -> tar::Header {
 fn dynamic_tools(tree: &mut Tree) -> Result<()> {
     let find = |name: &str| ["/bin", "/usr/bin"].iter().map(|dir| Path::new(dir).join(name)).find(|path| path.exists());
     let no_shell = || {
-        CliError::new(Kind::Fault, "no_example", "this machine has no static busybox and no /bin/sh to make an example from")
-            .hint("install one: `apt-get install busybox-static`")
+        CliError::new(
+            Kind::Fault,
+            "no_example",
+            "this machine has no static busybox and no /bin/sh to make an example from",
+        )
+        .hint("install one: `apt-get install busybox-static`")
     };
     find(PROGRAMS[0]).ok_or_else(no_shell)?;
     for name in PROGRAMS {

@@ -36,9 +36,9 @@ pub struct ImageFacts {
 pub fn read_facts(path: &Path, max_bytes: u64) -> Result<ImageFacts> {
     let shown = path.display();
     let unreadable = || format!("cannot read image {shown}");
-    let meta = std::fs::metadata(path).or_input("image_unreadable", unreadable).map_err(|error| {
-        error.hint("`coalition image example hello.tar` makes a small image to try")
-    })?;
+    let meta = std::fs::metadata(path)
+        .or_input("image_unreadable", unreadable)
+        .map_err(|error| error.hint("`coalition image example hello.tar` makes a small image to try"))?;
     if !meta.is_file() {
         return Err(CliError::input("image_not_a_file", format!("image {shown} is not a file"))
             .hint(format!("pack the directory: `tar -C {shown} -cf image.tar .`")));
@@ -92,7 +92,8 @@ pub fn hash(mut file: File) -> std::io::Result<UniqueId> {
 pub fn inspect(path: &Path) -> Result<Inspection> {
     let found = coalition_host::image::inspect(path).map_err(|error| {
         let hint = error.hint();
-        let refused = CliError::input("image_damaged", format!("image {} cannot be used", path.display())).because(error);
+        let refused =
+            CliError::input("image_damaged", format!("image {} cannot be used", path.display())).because(error);
         match hint {
             Some(hint) => refused.hint(hint),
             None => refused,
@@ -101,7 +102,8 @@ pub fn inspect(path: &Path) -> Result<Inspection> {
     match &found.refused {
         Some(reason) => {
             let message = format!("image {} has an entry every host refuses: {reason}", path.display());
-            Err(CliError::input("image_refused", message).hint("pack a plain root file system: `tar -C rootfs -cf image.tar .`"))
+            Err(CliError::input("image_refused", message)
+                .hint("pack a plain root file system: `tar -C rootfs -cf image.tar .`"))
         }
         None => Ok(found),
     }
@@ -140,7 +142,8 @@ fn looks_like_image(head: &[u8]) -> bool {
     }
     let Ok(block) = <&[u8; 512]>::try_from(head) else { return false };
     let header = tar::Header::from_byte_slice(block);
-    let sum: u32 = block.iter().enumerate().map(|(i, b)| if (148..156).contains(&i) { 32 } else { u32::from(*b) }).sum();
+    let sum: u32 =
+        block.iter().enumerate().map(|(i, b)| if (148..156).contains(&i) { 32 } else { u32::from(*b) }).sum();
     header.cksum().is_ok_and(|stated| stated == sum)
 }
 

@@ -9,8 +9,8 @@ use std::{
 
 use coalition::{MemberId, RequestId, ZERO_ID};
 use coalition_compute::{
-    Command, ComputeGrant, ComputeRequest, EndGrant, GrantStage, MarketView, RequestEnd, RequestStatus, Signed, Statement,
-    WithdrawRequest, anonymous_requester, request_id,
+    Command, ComputeGrant, ComputeRequest, EndGrant, GrantStage, MarketView, RequestEnd, RequestStatus, Signed,
+    Statement, WithdrawRequest, anonymous_requester, request_id,
 };
 use coalition_organism::{Committed, Follower, Organism, WriteError, random_write_id};
 use coalition_shuffle::{PendingRequest, SshAccessReceipt, WorkloadSpec};
@@ -121,7 +121,8 @@ impl<'a> Attempt<'a> {
         checked: &'a Checked,
     ) -> Result<Self> {
         let unreadable = || format!("cannot read image {}", facts.path.display());
-        let image = ImageService::open(&facts.path, facts.hash, facts.size_bytes).or_input("image_unreadable", unreadable)?;
+        let image =
+            ImageService::open(&facts.path, facts.hash, facts.size_bytes).or_input("image_unreadable", unreadable)?;
         let image = Arc::new(image);
         let serving = session.node.serve(Arc::new(Served(Arc::clone(&image))));
         serving.or_fault("node", || "the node cannot serve the image".into())?;
@@ -152,7 +153,21 @@ impl<'a> Attempt<'a> {
         );
         let pending = sealing.or_input("request_invalid", || "the request cannot be sealed".into())?;
         let organism = market.organism().clone();
-        Ok(Self { request, checked, facts, session, market, organism, image, key, nonce, id, pending, grant: None, cleared: None })
+        Ok(Self {
+            request,
+            checked,
+            facts,
+            session,
+            market,
+            organism,
+            image,
+            key,
+            nonce,
+            id,
+            pending,
+            grant: None,
+            cleared: None,
+        })
     }
 
     async fn go(&mut self, home: &Home, steps: &mut Steps) -> Result<Grant> {
@@ -178,7 +193,12 @@ impl<'a> Attempt<'a> {
                 .because(error)
                 .hint("`coalition status` shows who is missing")
         })?;
-        let text = format!("to {} of {} unseal members, any {} open it for the provider alone", submitted.accepted, submitted.of, shuffle.params().t());
+        let text = format!(
+            "to {} of {} unseal members, any {} open it for the provider alone",
+            submitted.accepted,
+            submitted.of,
+            shuffle.params().t()
+        );
         let fields = json!({ "request": self.id, "cell": self.pending.cell_id().to_string(), "members_holding": submitted.accepted, "members": submitted.of });
         steps.done("sealed", &text, fields);
         Ok(())
@@ -204,7 +224,11 @@ impl<'a> Attempt<'a> {
         self.grant = Some(Grant::create(home, file, &self.key)?);
         let committed = self.write(Command::SubmitRequest(signed)).await?;
         let pointer = committed.entries.first().map(ToString::to_string);
-        let text = format!("request {} is entry {} of the market's log", short(&self.id), committed.entries.first().map_or(0, |entry| entry.index));
+        let text = format!(
+            "request {} is entry {} of the market's log",
+            short(&self.id),
+            committed.entries.first().map_or(0, |entry| entry.index)
+        );
         steps.done("ordered", &text, json!({ "request": self.id, "pointer": pointer }));
         Ok(())
     }
@@ -239,7 +263,8 @@ impl<'a> Attempt<'a> {
         let id = self.id;
         let patience = Duration::from_millis(self.checked.wait_ms) + CLEARING_GRACE;
         let cleared = self.market.wait_for(patience, move |view| look(view, id, after)).await.map_err(|error| {
-            CliError::new(Kind::TimedOut, "no_clearing", "the committee did not say how the request ended").because(error)
+            CliError::new(Kind::TimedOut, "no_clearing", "the committee did not say how the request ended")
+                .because(error)
         })?;
         let (grant, pointer) = cleared?;
         self.cleared = Some(grant.clone());
@@ -254,7 +279,13 @@ impl<'a> Attempt<'a> {
             kept.update(|file| (file.stage, file.cleared) = (Stage::Granted, Some(cleared)))?;
         }
         let provider = &grant.provider.to_string()[..8];
-        let text = format!("to provider {provider} ({}, {}) at {} per core-hour, until {}", grant.offer, grant.region, dollars(grant.rate), values::utc(grant.valid_to_ms));
+        let text = format!(
+            "to provider {provider} ({}, {}) at {} per core-hour, until {}",
+            grant.offer,
+            grant.region,
+            dollars(grant.rate),
+            values::utc(grant.valid_to_ms)
+        );
         let fields = json!({
             "grant": id, "provider": grant.provider, "offer": grant.offer, "region": grant.region, "attempt": grant.attempt,
             "rate_usd_core_hour": dollars(grant.rate).trim_start_matches('$'), "valid_to_ms": grant.valid_to_ms, "pointer": pointer,
@@ -339,7 +370,8 @@ impl<'a> Attempt<'a> {
 
     fn sign<T: Statement>(&self, statement: T) -> Result<Signed<T>> {
         let key = SigningKey::from_bytes(self.key.expose());
-        Signed::sign(statement, &key, &self.session.compute.id).or_input("request_invalid", || "the request is not valid".into())
+        Signed::sign(statement, &key, &self.session.compute.id)
+            .or_input("request_invalid", || "the request is not valid".into())
     }
 
     async fn write(&self, command: Command) -> Result<Committed> {
@@ -381,7 +413,8 @@ fn ended(end: &RequestEnd) -> CliError {
         }
         RequestEnd::Withdrawn(_) => refused("withdrawn", "the request was withdrawn".into()),
         RequestEnd::Exhausted { attempts } => {
-            refused("exhausted", format!("{attempts} providers were tried and all gave it back")).hint("see `coalition market`")
+            refused("exhausted", format!("{attempts} providers were tried and all gave it back"))
+                .hint("see `coalition market`")
         }
     }
 }

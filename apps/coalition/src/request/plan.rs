@@ -128,8 +128,11 @@ fn wait_ms(until: Until, now_ms: u64) -> Result<u64> {
         Until::After(ms) => Ok(ms),
         Until::At(moment) if moment > now_ms => Ok(moment - now_ms),
         Until::At(moment) => {
-            let message =
-                format!("the deadline {} has passed: the committee's clock says {}", values::utc(moment), values::utc(now_ms));
+            let message = format!(
+                "the deadline {} has passed: the committee's clock says {}",
+                values::utc(moment),
+                values::utc(now_ms)
+            );
             Err(CliError::input("deadline_passed", message).hint("give a later --deadline, or --wait 30s"))
         }
     }
@@ -144,7 +147,9 @@ fn offer(ask: &Ask, market: &Snapshot<'_>) -> Result<(Option<RateQ64>, Option<St
             0 => "there is no provider in this market".to_owned(),
             stale => format!("all {stale} providers of this market have gone silent"),
         };
-        return Err(refused("no_providers", message).hint("see `coalition market`; on this machine, `coalition status`"));
+        return Err(
+            refused("no_providers", message).hint("see `coalition market`; on this machine, `coalition status`")
+        );
     }
     let in_region: Vec<&FreeOffer> = fresh.iter().copied().filter(|offer| serves(offer, ask.region.as_ref())).collect();
     if in_region.is_empty() {
@@ -166,7 +171,8 @@ fn offer(ask: &Ask, market: &Snapshot<'_>) -> Result<(Option<RateQ64>, Option<St
             values::cores(u64::from(ask.cpu_millicores)),
             values::mib(u64::from(ask.ram_mib)),
         );
-        return Err(refused("price_too_low", message).hint(format!("raise it: --max-rate {}", cheapest.trim_start_matches('$'))));
+        return Err(refused("price_too_low", message)
+            .hint(format!("raise it: --max-rate {}", cheapest.trim_start_matches('$'))));
     };
     let affordable = |offer: &&&FreeOffer| rate(offer).is_some_and(|rate| rate <= ask.max_rate);
     let is_free = fitting.iter().filter(affordable).any(|offer| has_room(offer, ask));
@@ -292,7 +298,8 @@ mod tests {
 
     #[test]
     fn a_request_that_fits_is_planned() {
-        let checked = try_with(&ask(), &[card("local", "0.03", false, 4_000), card("local", "0.02", false, 4_000)]).unwrap();
+        let checked =
+            try_with(&ask(), &[card("local", "0.03", false, 4_000), card("local", "0.02", false, 4_000)]).unwrap();
         assert_eq!((checked.deadline, checked.duration_s, checked.wait_ms), (AlmanacTick(1_030), 600, 30_000));
         assert_eq!(checked.expected_rate, Some("0.02".parse().unwrap()));
         assert_eq!(checked.note, None);

@@ -15,8 +15,8 @@ use std::{
 
 use coalition::UniqueId;
 use coalition_universe::{Fault, PeerId, Service};
-use futures::future::BoxFuture;
 use compute_bridge::image::{ChunkRequest, IMAGE_METHOD, MAX_CHUNK_BYTES};
+use futures::future::BoxFuture;
 use tokio::sync::watch;
 
 /// Largest encoded question.

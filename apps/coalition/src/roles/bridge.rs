@@ -50,7 +50,9 @@ fn refused(error: BridgeError) -> CliError {
         BridgeError::Node(error) => node_error(error),
         BridgeError::Busy { .. } => CliError::new(Kind::Conflict, "already_running", message).because(error),
         BridgeError::Market(_) => CliError::new(Kind::Unreachable, "no_answer", message).because(error),
-        BridgeError::Config(_) | BridgeError::Coalition { .. } => CliError::input("config_invalid", message).because(error),
+        BridgeError::Config(_) | BridgeError::Coalition { .. } => {
+            CliError::input("config_invalid", message).because(error)
+        }
         _ => CliError::fault("bridge", message).because(error),
     }
 }

@@ -171,7 +171,8 @@ impl NetworkConfig {
 /// When the file cannot be read or is neither form of a valid config.
 pub fn read_published(path: &Path) -> Result<PublishedConfig> {
     let shown = path.display();
-    let text = fs::read_to_string(path).or_input("config_unreadable", || format!("cannot read coalition config {shown}"))?;
+    let text =
+        fs::read_to_string(path).or_input("config_unreadable", || format!("cannot read coalition config {shown}"))?;
     parse_published(&text).or_input("config_invalid", || format!("{shown} is no valid coalition config"))
 }
 
@@ -208,9 +209,11 @@ pub fn parse_id(key: &str, path: &Path, text: &str) -> Result<UniqueId> {
 #[must_use]
 pub fn node_error(error: NodeError) -> CliError {
     match error {
-        NodeError::RelayTimeout { .. } => CliError::new(Kind::Unreachable, "relay_unreachable", "the relay does not answer")
-            .because(error)
-            .hint("is the coalition up? `coalition status` says; `coalition up` starts it"),
+        NodeError::RelayTimeout { .. } => {
+            CliError::new(Kind::Unreachable, "relay_unreachable", "the relay does not answer")
+                .because(error)
+                .hint("is the coalition up? `coalition status` says; `coalition up` starts it")
+        }
         NodeError::RelayUrl(_) | NodeError::Bootstrap(_) => {
             CliError::input("config_invalid", "the node's config is wrong").because(error)
         }

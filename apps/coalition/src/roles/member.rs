@@ -18,6 +18,7 @@ use serde_json::json;
 use super::{
     Running,
     config::{MemberConfig, load_key, node_error, place_in},
+    genesis::WithGenesis,
 };
 use crate::{
     config_file::{self, relative_to},
@@ -54,14 +55,16 @@ pub(super) async fn start(path: &Path) -> Result<Running> {
         organisms: carried.organisms()?,
     };
     let node = Node::start(node_config).await.map_err(node_error)?;
-    let member = Member::start(setup).await.map_err(|error| {
-        CliError::input("member", format!("member {} cannot start", config.name)).because(error)
-    })?;
+    let member = Member::start(setup)
+        .await
+        .map_err(|error| CliError::input("member", format!("member {} cannot start", config.name)).because(error))?;
     let served = node.serve(member.service());
     served.or_fault("node", || "the node cannot serve".into())?;
-    let readings = (!config.peers.is_empty()).then(|| tokio::spawn(report_clock(Arc::clone(&node), carried, clock_key)));
+    let readings =
+        (!config.peers.is_empty()).then(|| tokio::spawn(report_clock(Arc::clone(&node), carried, clock_key)));
     let member = Arc::new(member);
-    let ready = json!({ "name": config.name, "node": node.address().to_string(), "order": config.order_listen.to_string() });
+    let ready =
+        json!({ "name": config.name, "node": node.address().to_string(), "order": config.order_listen.to_string() });
     let (watched, gone) = (Arc::clone(&member), Arc::clone(&node));
     let failed = async move {
         tokio::select! {
@@ -102,6 +105,7 @@ impl std::error::Error for Shared {
 
 /// What the committee carries, from the published config.
 struct Carried {
+    fingerprint: UniqueId,
     index: usize,
     almanac: AlmanacPart,
     compute: ComputePart,
@@ -115,7 +119,7 @@ impl Carried {
             return Err(CliError::input("config_invalid", message));
         }
         let index = place_in(&compute.roster, name)?;
-        Ok(Self { index, almanac, compute })
+        Ok(Self { fingerprint: config.fingerprint(), index, almanac, compute })
     }
 
     fn check_node(&self, name: &str, found: &[u8; 32]) -> Result<()> {
@@ -139,8 +143,12 @@ impl Carried {
             machine: Box::new(clock),
             clock: Some(tick_of),
         };
-        let compute =
-            OrganismSetup { id: self.compute.id, name: "compute".into(), machine: Box::new(market), clock: None };
+        let compute = OrganismSetup {
+            id: self.compute.id,
+            name: "compute".into(),
+            machine: Box::new(WithGenesis::new(market, self.fingerprint)),
+            clock: None,
+        };
         Ok(vec![almanac, compute])
     }
 }

@@ -5,6 +5,7 @@
 
 mod bridge;
 pub mod config;
+pub mod genesis;
 pub mod host;
 mod member;
 mod relay;
