@@ -56,7 +56,7 @@ impl Certifier {
     /// [`CertifyError`] when the line is not a member's valid cosignature.
     pub(crate) fn cosigned(&mut self, checkpoint: Checkpoint, line: SignatureLine) -> Result<Progress, CertifyError> {
         let member = self.verifier.verify_line(&checkpoint, &line)?;
-        if checkpoint.size <= self.certified_size() {
+        if !self.is_news(checkpoint.size) {
             return Ok(Progress::Waiting);
         }
         let head = (checkpoint.size, checkpoint.root);
@@ -81,12 +81,17 @@ impl Certifier {
     /// # Errors
     /// [`CertifyError`] when it is none.
     pub(crate) fn learned(&mut self, note: &SignedCheckpoint) -> Result<Option<CertifiedCheckpoint>, CertifyError> {
-        if note.checkpoint.size <= self.certified_size() {
+        if !self.is_news(note.checkpoint.size) {
             return Ok(None);
         }
         let certified = self.verifier.certify(note)?;
         self.accept(certified.clone());
         Ok(Some(certified))
+    }
+
+    /// An empty log is certified too, so that readers can tell it from one that nobody serves.
+    fn is_news(&self, size: u64) -> bool {
+        self.certified.as_ref().is_none_or(|certified| size > certified.size())
     }
 
     fn accept(&mut self, certified: CertifiedCheckpoint) {

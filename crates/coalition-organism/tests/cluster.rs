@@ -76,6 +76,9 @@ async fn four_members_serve_through_loss_and_restart() {
     let clock = Follower::spawn(committee.organism(&client, "almanac"), Ticks::new(AlmanacParams::new(200).unwrap()));
     clock.wait_for(SOON, |clock| clock.reached(AlmanacTick(3)).then_some(())).await.unwrap();
 
+    // An empty log has a certificate too: a reader knows that it has seen everything.
+    assert_eq!(reader.caught_up(SOON).await.unwrap(), 0);
+
     // Idempotence: the same id writes once, whoever answers.
     let id = random_write_id();
     let first = notes.write(id, b"one".to_vec(), SOON).await.unwrap();

@@ -79,8 +79,8 @@ impl Gossiper {
             organism.publish_reached()?;
             organism.keep_certificate()?;
             let size = organism.log.size();
-            let published = organism.certified().borrow().as_ref().map_or(0, CertifiedCheckpoint::size);
-            if size > published {
+            let published = organism.certified().borrow().as_ref().map(CertifiedCheckpoint::size);
+            if published.is_none_or(|published| size > published) {
                 let note = sign_head(organism, cosigner, now_ms())?;
                 self.order.gossip(cosigned(organism, &note));
                 organism.cosigned(&note)?;

@@ -165,8 +165,8 @@ impl Hosted {
 
     /// A certificate is published only once this member holds the entries under it, so what it serves it can prove.
     fn publish(&self, certificate: &CertifiedCheckpoint) -> Result<(), MemberError> {
-        let published = self.certified.borrow().as_ref().map_or(0, CertifiedCheckpoint::size);
-        if certificate.size() <= published || certificate.size() > self.log.size() {
+        let published = self.certified.borrow().as_ref().map(CertifiedCheckpoint::size);
+        if published.is_some_and(|size| certificate.size() <= size) || certificate.size() > self.log.size() {
             return Ok(());
         }
         let own = self.log.root_at(certificate.size()).map_err(|source| self.store_failed(source))?;
