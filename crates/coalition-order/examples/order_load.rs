@@ -3,7 +3,8 @@
 //! `cargo run --release -p coalition-order --example order_load -- [members] [command bytes] [seconds per step] [heartbeat ms]`
 //!
 //! Prints commands per second, time from submission to delivery at the submitter, resident memory, CPU and disk
-//! per member; first idle, then with 1, 16 and 256 commands under way in the whole committee.
+//! per member; first idle, then with 1, 16 and 256 commands under way in the whole committee; at last with one
+//! member killed, and how long that one needs to catch up.
 
 #![allow(clippy::print_stdout, clippy::unwrap_used, clippy::float_arithmetic, clippy::cast_precision_loss)]
 
@@ -53,25 +54,24 @@ fn parent(members: usize, bytes: usize, seconds: usize, heartbeat_ms: usize) {
     let held: Vec<TcpListener> = (0..members).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
     let ports: Vec<String> = held.iter().map(|l| l.local_addr().unwrap().port().to_string()).collect();
     drop(held);
-    let mut seats: Vec<Seat> = (0..members)
-        .map(|i| {
-            let mut child = Command::new(std::env::current_exe().unwrap())
-                .args([
-                    "member",
-                    &i.to_string(),
-                    dir.path().to_str().unwrap(),
-                    &bytes.to_string(),
-                    &heartbeat_ms.to_string(),
-                ])
-                .args(&ports)
-                .stdin(Stdio::piped())
-                .stdout(Stdio::piped())
-                .spawn()
-                .unwrap();
-            let (to, from) = (child.stdin.take().unwrap(), BufReader::new(child.stdout.take().unwrap()));
-            Seat { child, to, from }
-        })
-        .collect();
+    let spawn = |i: usize| {
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args([
+                "member",
+                &i.to_string(),
+                dir.path().to_str().unwrap(),
+                &bytes.to_string(),
+                &heartbeat_ms.to_string(),
+            ])
+            .args(&ports)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let (to, from) = (child.stdin.take().unwrap(), BufReader::new(child.stdout.take().unwrap()));
+        Seat { child, to, from }
+    };
+    let mut seats: Vec<Seat> = (0..members).map(spawn).collect();
     let began = Instant::now();
     for seat in &mut seats {
         seat.answer();
@@ -82,25 +82,24 @@ fn parent(members: usize, bytes: usize, seconds: usize, heartbeat_ms: usize) {
     );
     let mut total = 0;
     for in_flight in [0, 1, 16, 256] {
-        for (i, seat) in seats.iter_mut().enumerate() {
-            let share = in_flight / members + usize::from(i < in_flight % members);
-            seat.ask(&format!("{share} {seconds}"));
-        }
-        let answers: Vec<Vec<u64>> = seats.iter_mut().map(Seat::answer).collect();
-        let sum = |k: usize| answers.iter().map(|a| a[k]).sum::<u64>();
-        let max = |k: usize| answers.iter().map(|a| a[k]).max().unwrap();
-        total += sum(0);
+        total += step(&mut seats, in_flight, seconds);
         println!(
-            "{in_flight:9} | {:10.0} | {:9.1} | {:6.1} | {:6.1} | {:26.1} | {:7.1} | {:8.1} | {:11.1}",
-            sum(0) as f64 / seconds as f64,
-            max(1) as f64 / seconds as f64,
-            max(2) as f64 / 1e3,
-            max(3) as f64 / 1e3,
-            sum(4) as f64 / members as f64 / (seconds * 10) as f64,
-            max(5) as f64 / 1024.0,
+            " | {:8.1} | {:11.1}",
             disk(&dir.path().join("0")) as f64 / 1048576.0,
-            (total * bytes as u64) as f64 / 1048576.0,
+            (total * bytes as u64) as f64 / 1048576.0
         );
+    }
+    if members > 3 {
+        let mut killed = seats.pop().unwrap();
+        killed.child.kill().unwrap();
+        killed.child.wait().unwrap();
+        step(&mut seats, 16, seconds);
+        println!(" | one killed");
+        let began = Instant::now() + Duration::from_millis(300);
+        let mut back = spawn(members - 1);
+        let delivered = back.answer()[0];
+        println!("killed member back: {delivered} batches caught up after {:.1} s", began.elapsed().as_secs_f64());
+        seats.push(back);
     }
     for seat in &mut seats {
         seat.ask("stop");
@@ -108,6 +107,28 @@ fn parent(members: usize, bytes: usize, seconds: usize, heartbeat_ms: usize) {
     for mut seat in seats {
         seat.child.wait().unwrap();
     }
+}
+
+/// Runs one step on all seats and prints its line without an end; returns the number of commands ordered.
+fn step(seats: &mut [Seat], in_flight: usize, seconds: usize) -> u64 {
+    let members = seats.len();
+    for (i, seat) in seats.iter_mut().enumerate() {
+        let share = in_flight / members + usize::from(i < in_flight % members);
+        seat.ask(&format!("{share} {seconds}"));
+    }
+    let answers: Vec<Vec<u64>> = seats.iter_mut().map(Seat::answer).collect();
+    let sum = |k: usize| answers.iter().map(|a| a[k]).sum::<u64>();
+    let max = |k: usize| answers.iter().map(|a| a[k]).max().unwrap();
+    print!(
+        "{in_flight:9} | {:10.0} | {:9.1} | {:6.1} | {:6.1} | {:26.1} | {:7.1}",
+        sum(0) as f64 / seconds as f64,
+        max(1) as f64 / seconds as f64,
+        max(2) as f64 / 1e3,
+        max(3) as f64 / 1e3,
+        sum(4) as f64 / members as f64 / (seconds * 10) as f64,
+        max(5) as f64 / 1024.0,
+    );
+    sum(0)
 }
 
 fn member(args: &[String]) {
@@ -139,13 +160,25 @@ fn member(args: &[String]) {
 async fn serve(config: OrderConfig, bytes: usize) {
     let others = config.roster.len() - 1;
     let (handle, mut deliveries) = start(config).unwrap();
-    while handle.status().connected_peers < others || handle.status().delivered_height == 0 {
-        tokio::time::sleep(Duration::from_millis(10)).await;
+    let ready = |h: &OrderHandle| {
+        let status = h.status();
+        status.connected_peers >= others
+            && status.delivered_height > 0
+            && status.delivered_height >= status.finalized_height
+    };
+    let (mut delivered, mut since) = (0u64, Instant::now());
+    // For a while, because a member that comes back first hears where the others are.
+    while since.elapsed() < Duration::from_millis(300) {
+        if !ready(&handle) {
+            since = Instant::now();
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
         while let Ok(delivery) = deliveries.try_recv() {
             delivery.acknowledge();
+            delivered += 1;
         }
     }
-    println!("0");
+    println!("{delivered}");
     let (lines_tx, mut lines) = mpsc::unbounded_channel();
     std::thread::spawn(move || std::io::stdin().lines().for_each(|l| lines_tx.send(l.unwrap()).unwrap_or(())));
     let mut step = 0;

@@ -204,9 +204,14 @@ mod tests {
     }
 
     #[test]
-    fn golden_genesis() {
+    fn golden() {
         let genesis = BatchBlock::genesis([0x11; 32]);
         let expected = Sha256::hash(&[DOMAIN, &[0; 8], &[0x11; 32], &[0; 8], &[0; 8], &[0; 4]]);
         assert_eq!(genesis.digest(), expected);
+        assert_eq!(expected.to_string(), "fcca4dd738dfdee9f82dc64fe8f08eb61cd6e7dbb030de0c5f9a3fb257ba2481");
+        assert_eq!(
+            block(&[b"a", b"bc"]).digest().to_string(),
+            "3d366ea99bed9147ab4cd39380d7c65a16983d175ac6d0ab1e41e4f7f0a2674f"
+        );
     }
 }

@@ -25,3 +25,18 @@ impl fmt::Debug for CommandId {
 pub fn command_id(command: &[u8]) -> CommandId {
     CommandId(blake3::derive_key("coalition-order command v1", command))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Members compare ids with each other, so they never change.
+    #[test]
+    fn golden() {
+        assert_eq!(
+            command_id(b"hello").to_string(),
+            "ed981b0e4e10e1b2cedcd48b457bebde8342b60361631b68b88781ab66f27a17"
+        );
+        assert_ne!(command_id(b""), command_id(b"\0"));
+    }
+}

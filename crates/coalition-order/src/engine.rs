@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use commonware_broadcast::buffered;
+use commonware_codec::CodecShared;
 use commonware_consensus::marshal::core::{Actor, Mailbox};
 use commonware_consensus::marshal::resolver::p2p as resolver;
 use commonware_consensus::marshal::standard::{Inline, Standard};
@@ -48,10 +49,10 @@ const REPLAY_BUFFER: NonZeroUsize = nz(256 * 1024);
 const KEPT_VIEWS: ViewDelta = ViewDelta::new(32);
 /// Small sections, because the cache of proposed batches is freed a section at a time.
 const CACHE_SECTION: NonZeroU64 = NonZeroU64::new(16).expect("not zero");
-/// Ordered batches per file: what `prune` frees at a time.
-const ARCHIVE_SECTION: NonZeroU64 = NonZeroU64::new(4_096).expect("not zero");
 /// Missing batches a member that catches up asks for at a time.
 const MAX_REPAIR: NonZeroUsize = nz(16);
+/// Pause before a failed request for missing data is tried again.
+const FETCH_RETRY: Duration = Duration::from_millis(100);
 /// Proposed batches kept per member before they are ordered.
 const BUFFERED_BATCHES: usize = 8;
 
@@ -70,6 +71,8 @@ pub(crate) struct Membership {
     pub(crate) network_delay_ms: u64,
     pub(crate) max_gossip_bytes: usize,
     pub(crate) max_unacknowledged: usize,
+    /// Ordered batches per file: what pruning frees at a time. Fixed for the life of the storage.
+    pub(crate) batches_per_file: NonZeroU64,
     /// Prefix of the names of everything this member stores.
     pub(crate) partition: String,
 }
@@ -129,7 +132,7 @@ pub(crate) struct Ports {
 pub(crate) struct Member {
     /// The tasks whose end means that the member no longer works, by name.
     pub(crate) tasks: Vec<(&'static str, Handle<()>)>,
-    marshal: Mailbox<Scheme, Standard<BatchBlock>>,
+    marshal: Marshal,
 }
 
 impl Member {
@@ -138,6 +141,19 @@ impl Member {
         self.marshal.prune(Height::new(height));
     }
 }
+
+type Marshal = Mailbox<Scheme, Standard<BatchBlock>>;
+type ConsensusConfig<E, B> = simplex::Config<
+    Scheme,
+    RoundRobin<Sha256>,
+    B,
+    Digest,
+    Automaton<E>,
+    Automaton<E>,
+    Observer<Automaton<E>>,
+    Sequential,
+>;
+type Automaton<E> = Inline<E, Scheme, Batcher, BatchBlock, FixedEpocher>;
 
 /// Starts a member: archives, marshal, application, consensus, gossip.
 pub(crate) async fn start_member<E, S, R, P, B>(
@@ -158,128 +174,141 @@ where
     let scheme = Scheme::signer(&membership.namespace(), membership.keys(), membership.key.clone())
         .expect("the key was checked to be in the roster");
     let cache = CacheRef::new(PAGE, CACHED_PAGES);
-    let epocher = FixedEpocher::new(NonZeroU64::MAX);
-    let me = membership.key.public_key();
-    let genesis = BatchBlock::genesis(membership.fingerprint);
-    let genesis_digest = genesis.digest();
-
-    let (broadcast, buffer) = buffered::Engine::new(
-        context.child("broadcast"),
-        buffered::Config {
-            public_key: me.clone(),
-            mailbox_size: MAILBOX,
-            deque_size: BUFFERED_BATCHES,
-            priority: true,
-            codec_config: membership.limits,
-            peer_provider: peers.clone(),
-            strategy: Sequential,
-        },
-    );
+    let shared = ports.shared;
+    let (broadcast, buffer) =
+        buffered::Engine::new(context.child("broadcast"), broadcast_config(&membership, peers.clone()));
     let broadcast = broadcast.start(channels.blocks);
-    let resolver = resolver::init(
-        context.child("resolver"),
-        resolver::Config {
-            public_key: me,
-            peer_provider: peers,
-            blocker: blocker.clone(),
-            mailbox_size: MAILBOX,
-            fetch_timeout: nonzero_millis(membership.network_delay_ms),
-            fetch_retry_delay: Duration::from_millis(100),
-            priority_requests: false,
-            priority_responses: false,
-        },
-        channels.backfill,
-    );
+    let backfill = resolver_config(&membership, peers, blocker.clone());
+    let backfill = resolver::init(context.child("resolver"), backfill, channels.backfill);
 
-    let certificates = prunable::Archive::init(
-        context.child("certificates"),
-        archive_config(&membership.partition, "certificates", &cache, Scheme::certificate_codec_config_unbounded()),
-    )
-    .await
-    .expect("the archive of certificates must open");
-    let blocks = prunable::Archive::init(
-        context.child("batches"),
-        archive_config(&membership.partition, "batches", &cache, membership.limits),
-    )
-    .await
-    .expect("the archive of batches must open");
-    let (actor, marshal, floor) = Actor::init(
-        context.child("marshal"),
-        certificates,
-        blocks,
-        marshal::Config {
-            provider: ConstantProvider::new(scheme.clone()),
-            epocher: epocher.clone(),
-            start: Start::Genesis(Digested::precomputed(genesis, genesis_digest)),
-            partition_prefix: format!("{}-marshal", membership.partition),
-            mailbox_size: MAILBOX,
-            view_retention: KEPT_VIEWS,
-            prunable_items_per_section: CACHE_SECTION,
-            page_cache: cache.clone(),
-            replay_buffer: REPLAY_BUFFER,
-            key_write_buffer: WRITE_BUFFER,
-            value_write_buffer: WRITE_BUFFER,
-            block_codec_config: membership.limits,
-            max_repair: MAX_REPAIR,
-            max_pending_acks: nz(membership.max_unacknowledged),
-            strategy: Sequential,
-        },
-    )
-    .await;
-    let sink = Sink::new(Arc::clone(&ports.shared), ports.deliveries);
-    let actor = actor.start(sink, buffer, resolver);
+    let certificates = Scheme::certificate_codec_config_unbounded();
+    let certificates =
+        open_archive(context.child("certificates"), &membership, "certificates", &cache, certificates).await;
+    let batches = open_archive(context.child("batches"), &membership, "batches", &cache, membership.limits).await;
+    let config = marshal_config(&membership, scheme.clone(), cache.clone());
+    let (actor, marshal, floor) = Actor::init(context.child("marshal"), certificates, batches, config).await;
+    let delivery = actor.start(Sink::new(Arc::clone(&shared), ports.deliveries), buffer, backfill);
     if let Some(processed) = floor.processed() {
-        remember_recent(&ports.shared, &marshal, processed.height().get()).await;
+        remember_recent(&shared, &marshal, processed.height().get()).await;
     }
 
-    let batcher = Batcher::new(Arc::clone(&ports.shared), membership.limits, membership.tempo);
-    let automaton = Inline::new(context.child("application"), batcher, marshal.clone(), epocher);
-    let pace = Timeouts::new(&membership);
-    let consensus = simplex::Engine::new(
-        context.child("consensus"),
-        simplex::Config {
-            scheme,
-            elector: RoundRobin::<Sha256>::default(),
-            blocker,
-            automaton: automaton.clone(),
-            relay: automaton.clone(),
-            reporter: Observer::new(Arc::clone(&ports.shared), Arc::new(membership.seats_by_key_order()), automaton),
-            track_historical_votes: false,
-            strategy: Sequential,
-            partition: format!("{}-consensus", membership.partition),
-            mailbox_size: MAILBOX,
-            epoch: Epoch::zero(),
-            floor: Floor::Genesis(genesis_digest),
-            replay_buffer: REPLAY_BUFFER,
-            write_buffer: WRITE_BUFFER,
-            page_cache: cache,
-            leader_timeout: pace.leader,
-            certification_timeout: pace.certification,
-            timeout_retry: pace.retry,
-            view_retention: KEPT_VIEWS,
-            skip: SkipPolicy::Enabled { timeout: pace.skip, budget: SkipBudget::Participants },
-            fetch_timeout: nonzero_millis(membership.network_delay_ms),
-            fetch_retry_delay: Duration::from_millis(100),
-            forward: ForwardPolicy::SilentVoters,
-        },
-    );
+    let batcher = Batcher::new(Arc::clone(&shared), membership.limits, membership.tempo);
+    let automaton = Inline::new(context.child("application"), batcher, marshal.clone(), epocher());
+    let config = consensus_config(&membership, scheme, cache, automaton, blocker, Arc::clone(&shared));
+    let consensus = simplex::Engine::new(context.child("consensus"), config);
     let consensus = consensus.start(channels.votes, channels.certificates, channels.resolver);
 
-    let mut tasks = vec![("delivery", actor), ("consensus", consensus), ("broadcast", broadcast)];
-    tasks.extend(start_gossip(
-        &context,
-        &membership,
-        ports.shared,
-        channels.commands,
-        channels.gossip,
-        ports.outbound,
-        ports.inbox,
-    ));
+    let mut tasks = vec![("delivery", delivery), ("consensus", consensus), ("broadcast", broadcast)];
+    let (commands, gossip) = (channels.commands, channels.gossip);
+    tasks.extend(start_gossip(&context, &membership, shared, commands, gossip, ports.outbound, ports.inbox));
     Member { tasks, marshal }
 }
 
+/// One epoch for ever: a roster change is a new committee.
+fn epocher() -> FixedEpocher {
+    FixedEpocher::new(NonZeroU64::MAX)
+}
+
+fn broadcast_config<P: Provider<PublicKey = PublicKey>>(
+    membership: &Membership,
+    peers: P,
+) -> buffered::Config<PublicKey, BlockLimits, P, Sequential> {
+    buffered::Config {
+        public_key: membership.key.public_key(),
+        mailbox_size: MAILBOX,
+        deque_size: BUFFERED_BATCHES,
+        priority: true,
+        codec_config: membership.limits,
+        peer_provider: peers,
+        strategy: Sequential,
+    }
+}
+
+fn resolver_config<P: Provider<PublicKey = PublicKey>, B: Blocker<PublicKey = PublicKey>>(
+    membership: &Membership,
+    peers: P,
+    blocker: B,
+) -> resolver::Config<PublicKey, P, B> {
+    resolver::Config {
+        public_key: membership.key.public_key(),
+        peer_provider: peers,
+        blocker,
+        mailbox_size: MAILBOX,
+        fetch_timeout: nonzero_millis(membership.network_delay_ms),
+        fetch_retry_delay: FETCH_RETRY,
+        priority_requests: false,
+        priority_responses: false,
+    }
+}
+
+fn marshal_config(
+    membership: &Membership,
+    scheme: Scheme,
+    page_cache: CacheRef,
+) -> marshal::Config<ConstantProvider<Scheme, Epoch>, FixedEpocher, Sequential, BatchBlock, Digested<BatchBlock>> {
+    let genesis = BatchBlock::genesis(membership.fingerprint);
+    let digest = genesis.digest();
+    marshal::Config {
+        provider: ConstantProvider::new(scheme),
+        epocher: epocher(),
+        start: Start::Genesis(Digested::precomputed(genesis, digest)),
+        partition_prefix: format!("{}-marshal", membership.partition),
+        mailbox_size: MAILBOX,
+        view_retention: KEPT_VIEWS,
+        prunable_items_per_section: CACHE_SECTION,
+        page_cache,
+        replay_buffer: REPLAY_BUFFER,
+        key_write_buffer: WRITE_BUFFER,
+        value_write_buffer: WRITE_BUFFER,
+        block_codec_config: membership.limits,
+        max_repair: MAX_REPAIR,
+        max_pending_acks: nz(membership.max_unacknowledged),
+        strategy: Sequential,
+    }
+}
+
+fn consensus_config<E, B>(
+    membership: &Membership,
+    scheme: Scheme,
+    page_cache: CacheRef,
+    automaton: Automaton<E>,
+    blocker: B,
+    shared: Arc<Shared>,
+) -> ConsensusConfig<E, B>
+where
+    E: Clock + Metrics + Spawner,
+    B: Blocker<PublicKey = PublicKey>,
+{
+    let pace = Timeouts::new(membership);
+    simplex::Config {
+        scheme,
+        elector: RoundRobin::default(),
+        blocker,
+        automaton: automaton.clone(),
+        relay: automaton.clone(),
+        reporter: Observer::new(shared, Arc::new(membership.seats_by_key_order()), automaton),
+        track_historical_votes: false,
+        strategy: Sequential,
+        partition: format!("{}-consensus", membership.partition),
+        mailbox_size: MAILBOX,
+        epoch: Epoch::zero(),
+        floor: Floor::Genesis(BatchBlock::genesis(membership.fingerprint).digest()),
+        replay_buffer: REPLAY_BUFFER,
+        write_buffer: WRITE_BUFFER,
+        page_cache,
+        leader_timeout: pace.leader,
+        certification_timeout: pace.certification,
+        timeout_retry: pace.retry,
+        view_retention: KEPT_VIEWS,
+        skip: SkipPolicy::Enabled { timeout: pace.skip, budget: SkipBudget::Participants },
+        fetch_timeout: nonzero_millis(membership.network_delay_ms),
+        fetch_retry_delay: FETCH_RETRY,
+        forward: ForwardPolicy::SilentVoters,
+    }
+}
+
 /// Reads back the ids of the newest acknowledged batches, so that a command retried after a restart is recognised.
-async fn remember_recent(shared: &Shared, marshal: &Mailbox<Scheme, Standard<BatchBlock>>, newest: u64) {
+async fn remember_recent(shared: &Shared, marshal: &Marshal, newest: u64) {
     let oldest = newest.saturating_sub(RECENT_HEIGHTS as u64).max(1);
     for height in (oldest..=newest).rev() {
         let Some(block) = marshal.get_block(Height::new(height)).await else { return };
@@ -333,7 +362,8 @@ where
     ]
 }
 
-/// Consensus gives a proposer its heartbeat and the network its delay; each later deadline leaves room for one more.
+/// Consensus gives a proposer its heartbeat and the network its delay; each later deadline leaves room for more. A proposer
+/// from which nothing was heard for the last of them is passed over without waiting.
 struct Timeouts {
     leader: Duration,
     certification: Duration,
@@ -346,7 +376,7 @@ impl Timeouts {
         let delay = Duration::from_millis(membership.network_delay_ms);
         let leader = Duration::from_millis(membership.tempo.heartbeat_ms) + delay;
         let certification = leader + delay;
-        Self { leader, certification, retry: delay, skip: certification + 2 * delay }
+        Self { leader, certification, retry: delay, skip: certification + delay / 4 }
     }
 }
 
@@ -354,8 +384,23 @@ fn nonzero_millis(ms: u64) -> NonZeroDuration {
     NonZeroDuration::new(Duration::from_millis(ms.max(1))).expect("at least a millisecond")
 }
 
-fn archive_config<C>(partition: &str, name: &str, cache: &CacheRef, codec_config: C) -> prunable::Config<EightCap, C> {
-    prunable::Config {
+/// Ordered batches and their certificates, by height.
+///
+/// # Panics
+/// If it cannot be read: without its past a member must not go on.
+async fn open_archive<E, V>(
+    context: E,
+    membership: &Membership,
+    name: &str,
+    cache: &CacheRef,
+    codec_config: V::Cfg,
+) -> prunable::Archive<EightCap, E, Digest, V>
+where
+    E: Clock + Metrics + Storage,
+    V: CodecShared,
+{
+    let partition = &membership.partition;
+    let config = prunable::Config {
         translator: EightCap,
         metadata_partition: format!("{partition}-{name}-metadata"),
         key_partition: format!("{partition}-{name}-key"),
@@ -363,9 +408,13 @@ fn archive_config<C>(partition: &str, name: &str, cache: &CacheRef, codec_config
         value_partition: format!("{partition}-{name}-value"),
         compression: None,
         codec_config,
-        items_per_section: ARCHIVE_SECTION,
+        items_per_section: membership.batches_per_file,
         key_write_buffer: WRITE_BUFFER,
         value_write_buffer: WRITE_BUFFER,
         replay_buffer: REPLAY_BUFFER,
+    };
+    match prunable::Archive::init(context, config).await {
+        Ok(archive) => archive,
+        Err(error) => panic!("the archive of {name} cannot be opened: {error}"),
     }
 }

@@ -20,6 +20,9 @@ pub(crate) const FRAME_BYTES: usize = 64 * 1024;
 /// How often the number of connected members is looked up.
 const STATUS_MS: u64 = 500;
 
+/// Pause before gossiping is tried again while nobody is connected.
+const ALONE_MS: u64 = 50;
+
 /// Seats by roster index.
 pub(crate) type Seats = Arc<Vec<PublicKey>>;
 
@@ -59,8 +62,12 @@ pub(crate) async fn send_commands<E: Clock, S: LimitedSender<PublicKey = PublicK
                 continue;
             }
         };
+        if checked.recipients().is_empty() {
+            context.sleep(Duration::from_millis(ALONE_MS)).await;
+            continue;
+        }
         let commands = shared.pool().take_gossip(millis(now), FRAME_BYTES);
-        if !commands.is_empty() && !checked.recipients().is_empty() {
+        if !commands.is_empty() {
             let _ = checked.send(frames::encode(&commands), false);
         }
     }

@@ -9,7 +9,6 @@ use tokio::sync::{mpsc, watch};
 
 use crate::command::CommandId;
 use crate::error::{OrderError, SubmitError};
-use crate::frames::framed_len;
 use crate::gossip::{Inbound, Outbound};
 use crate::mempool::{Added, Origin};
 use crate::shared::Shared;
@@ -30,6 +29,8 @@ pub(crate) struct HandleLimits {
     pub(crate) max_command_bytes: usize,
     pub(crate) max_gossip_bytes: usize,
     pub(crate) max_pending_bytes: usize,
+    /// Newest batches that pruning spares: a restart reads the memory of ordered commands from them.
+    pub(crate) keep_batches: u64,
     pub(crate) members: usize,
     pub(crate) seat: usize,
 }
@@ -105,8 +106,8 @@ impl OrderHandle {
     ///
     /// # Errors
     /// [`SubmitError`]; nothing was taken then.
-    pub fn submit(&self, command: impl Into<Vec<u8>>) -> Result<CommandId, SubmitError> {
-        let command = Bytes::from(command.into());
+    pub fn submit(&self, command: Vec<u8>) -> Result<CommandId, SubmitError> {
+        let command = Bytes::from(command);
         let limits = &self.inner.limits;
         if command.len() > limits.max_command_bytes {
             return Err(SubmitError::TooLarge { len: command.len(), max: limits.max_command_bytes });
@@ -150,7 +151,6 @@ impl OrderHandle {
             tracing::warn!(len = message.len(), max, "side-channel message dropped: too large");
             return;
         }
-        debug_assert!(framed_len(message.len()) > 0);
         if self.inner.outbound.try_send(Outbound { to, message: Bytes::from(message) }).is_err() {
             self.inner.shared.gossip_dropped.fetch_add(1, Relaxed);
         }
@@ -162,10 +162,11 @@ impl OrderHandle {
         self.inner.inbox.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
-    /// Frees the batches below `height`, rounded down to a file of 4,096 batches. Other members can then no longer
-    /// get them from this one, and this one's retry memory is not affected. Never more than was acknowledged.
+    /// Frees the batches below `height`, rounded down to a file of 4,096 batches. The newest 1,024 of those acknowledged in
+    /// this run always stay. A member that is further behind than what all others kept can never catch up, so keep generously.
     pub fn prune(&self, height: u64) {
-        let height = height.min(self.inner.shared.acknowledged.load(Relaxed));
+        let acknowledged = self.inner.shared.acknowledged.load(Relaxed);
+        let height = height.min(acknowledged.saturating_sub(self.inner.limits.keep_batches));
         let _ = self.inner.control.send(Control::Prune(height));
     }
 

@@ -2,7 +2,7 @@
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::net::TcpListener;
-use std::num::{NonZeroU32, NonZeroUsize};
+use std::num::{NonZeroU32, NonZeroU64, NonZeroUsize};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
@@ -29,9 +29,11 @@ use crate::delivery::Delivery;
 use crate::engine::{Channels, Membership, Ports, start_member};
 use crate::error::OrderError;
 use crate::handle::{Control, Exit, HandleLimits, OrderHandle};
-use crate::mempool::Mempool;
+use crate::mempool::{Mempool, RECENT_HEIGHTS};
 use crate::shared::Shared;
 
+/// Ordered batches per file. Part of the storage format.
+const BATCHES_PER_FILE: NonZeroU64 = NonZeroU64::new(4_096).expect("not zero");
 /// Side-channel messages kept each way.
 const GOSSIP_QUEUE: usize = 1_024;
 /// How long the engine's tasks get to end on their own.
@@ -62,6 +64,7 @@ pub fn start(config: OrderConfig) -> Result<(OrderHandle, mpsc::Receiver<Deliver
         max_command_bytes: config.max_command_bytes,
         max_gossip_bytes: config.max_gossip_bytes,
         max_pending_bytes: config.max_pending_bytes,
+        keep_batches: RECENT_HEIGHTS as u64,
         members: config.roster.len(),
         seat,
     };
@@ -193,6 +196,7 @@ fn membership(config: &OrderConfig) -> Result<(Membership, usize), OrderError> {
         network_delay_ms: config.network_delay_ms,
         max_gossip_bytes: config.max_gossip_bytes,
         max_unacknowledged: config.max_unacknowledged,
+        batches_per_file: BATCHES_PER_FILE,
         partition: "order".into(),
     };
     Ok((membership, seat))

@@ -4,7 +4,7 @@
 //! them has to be public. The same code runs in a real member. The modules' own unit tests run here too: a test build of the
 //! library would generate the engine's code once more.
 
-#![allow(dead_code, unreachable_pub)]
+#![allow(dead_code, unreachable_pub, clippy::unwrap_used, clippy::print_stdout)]
 
 #[path = "../src/application.rs"]
 mod application;
@@ -34,22 +34,22 @@ mod pacing;
 mod shared;
 #[path = "../src/sink.rs"]
 mod sink;
+#[path = "support/twins.rs"]
+mod twins;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::num::{NonZeroU32, NonZeroUsize};
+use std::num::{NonZeroU32, NonZeroU64, NonZeroUsize};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use commonware_cryptography::Signer as _;
 use commonware_cryptography::ed25519::{PrivateKey, PublicKey};
-use commonware_p2p::simulated::{
-    Config as NetworkConfig, Link, Network, Oracle, SplitForwarder, SplitOrigin, SplitTarget,
-};
-use commonware_p2p::{Receiver, Recipients, Sender};
+use commonware_p2p::simulated::{Config as NetworkConfig, Link, Network, Oracle};
+use commonware_p2p::{Receiver, Sender};
 use commonware_runtime::deterministic::{
     Checkpoint, Config, Context, FaultConfig, PartialWriteMode, Runner, WriteConfig,
 };
-use commonware_runtime::{Clock as _, Handle, IoBuf, Quota, Spawner as _, Supervisor as _};
+use commonware_runtime::{Clock as _, Handle, Quota, Spawner as _, Storage as _, Supervisor as _};
 use commonware_utils::probability;
 use tokio::sync::{mpsc, watch};
 
@@ -58,9 +58,10 @@ use block::BlockLimits;
 use delivery::{Batch, Delivery};
 use engine::{Channels, Membership, Ports, start_member};
 pub use error::OrderError;
-use handle::{HandleLimits, OrderHandle};
+use handle::{Control, HandleLimits, OrderHandle};
 use mempool::Mempool;
 use shared::Shared;
+use twins::{bundle, forward, route};
 
 const MEMBERS: usize = 4;
 const LIMITS: BlockLimits = BlockLimits { max_bytes: 2_000, max_commands: 20, max_command_bytes: 500 };
@@ -83,6 +84,8 @@ enum Scenario {
     CrashMany,
     /// Member 2's consumer stands still for a while.
     SlowConsumer,
+    /// Old batches are freed, then one member after the other starts again.
+    Prune,
     /// Member 3 runs twice under one key and tells overlapping parts of the committee different things.
     Twins,
     /// All lose power at one instant, several times, and start again from what was synced.
@@ -226,6 +229,7 @@ impl World {
             network_delay_ms: 300,
             max_gossip_bytes: 1_000,
             max_unacknowledged: 4,
+            batches_per_file: NonZeroU64::new(8).unwrap(),
             partition: format!("member-{i}-{twin}"),
         };
         assert!(membership.max_message_bytes() <= 1024 * 1024);
@@ -233,12 +237,13 @@ impl World {
         let (deliver, deliveries) = mpsc::channel(4);
         let (outbound_tx, outbound) = mpsc::channel(16);
         let (inbox, inbox_rx) = mpsc::channel(16);
-        let (control_tx, _) = mpsc::unbounded_channel();
+        let (control_tx, mut told) = mpsc::unbounded_channel();
         let (_, exit) = watch::channel(None);
         let limits = HandleLimits {
             max_command_bytes: LIMITS.max_command_bytes,
             max_gossip_bytes: 1_000,
             max_pending_bytes: 1_000_000,
+            keep_batches: 2,
             members: MEMBERS,
             seat: i,
         };
@@ -252,9 +257,18 @@ impl World {
             context.child("consumer").spawn(move |context| consume(context, i, ledger, stalled, deliveries));
             let member =
                 start_member(context.child("engine"), membership, channels, oracle.manager(), control, ports).await;
-            for (name, task) in member.tasks {
-                let result = task.await;
-                panic!("the {name} of member {i} ended: {result:?}");
+            let mut member = member;
+            let (names, tasks): (Vec<_>, Vec<_>) = std::mem::take(&mut member.tasks).into_iter().unzip();
+            let mut ended = futures::future::select_all(tasks);
+            loop {
+                tokio::select! {
+                    biased;
+                    (result, first, _) = &mut ended => panic!("the {} of member {i} ended: {result:?}", names[first]),
+                    Some(control) = told.recv() => match control {
+                        Control::Prune(height) => member.prune(height),
+                        Control::Stop => return,
+                    },
+                }
             }
         });
         (handle, task)
@@ -297,7 +311,10 @@ impl World {
     /// Clients of crashed members try again. Then everything must arrive everywhere.
     async fn settle(&self, commands: &[(usize, Vec<u8>)]) {
         for (i, command) in commands {
-            self.submit(*i, command.clone());
+            // Pruned members may have forgotten what they ordered; everywhere else a needless repetition must do no harm.
+            if self.scenario != Scenario::Prune || !delivered(&self.ledgers[*i]).contains(command) {
+                self.submit(*i, command.clone());
+            }
         }
         for _ in 0..1_200 {
             self.sleep(50).await;
@@ -384,6 +401,7 @@ async fn live(
             assert!(world.height(0) > world.height(2) + 5, "the others must not wait for a slow consumer");
             world.stalled.lock().unwrap().clear();
         }
+        Scenario::Prune => prune(&mut world, &mut commands).await,
         Scenario::PowerLoss | Scenario::TornWrites => {
             world.load(&mut commands, 100 * life).await;
             if life < scenario.lives() {
@@ -408,6 +426,25 @@ async fn split(world: &World, commands: &mut Vec<(usize, Vec<u8>)>) {
     assert_eq!(before, after, "half a committee must order nothing");
     for (a, b) in pairs {
         world.link(a, b).await;
+    }
+}
+
+async fn prune(world: &mut World, commands: &mut Vec<(usize, Vec<u8>)>) {
+    let keep = (0..MEMBERS).map(|i| world.height(i)).min().unwrap() - 2;
+    assert!(keep > 16, "there is something to free");
+    for i in 0..MEMBERS {
+        let partition = format!("member-{i}-one-batches-value");
+        let before = world.context.scan(&partition).await.unwrap().len();
+        world.members[i].as_ref().unwrap().0.prune(keep);
+        world.load(commands, 200).await;
+        let after = world.context.scan(&partition).await.unwrap().len();
+        assert!(after < before, "{before} files before, {after} after");
+    }
+    for i in 0..MEMBERS {
+        world.crash(i).await;
+        world.load(commands, 300).await;
+        world.start(i).await;
+        world.load(commands, 300).await;
     }
 }
 
@@ -450,53 +487,6 @@ fn run(scenario: Scenario, seed: u64) -> Outcome {
         runner = Runner::from(checkpoint);
     }
     unreachable!("every scenario has a last life")
-}
-
-/// Which members a message of each twin reaches; of a member that runs once, all.
-fn forward(twins: bool, friends: [Vec<PublicKey>; 2]) -> impl SplitForwarder<PublicKey> {
-    move |origin: SplitOrigin, to: &Recipients<PublicKey>, _: &IoBuf| {
-        if !twins {
-            return Some(to.clone());
-        }
-        let friends = match origin {
-            SplitOrigin::Primary => &friends[0],
-            SplitOrigin::Secondary => &friends[1],
-        };
-        Some(match to {
-            Recipients::All => Recipients::Some(friends.clone()),
-            Recipients::Some(keys) => Recipients::Some(keys.iter().filter(|k| friends.contains(k)).cloned().collect()),
-            Recipients::One(key) if friends.contains(key) => Recipients::One(key.clone()),
-            Recipients::One(_) => return None,
-        })
-    }
-}
-
-/// Which twin hears whom; a member that runs once hears everybody.
-fn route(
-    twins: bool,
-    friends: [Vec<PublicKey>; 2],
-) -> impl Fn(&(PublicKey, IoBuf)) -> SplitTarget + Send + Sync + 'static {
-    move |(from, _)| match (friends[0].contains(from), friends[1].contains(from)) {
-        _ if !twins => SplitTarget::Primary,
-        (true, true) => SplitTarget::Both,
-        (true, false) => SplitTarget::Primary,
-        (false, true) => SplitTarget::Secondary,
-        (false, false) => SplitTarget::None,
-    }
-}
-
-fn bundle<S, R>(channels: Vec<(S, R)>) -> Channels<S, R> {
-    let mut channels = channels.into_iter();
-    let mut next = || channels.next().expect("seven channels");
-    Channels {
-        votes: next(),
-        certificates: next(),
-        resolver: next(),
-        backfill: next(),
-        blocks: next(),
-        commands: next(),
-        gossip: next(),
-    }
 }
 
 /// Equal, gapless, and every command exactly once.
@@ -568,6 +558,11 @@ fn one_after_the_other_crashes() {
 #[test]
 fn a_consumer_stands_still() {
     run_seeds(Scenario::SlowConsumer);
+}
+
+#[test]
+fn old_batches_are_freed() {
+    run_seeds(Scenario::Prune);
 }
 
 #[test]
