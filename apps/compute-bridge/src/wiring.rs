@@ -11,7 +11,7 @@ use coalition_almanac::AlmanacParams;
 use coalition_compute::ComputeParams;
 use coalition_organism::Organism;
 use coalition_shuffle::{CellId, CellScope, Envelope, PublicParams, ReplyCell, RotatingPeer};
-use coalition_universe::{Node, NodeConfig, PeerId, UNIVERSE};
+use coalition_universe::{Node, NodeConfig, PeerId};
 use coalition_unseal::{ShuffleClient, ShuffleError};
 use ed25519_dalek::SigningKey;
 use nix::fcntl::{Flock, FlockArg};
@@ -308,7 +308,7 @@ fn tuning(config: &BridgeConfig) -> Tuning {
 
 async fn start_node(resolved: &Resolved) -> Result<Arc<Node>, BridgeError> {
     let config = NodeConfig {
-        network_id: UNIVERSE,
+        network_id: resolved.config.network()?,
         key: resolved.key.clone(),
         relay: resolved.config.relay.get_ref().clone(),
         bind: None,

@@ -24,6 +24,8 @@ pub struct BridgeConfig {
     pub coalition: Spanned<String>,
     /// The fingerprint the operator expects that config to have, 64 hex digits.
     pub fingerprint: Spanned<String>,
+    /// The network to join, 64 hex digits: the shared universe unless the coalition runs on one of its own.
+    pub network_id: Option<Spanned<String>>,
     /// URL of the relay the node keeps a connection to.
     pub relay: Spanned<String>,
     /// Addresses of peers to start from: the members of the committees.
@@ -287,6 +289,15 @@ impl BridgeConfig {
     pub fn expected_fingerprint(&self) -> Result<UniqueId, ConfigError> {
         coalition::parse_id(self.fingerprint.get_ref())
             .map_err(|error| self.refuse(&self.fingerprint, error.to_string()))
+    }
+
+    /// The network to join.
+    ///
+    /// # Errors
+    /// [`ConfigError::Value`] when it is not 64 hex digits.
+    pub fn network(&self) -> Result<UniqueId, ConfigError> {
+        let Some(text) = &self.network_id else { return Ok(coalition_universe::UNIVERSE) };
+        coalition::parse_id(text.get_ref()).map_err(|error| self.refuse(text, error.to_string()))
     }
 
     /// Reads the published config and compares its fingerprint.

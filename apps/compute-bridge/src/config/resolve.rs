@@ -34,6 +34,7 @@ impl BridgeConfig {
         self.check_ranges()?;
         self.expected_fingerprint()?;
         self.bootstrap_peers()?;
+        self.network()?;
         let relay = self.relay.get_ref();
         if !relay.starts_with("http://") && !relay.starts_with("https://") {
             return Err(self.refuse(&self.relay, format!("{relay:?} is no relay URL; expected http://… or https://…")));

@@ -73,6 +73,8 @@ pub struct JournalFile {
     records: usize,
     trailer: [u8; TRAILER],
     failed: bool,
+    /// Simulated power loss: bytes that still reach the disk.
+    lose_power_after: Option<u64>,
 }
 
 /// What reading one record found.
@@ -112,7 +114,8 @@ impl JournalFile {
         sync_parent(path).map_err(io("syncing the directory"))?;
         let len = file.seek(SeekFrom::End(0)).map_err(io("seeking"))?;
         let count = records.len();
-        Ok((Self { path: path.into(), file, len, records: count, trailer, failed: false }, records))
+        let this = Self { path: path.into(), file, len, records: count, trailer, failed: false, lose_power_after: None };
+        Ok((this, records))
     }
 
     /// Number of the next record.
@@ -136,7 +139,7 @@ impl JournalFile {
             return Err(JournalError::Stopped);
         }
         let (bytes, trailer) = frame(record, self.records, &self.trailer);
-        let written = self.file.write_all(&bytes).and_then(|()| self.file.sync_data());
+        let written = self.write(&bytes);
         if let Err(source) = written {
             self.failed = true;
             return Err(JournalError::Io { path: self.path.clone(), what: "writing", source });
@@ -145,6 +148,23 @@ impl JournalFile {
         self.records += 1;
         self.len += bytes.len() as u64;
         Ok(())
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+        if let Some(left) = &mut self.lose_power_after {
+            let reaches = usize::try_from(*left).unwrap_or(usize::MAX).min(bytes.len());
+            *left -= reaches as u64;
+            if reaches < bytes.len() {
+                self.file.write_all(&bytes[..reaches])?;
+                return Err(io::Error::other("simulated power loss"));
+            }
+        }
+        self.file.write_all(bytes)?;
+        self.file.sync_data()
+    }
+
+    pub(super) const fn lose_power_after(&mut self, bytes: u64) {
+        self.lose_power_after = Some(bytes);
     }
 
     /// Replaces the whole file by these records, atomically.

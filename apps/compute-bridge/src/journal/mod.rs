@@ -59,7 +59,8 @@ impl Journal {
         }
         let written_at_compaction = file.len_bytes();
         let journal = Self { inner: Arc::new(Mutex::new(Inner { file, states, written_at_compaction })) };
-        journal.with(compact_when_large)?;
+        // Every start drops what is no longer needed, sealed receipts first of all.
+        journal.with(|inner| if inner.file.next_record() > inner.states.len() { compact(inner) } else { Ok(()) })?;
         Ok(journal)
     }
 
@@ -100,6 +101,12 @@ impl Journal {
         }
     }
 
+    /// For tests: from now on only this many bytes reach the disk, then every write fails, as at a power loss.
+    #[doc(hidden)]
+    pub fn lose_power_after(&self, bytes: u64) {
+        self.with(|inner| inner.file.lose_power_after(bytes));
+    }
+
     /// Where a grant stands.
     #[must_use]
     pub fn get(&self, grant: &RequestId) -> Option<GrantState> {
@@ -132,11 +139,15 @@ fn fold(states: &mut BTreeMap<RequestId, GrantState>, record: &Record) -> Result
     Ok(())
 }
 
-/// Rewrites the file as one snapshot per grant: all open ones, and the newest closed ones without their details.
+/// Rewrites the file as one snapshot per grant, all open ones and the newest closed ones, when it has doubled.
 fn compact_when_large(inner: &mut Inner) -> Result<(), JournalError> {
     if inner.file.len_bytes() < inner.written_at_compaction.saturating_mul(2).max(COMPACT_BYTES) {
         return Ok(());
     }
+    compact(inner)
+}
+
+fn compact(inner: &mut Inner) -> Result<(), JournalError> {
     let mut closed: Vec<(u64, RequestId)> = inner
         .states
         .iter()

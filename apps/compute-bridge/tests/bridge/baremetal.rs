@@ -1,0 +1,178 @@
+//! The bare-metal backend end to end: a real runner behind a real SSH server, a real workload, OpenSSH-grade keys.
+
+use std::sync::Arc;
+
+use coalition::UniqueId;
+use coalition_compute::LogEnd;
+use coalition_shuffle::{Posture, SshAccessReceipt};
+use compute_bridge::backend::*;
+use compute_bridge::backends::{BareMetalBackend, BareMetalSetup};
+use compute_bridge::now_ms;
+
+use super::harness::*;
+use super::ssh::Sshd;
+
+struct Provisioned {
+    instance: ProvisionedInstance,
+    receipt: SshAccessReceipt,
+}
+
+async fn provision(backend: &BareMetalBackend, n: u8, bytes: &[u8], dir: &std::path::Path, lasts_ms: u64) -> Result<Provisioned, BackendError> {
+    let path = dir.join(format!("image-{n}"));
+    std::fs::write(&path, bytes).unwrap();
+    let hash = UniqueId::from_bytes(*blake3::hash(bytes).as_bytes());
+    let image = LocalImage { path, hash, size_bytes: bytes.len() as u64 };
+    let mut grant = grant_number(n, "metal", lasts_ms);
+    (grant.cpu_millicores, grant.ram_mib) = (500, 64);
+    let (host, login) = (coalition_host::keys::generate("h"), coalition_host::keys::generate("l"));
+    let public = russh::keys::PublicKey::from_openssh(&host.public_openssh).unwrap();
+    let host_public = coalition_shuffle::SshHostKey(public.key_data().ed25519().unwrap().0);
+    let keys = InstanceKeys { host_private: host.private_openssh, host_public, login_public: login.public_openssh };
+    let workload = Workload { command: vec![], env: vec![("GREETING".into(), "good day".into())], disk_mib: 64 };
+    let name = InstanceName::derive(&grant.provider, &grant.request_id, 0);
+    let instance = backend.provision(&name, Order { grant: &grant, image: &image, workload: &workload, keys: &keys }).await?;
+    let receipt = SshAccessReceipt {
+        instance_host: instance.host.clone(),
+        instance_port: instance.port,
+        user: instance.user.clone(),
+        ssh_key_private: login.private_openssh.expose().as_bytes().to_vec(),
+        ssh_host_key: host_public,
+        grant_id: grant.request_id,
+        valid_to: grant.valid_to,
+        isolation: instance.isolation_text.clone(),
+        posture: Posture::NotAttested,
+    };
+    receipt.check().unwrap();
+    Ok(Provisioned { instance, receipt })
+}
+
+/// A whole life on this backend, whatever SSH server is in front of it.
+async fn whole_life(setup: BareMetalSetup, dir: &std::path::Path, image: &[u8]) {
+    let backend = BareMetalBackend::new(setup);
+    let offering = backend.capabilities().await;
+    assert!(offering.reachable, "{}", offering.detail);
+    assert_eq!(offering.capabilities.max_cpu_millicores, 2_000);
+    assert!(offering.isolation.is_some());
+    let one = provision(&backend, 1, image, dir, 120_000).await.unwrap();
+    let said = ssh_into(&one.receipt, dir, "echo $GREETING; ls /; hello").await;
+    let said = String::from_utf8_lossy(&said.stdout).into_owned();
+    assert!(said.contains("good day") && said.contains("hello from"), "{said}");
+    let listed = backend.list_owned().await.unwrap();
+    assert_eq!(listed, [OwnedInstance { name: one.instance.name.clone(), running: true }]);
+    let exit = backend.stop(&one.instance.name).await.unwrap().unwrap();
+    assert!(exit.usage.net_bytes > 0, "{exit:?}");
+    assert_eq!(backend.list_owned().await.unwrap(), [OwnedInstance { name: one.instance.name.clone(), running: false }]);
+    backend.terminate(&one.instance.name).await.unwrap();
+    backend.terminate(&one.instance.name).await.unwrap();
+    assert_eq!(backend.stop(&one.instance.name).await.unwrap(), None);
+    assert!(backend.list_owned().await.unwrap().is_empty());
+    backend.disconnect().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_workload_from_image_to_nothing_left() {
+    let host = Host::start().await;
+    let Some(image) = example_image(host.dir.path()) else { return };
+    whole_life(host.setup(), host.dir.path(), &image).await;
+    assert_eq!(std::fs::read_dir(host.grants_dir()).unwrap().count(), 0);
+    // The runner was installed once, under its hash, and a second bridge process finds it there.
+    let bin = host.dir.path().join("root/.coalition-host/bin");
+    let program = std::fs::read(program()).unwrap();
+    let installed: Vec<_> = std::fs::read_dir(&bin).unwrap().map(|e| e.unwrap()).collect();
+    assert_eq!(installed.len(), 1);
+    assert_eq!(installed[0].file_name().to_str().unwrap(), format!("runner-{}", blake3::hash(&program).to_hex()));
+    let before = installed[0].metadata().unwrap().modified().unwrap();
+    assert!(BareMetalBackend::new(host.setup()).capabilities().await.reachable);
+    assert_eq!(installed[0].metadata().unwrap().modified().unwrap(), before, "it was uploaded again");
+    // Exchanged on the host, it is put right before it is run.
+    std::fs::write(installed[0].path(), vec![0; program.len()]).unwrap();
+    assert!(BareMetalBackend::new(host.setup()).capabilities().await.reachable);
+    assert_eq!(std::fs::read(installed[0].path()).unwrap(), program);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_same_behind_debians_sshd() {
+    let Some(sshd) = Sshd::start().await else { return };
+    let Some(image) = example_image(sshd.dir.path()) else { return };
+    let host = Host::start().await;
+    let base = sshd.dir.path().join("base");
+    let setup = BareMetalSetup { target: sshd.target.clone(), dir: base.to_str().unwrap().to_owned(), ..host.setup() };
+    whole_life(setup, sshd.dir.path(), &image).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_hosts_own_timer_ends_it_and_the_watch_says_so() {
+    let host = Host::start().await;
+    let Some(image) = example_image(host.dir.path()) else { return };
+    let backend = BareMetalBackend::new(host.setup());
+    let one = provision(&backend, 2, &image, host.dir.path(), 4_000).await.unwrap();
+    let exit = backend.watch_until_exit(&one.instance, now_ms() + 4_000).await.unwrap();
+    assert_eq!(exit.end, LogEnd::Deadline);
+    backend.terminate(&one.instance.name).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_blind_bridge_waits_and_a_host_that_forgot_is_a_loss() {
+    let mut host = Host::start().await;
+    let Some(image) = example_image(host.dir.path()) else { return };
+    let backend = Arc::new(BareMetalBackend::new(host.setup()));
+    let one = provision(&backend, 3, &image, host.dir.path(), 120_000).await.unwrap();
+    let watch = tokio::spawn({
+        let (backend, instance) = (Arc::clone(&backend), one.instance.clone());
+        async move { backend.watch_until_exit(&instance, now_ms() + 120_000).await }
+    });
+    host.stop().await;
+    eventually("the backend to notice", || backend.trouble()).await;
+    assert!(!backend.capabilities().await.reachable);
+    assert_eq!(backend.capabilities().await.capabilities.max_cpu_millicores, 0, "what cannot be seen is not sold");
+    assert!(backend.list_owned().await.is_err() && backend.terminate(&one.instance.name).await.is_err());
+    assert!(!watch.is_finished(), "blindness is not an end");
+    // The workload does not care.
+    assert_eq!(ssh_into(&one.receipt, host.dir.path(), "echo alive").await.stdout, b"alive\n");
+    host.restart().await;
+    eventually("the backend to see again", || backend.trouble().is_none().then_some(())).await;
+    assert!(!watch.is_finished());
+    backend.terminate(&one.instance.name).await.unwrap();
+    let lost = watch.await.unwrap().unwrap_err();
+    assert_eq!(lost.kind, FailureKind::NotFound);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn failures_are_typed_and_leave_nothing() {
+    let host = Host::start().await;
+    let backend = BareMetalBackend::new(host.setup());
+    let broken = provision(&backend, 4, b"this is no archive", host.dir.path(), 60_000).await.err().unwrap();
+    assert_eq!((broken.kind, broken.started), (FailureKind::Fatal, true), "{broken}");
+    let name = InstanceName::derive(&grant_number(4, "metal", 0).provider, &grant_number(4, "metal", 0).request_id, 0);
+    backend.terminate(&name).await.unwrap();
+    assert_eq!(std::fs::read_dir(host.grants_dir()).unwrap().count(), 0);
+    let late = provision(&backend, 5, b"whatever", host.dir.path(), 0).await.err().unwrap();
+    assert_eq!(late.kind, FailureKind::Fatal, "{late}");
+    // More than the machine has is a lack of room, found without asking it.
+    let small = BareMetalBackend::new(BareMetalSetup { cpu_millicores: 400, ..host.setup() });
+    let full = provision(&small, 6, b"whatever", host.dir.path(), 60_000).await.err().unwrap();
+    assert_eq!((full.kind, full.started), (FailureKind::Capacity, false), "{full}");
+    let other = coalition_host::keys::generate("x").public_openssh.parse().unwrap();
+    let mut target = host.target.clone();
+    target.host_key = other;
+    let spoofed = BareMetalBackend::new(BareMetalSetup { target, ..host.setup() });
+    let error = provision(&spoofed, 7, b"whatever", host.dir.path(), 60_000).await.err().unwrap();
+    assert_eq!((error.kind, error.started), (FailureKind::Auth, false), "{error}");
+    let strict = BareMetalSetup { minimum_isolation: coalition_host::types::IsolationLevel::RootNamespaces, ..host.setup() };
+    let offering = BareMetalBackend::new(strict).capabilities().await;
+    assert!(offering.capabilities.max_instances > 0 || offering.detail.contains("isolates only"), "{}", offering.detail);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn left_overs_of_an_interrupted_start_are_found_and_removed() {
+    let host = Host::start().await;
+    let backend = BareMetalBackend::new(host.setup());
+    assert!(backend.capabilities().await.reachable);
+    let name = InstanceName::try_from("0123456789abcdef0123456789abcdef".to_owned()).unwrap();
+    let dir = host.grants_dir().join(name.as_str());
+    std::fs::create_dir(&dir).unwrap();
+    std::fs::write(dir.join("spec.json.part-00"), "half a secret").unwrap();
+    assert_eq!(backend.list_owned().await.unwrap(), [OwnedInstance { name: name.clone(), running: false }]);
+    backend.terminate(&name).await.unwrap();
+    assert!(!dir.exists());
+}

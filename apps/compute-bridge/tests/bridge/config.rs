@@ -1,0 +1,172 @@
+//! The boot file: every mistake is answered with file, line, key and what would be right.
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+use compute_bridge::config::{BridgeConfig, ConfigError, EXAMPLE};
+
+const KEY: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIIJgRJ+IUjEoNrcsjYAWAXmgBUE/rBPwxTRdcGe4jBh5";
+
+fn parse(text: &str) -> Result<BridgeConfig, ConfigError> {
+    BridgeConfig::parse(Path::new("/etc/bridge.toml"), text)
+}
+
+/// The example with one line replaced, and the number of that line.
+fn with(line: &str, by: &str) -> (String, usize) {
+    let at = EXAMPLE.lines().position(|l| l.starts_with(line)).unwrap_or_else(|| panic!("no line {line:?}"));
+    let text: Vec<&str> = EXAMPLE.lines().enumerate().map(|(i, l)| if i == at { by } else { l }).collect();
+    (text.join("\n"), at + 1)
+}
+
+fn refusal(line: &str, by: &str) -> (String, usize) {
+    let (text, at) = with(line, by);
+    let error = parse(&text).err().unwrap_or_else(|| panic!("{by:?} was accepted"));
+    (compute_bridge::fleet::chain(&error), at)
+}
+
+#[test]
+fn the_example_is_a_valid_boot_file() {
+    let config = parse(EXAMPLE).unwrap();
+    let machine = config.machines().next().unwrap();
+    assert_eq!(machine.offer_name().as_str(), "rack-01");
+    assert_eq!(machine.public_host(), "10.0.1.5");
+    assert_eq!(config.rates_of(machine).unwrap().core_hour.to_string(), "0.04");
+    assert_eq!(config.absolute(Path::new("bridge.key")), Path::new("/etc/bridge.key"));
+}
+
+#[test]
+fn every_mistake_names_file_line_key_and_remedy() {
+    let table: &[(&str, &str, &[&str])] = &[
+        ("relay = ", "relayy = \"http://x/\"", &["key `relayy`", "did you mean `relay`?", "allowed here", "`bootstrap`"]),
+        ("capacity_refresh_sec", "capacity_refresh_secs = 30", &["key `provider.capacity_refresh_secs`", "did you mean `capacity_refresh_sec`?"]),
+        ("ssh_key_path", "ssh_key = \"x\"", &["`baremetal.machines.ssh_key`", "did you mean `ssh_key_path`?"]),
+        ("core_hour", "core_hour = 0.04", &["`provider.rates.baremetal.core_hour`", "in quotes"]),
+        ("core_hour", "core_hour = \"0,04\"", &["core_hour", "0,04", "USD per hour"]),
+        ("core_hour", "core_hour = \"-1\"", &["core_hour", "-1"]),
+        ("gib_hour", "gib_hour = 1", &["gib_hour", "in quotes"]),
+        ("fingerprint", "fingerprint = \"abc\"", &["key `fingerprint`", "abc"]),
+        ("relay = ", "relay = \"127.0.0.1:3340\"", &["key `relay`", "127.0.0.1:3340", "http://"]),
+        ("bootstrap", "bootstrap = [\"nobody\"]", &["key `bootstrap`", "nobody", "PEER_ID@IP:PORT"]),
+        ("host_key", "host_key = \"AAAA\"", &["host_key", "ssh-keyscan"]),
+        ("host_key", "host_key = \"ecdsa-sha2-nistp256 AAAAE2VjZHNhLXNoYTItbmlzdHAyNTYAAAAIbmlzdHAyNTYAAABBBCwOJ9l\"", &["host_key"]),
+        ("region", "region = \"Home 01\"", &["region", "Home 01"]),
+        ("cpu_millicores", "cpu_millicores = 5", &["cpu_millicores", "5", "10 to 1024000"]),
+        ("ram_mib", "ram_mib = -1", &["ram_mib", "-1"]),
+        ("port = 22", "port = 70000", &["port", "70000"]),
+        ("port = 22", "port = 0", &["port = 0", "1 to 65535"]),
+        ("user", "user = \"-oProxyCommand\"", &["user", "-oProxyCommand"]),
+        ("tdx_capable", "tdx_capable = true", &["tdx_capable", "cannot start workloads inside TDX"]),
+        ("minimum_isolation", "minimum_isolation = \"total\"", &["minimum_isolation", "user_namespaces"]),
+        ("on_shutdown", "on_shutdown = \"explode\"", &["on_shutdown", "keep", "drain"]),
+        ("capacity_refresh_sec", "capacity_refresh_sec = 1", &["capacity_refresh_sec", "5 to 3600"]),
+        ("image_cache_mib", "image_cache_mib = 1", &["image_cache_mib", "max_image_mib = 4096"]),
+        ("default_disk_mib", "default_disk_mib = 20000", &["default_disk_mib", "max_disk_mib = 16384"]),
+        ("[dashboard]", "[dashbord]", &["dashbord", "did you mean `dashboard`?"]),
+        ("# dir", "dir = \"../etc\"", &["dir", "without '..'"]),
+        ("data_dir", "data_dir = 7", &["data_dir", "7"]),
+    ];
+    for (line, by, wanted) in table {
+        let (message, at) = refusal(line, by);
+        assert!(message.contains("/etc/bridge.toml"), "{message}");
+        for part in *wanted {
+            assert!(message.contains(part), "{by:?} was answered without {part:?}: {message}");
+        }
+        let lines = message.split("line ").nth(1).and_then(|rest| rest.split([',', ':']).next()?.parse::<usize>().ok());
+        // A value may be wrong only together with its section; then the section's line is named.
+        let named = lines.unwrap_or_else(|| panic!("no line in {message}"));
+        assert!(named == at || named <= at && at - named < 25, "{by:?} stands in line {at}, named was {named}: {message}");
+    }
+}
+
+#[test]
+fn exact_lines_where_the_parser_knows_them() {
+    for (line, by) in [("relay = ", "relayy = \"x\""), ("core_hour", "core_hour = 0.04"), ("fingerprint", "fingerprint = \"abc\"")] {
+        let (message, at) = refusal(line, by);
+        assert!(message.contains(&format!("line {at},")), "{message}");
+    }
+}
+
+#[test]
+fn a_missing_key_is_named_with_its_section() {
+    let (message, _) = refusal("host_key", "");
+    assert!(message.contains("`baremetal.machines.host_key`") && message.contains("is missing"), "{message}");
+}
+
+#[test]
+fn clouds_are_recognised_and_refused_plainly() {
+    for cloud in ["aws", "gcp", "azure"] {
+        let text = format!("{EXAMPLE}\n[{cloud}]\nregions = [\"us-east-1\"]\n");
+        let message = parse(&text).unwrap_err().to_string();
+        assert!(message.contains(&format!("this version has no {cloud} backend yet")), "{message}");
+    }
+}
+
+#[test]
+fn no_backend_no_bridge() {
+    let text: String = EXAMPLE.split("[[baremetal.machines]]").next().unwrap().to_owned();
+    let message = parse(&text).unwrap_err().to_string();
+    assert!(message.contains("nothing to sell") && message.contains("[[baremetal.machines]]"), "{message}");
+}
+
+#[test]
+fn machines_need_prices_and_names_of_their_own() {
+    let unpriced = EXAMPLE.replace("[provider.rates.baremetal]\ncore_hour = \"0.04\"\ngib_hour = \"0.005\"\n", "");
+    let message = parse(&unpriced).unwrap_err().to_string();
+    assert!(message.contains("it has no price"), "{message}");
+    let own = unpriced.replace("region = \"home-01\"", "region = \"home-01\"\nrates = { core_hour = \"1\", gib_hour = \"2\" }");
+    let config = parse(&own).unwrap();
+    assert_eq!(config.rates_of(config.machines().next().unwrap()).unwrap().gib_hour.to_string(), "2");
+    let machine = |name: &str, host: &str| {
+        format!(
+            "[[baremetal.machines]]\n{name}host = \"{host}\"\nuser = \"root\"\nssh_key_path = \"k\"\nhost_key = \"{KEY}\"\n\
+             region = \"r\"\ncpu_millicores = 1000\nram_mib = 1024\n"
+        )
+    };
+    let head = EXAMPLE.split("[[baremetal.machines]]").next().unwrap();
+    let twice = format!("{head}{}{}", machine("", "a"), machine("", "a"));
+    assert!(parse(&twice).unwrap_err().to_string().contains("two machines are called bm-"));
+    let sixteen: String = (0..16).map(|i| machine("", &format!("h{i}"))).collect();
+    assert_eq!(parse(&format!("{head}{sixteen}")).unwrap().machines().count(), 16);
+    let seventeen = format!("{head}{sixteen}{}", machine("", "h16"));
+    assert!(parse(&seventeen).unwrap_err().to_string().contains("run a second bridge"));
+}
+
+#[test]
+fn secrets_must_be_private_and_the_fingerprint_right() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("bridge.toml");
+    let coalition = super::harness::coalition_config();
+    std::fs::write(dir.path().join("coalition.hex"), coalition.to_hex()).unwrap();
+    let key = dir.path().join("rack-01.key");
+    std::fs::write(&key, "secret").unwrap();
+    let load = |text: &str| {
+        std::fs::write(&path, text).unwrap();
+        BridgeConfig::load(&path).unwrap().resolve().map_err(|error| compute_bridge::fleet::chain(&error))
+    };
+    let wrong = load(EXAMPLE).unwrap_err();
+    assert!(wrong.contains("key `fingerprint`") && wrong.contains(&coalition.fingerprint().to_string()), "{wrong}");
+    let text = EXAMPLE.replace(&"0".repeat(64), &coalition.fingerprint().to_string());
+    std::fs::set_permissions(&key, std::fs::Permissions::from_mode(0o644)).unwrap();
+    let open = load(&text).unwrap_err();
+    assert!(open.contains("ssh_key_path") && open.contains("mode 644") && open.contains("chmod 600"), "{open}");
+    std::fs::set_permissions(&key, std::fs::Permissions::from_mode(0o600)).unwrap();
+    let resolved = load(&text).unwrap();
+    assert_eq!(resolved.coalition.fingerprint(), coalition.fingerprint());
+    let token = resolved.dashboard_token.as_ref().unwrap();
+    assert_eq!(token.len(), 64);
+    assert!(!format!("{resolved:?}").contains(token.as_str()));
+    for file in ["bridge.key", "dashboard.token"] {
+        let mode = std::fs::metadata(dir.path().join(file)).unwrap().permissions().mode() & 0o777;
+        assert_eq!(mode, 0o600, "{file}");
+    }
+    // The same files, found again.
+    let again = load(&text).unwrap();
+    assert_eq!(again.key.peer_id(), resolved.key.peer_id());
+    assert_eq!(again.dashboard_token, resolved.dashboard_token);
+    std::fs::set_permissions(dir.path().join("bridge.key"), std::fs::Permissions::from_mode(0o640)).unwrap();
+    assert!(load(&text).unwrap_err().contains("chmod 600"));
+    let missing = load(&text.replace("coalition.hex", "nowhere.hex")).unwrap_err();
+    assert!(missing.contains("key `coalition`") && missing.contains("nowhere.hex"), "{missing}");
+    let inline = load(&text.replace("coalition.hex", "ab".repeat(40).as_str())).unwrap_err();
+    assert!(inline.contains("key `coalition`"), "{inline}");
+}

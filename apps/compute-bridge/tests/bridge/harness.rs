@@ -1,0 +1,678 @@
+//! A market in memory that runs the committee's real machine, a requester, a scripted backend, and real SSH hosts.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use coalition::{AlmanacTick, CommitteeContent, MicroUsd, ModuleKind, ProviderId, PublishedConfig, RateQ64, RequestId, Roster, UniqueId};
+use coalition_almanac::AlmanacParams;
+use coalition_compute::*;
+use coalition_host::keys;
+use coalition_host::sshd::{self, HostSshd, HostSshdConfig};
+use coalition_host::types::IsolationLevel;
+use coalition_log::entry::WriteId;
+use coalition_log::{Context, Entry, Fold, Machine};
+use coalition_organism::WriteError;
+use coalition_shuffle::{
+    CellId, CellScope, DealerOutput, Envelope, ReceiverKey, ReplyCell, RotatingPeer, SshAccessReceipt, SshHostKey, WorkloadSpec,
+};
+use compute_bridge::backend::*;
+use compute_bridge::backends::BareMetalSetup;
+use compute_bridge::channel::{OpenError, ReplySender, RequestOpener};
+use compute_bridge::image::{ChunkRequest, ChunkSource, MAX_CHUNK_BYTES};
+use compute_bridge::market::{Earnings, GrantSight, Market, MarketError, MarketFold};
+use compute_bridge::now_ms;
+use compute_bridge::ssh::SshTarget;
+use ed25519_dalek::SigningKey;
+use rand_core::OsRng;
+
+pub(crate) const SOON: Duration = Duration::from_secs(20);
+pub(crate) const CADENCE_MS: u32 = 100;
+
+/// Waits until `look` finds something; the deadline is generous, the machine may be busy.
+pub(crate) async fn eventually<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    for _ in 0..6_000 {
+        if let Some(found) = look() {
+            return found;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("{what} did not happen within a minute");
+}
+
+pub(crate) fn organism() -> UniqueId {
+    UniqueId::hash(b"bridge test compute")
+}
+
+pub(crate) fn scope() -> CellScope {
+    CellScope { coalition: UniqueId::hash(b"bridge test coalition"), compute: organism() }
+}
+
+fn roster(seed: u8) -> Roster {
+    let key = |purpose: u8| SigningKey::from_bytes(&[seed ^ purpose; 32]).verifying_key().to_bytes();
+    let member = coalition::RosterMember { name: "m0".into(), checkpoint_key: key(1), consensus_key: key(2), peer_id: key(3) };
+    Roster::new(vec![member]).unwrap()
+}
+
+/// A coalition with everything a bridge asks of one.
+pub(crate) fn coalition_config() -> PublishedConfig {
+    let content = |service: &str, seed: u8, params: Vec<u8>| CommitteeContent { service: service.into(), roster: roster(seed), params };
+    let dealt = DealerOutput::deal(1, 1, &mut OsRng).unwrap();
+    let unseal = content("unseal.v1", 0x40, dealt.params.to_bytes().to_vec());
+    let almanac = content("almanac.v1", 0x20, AlmanacParams::new(1_000).unwrap().to_bytes());
+    let compute = content("compute.v1", 0x10, ComputeParams::standard(1_000).to_bytes());
+    PublishedConfig::builder("bridge-test")
+        .organism("unseal", "unseal", &unseal)
+        .module(ModuleKind::Almanac, "almanac", &almanac)
+        .module(ModuleKind::Compute, "compute", &compute)
+        .build()
+        .unwrap()
+}
+
+/// A one-core grant on this offer in region `local`.
+pub(crate) fn grant(offer: &str, lasts_ms: u64) -> ComputeGrant {
+    grant_number(0, offer, lasts_ms)
+}
+
+pub(crate) fn grant_number(number: u8, offer: &str, lasts_ms: u64) -> ComputeGrant {
+    ComputeGrant {
+        request_id: RequestId(UniqueId::hash(&[b'g', number])),
+        attempt: 1,
+        provider: ProviderId(UniqueId::hash(b"provider")),
+        offer: offer.parse().unwrap(),
+        endpoint_hint: EndpointHint { provider_peer: [1; 32], shuffle_reply: UniqueId::hash(b"channel") },
+        bearer_pointer: UniqueId::hash(b"cell"),
+        workload: UniqueId::hash(b"workload"),
+        image_hash: UniqueId::hash(b"image"),
+        region: "local".parse().unwrap(),
+        tdx_required: false,
+        expected_mrtd: None,
+        cpu_millicores: 1_000,
+        ram_mib: 128,
+        duration_sec: u32::try_from(lasts_ms / 1_000).unwrap(),
+        rate: "0.05".parse().unwrap(),
+        valid_from: AlmanacTick(1),
+        valid_to: AlmanacTick(100),
+        valid_to_ms: now_ms() + lasts_ms,
+    }
+}
+
+pub(crate) fn image() -> LocalImage {
+    LocalImage { path: "/nonexistent".into(), hash: UniqueId::hash(b"image"), size_bytes: 5 }
+}
+
+pub(crate) fn instance_keys() -> InstanceKeys {
+    let (host, login) = (keys::generate("host"), keys::generate("login"));
+    let public = russh::keys::PublicKey::from_openssh(&host.public_openssh).unwrap();
+    InstanceKeys {
+        host_private: host.private_openssh,
+        host_public: SshHostKey(public.key_data().ed25519().unwrap().0),
+        login_public: login.public_openssh,
+    }
+}
+
+// ---- a backend of fables ----
+
+/// A backend whose instances are names in a set.
+pub(crate) struct FakeBackend {
+    name: OfferName,
+    region: Region,
+    pub(crate) running: Mutex<BTreeSet<InstanceName>>,
+    pub(crate) terminated: Mutex<Vec<InstanceName>>,
+    /// How many instances were ever created.
+    pub(crate) created: Mutex<u32>,
+    pub(crate) provision_fails: Mutex<Option<(FailureKind, bool)>>,
+    /// Whether the host answers.
+    pub(crate) visible: Mutex<bool>,
+    /// Makes every watch report this end.
+    pub(crate) exits: Mutex<Option<LogEnd>>,
+}
+
+pub(crate) const USED: UsageMetrics = UsageMetrics { cpu_core_seconds: 3, ram_mib_seconds: 500, net_bytes: 7_000 };
+
+impl FakeBackend {
+    pub(crate) fn new(name: &str) -> Arc<Self> {
+        Self::in_region(name, "local")
+    }
+
+    pub(crate) fn in_region(name: &str, region: &str) -> Arc<Self> {
+        Arc::new(Self {
+            name: name.parse().unwrap(),
+            region: region.parse().unwrap(),
+            running: Mutex::default(),
+            terminated: Mutex::default(),
+            created: Mutex::default(),
+            provision_fails: Mutex::default(),
+            visible: Mutex::new(true),
+            exits: Mutex::default(),
+        })
+    }
+
+    fn seen(&self) -> Result<(), BackendError> {
+        if *self.visible.lock().unwrap() { Ok(()) } else { Err(self.error(FailureKind::Transient, false)) }
+    }
+
+    fn error(&self, kind: FailureKind, started: bool) -> BackendError {
+        BackendError { backend: self.name.clone(), kind, message: "as scripted".into(), started, source: None }
+    }
+}
+
+#[async_trait]
+impl Backend for FakeBackend {
+    fn name(&self) -> &OfferName {
+        &self.name
+    }
+
+    async fn capabilities(&self) -> Offering {
+        let total = if *self.visible.lock().unwrap() { 8 } else { 0 };
+        Offering {
+            capabilities: Capabilities {
+                regions: vec![self.region.clone()],
+                tdx_capable: false,
+                mrtds: vec![],
+                max_cpu_millicores: total * 1_000,
+                max_ram_mib: total * 1_024,
+                max_instances: total,
+                instance_cpu_millicores: 4_000,
+                instance_ram_mib: 4_096,
+            },
+            rates: DeclaredRates { core_hour: "0.02".parse().unwrap(), gib_hour: RateQ64::ZERO },
+            isolation: Some(IsolationLevel::RootNamespaces),
+            detail: "a fable".into(),
+            reachable: total > 0,
+        }
+    }
+
+    fn can_satisfy(&self, grant: &ComputeGrant) -> Result<(), Unfit> {
+        if grant.region == self.region {
+            return Ok(());
+        }
+        Err(Unfit::Region { serves: self.region.to_string(), wanted: grant.region.to_string() })
+    }
+
+    async fn provision(&self, name: &InstanceName, _order: Order<'_>) -> Result<ProvisionedInstance, BackendError> {
+        self.seen()?;
+        *self.created.lock().unwrap() += 1;
+        if let Some((kind, started)) = *self.provision_fails.lock().unwrap() {
+            if started {
+                self.running.lock().unwrap().insert(name.clone());
+            }
+            return Err(self.error(kind, started));
+        }
+        self.running.lock().unwrap().insert(name.clone());
+        Ok(ProvisionedInstance {
+            backend: self.name.clone(),
+            name: name.clone(),
+            host: "127.0.0.1".into(),
+            port: 2_222,
+            user: "root".into(),
+            isolation: IsolationLevel::RootNamespaces,
+            isolation_text: "a fable".into(),
+        })
+    }
+
+    async fn watch_until_exit(&self, instance: &ProvisionedInstance, valid_to_ms: u64) -> Result<Exit, BackendError> {
+        loop {
+            if self.seen().is_ok() {
+                if let Some(end) = *self.exits.lock().unwrap() {
+                    return Ok(Exit { end, usage: USED });
+                }
+                if now_ms() >= valid_to_ms {
+                    return Ok(Exit { end: LogEnd::Deadline, usage: USED });
+                }
+                if !self.running.lock().unwrap().contains(&instance.name) {
+                    return Err(self.error(FailureKind::NotFound, true));
+                }
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    async fn stop(&self, name: &InstanceName) -> Result<Option<Exit>, BackendError> {
+        self.seen()?;
+        let there = self.running.lock().unwrap().contains(name);
+        Ok(there.then_some(Exit { end: LogEnd::Exited, usage: USED }))
+    }
+
+    async fn terminate(&self, name: &InstanceName) -> Result<(), BackendError> {
+        self.seen()?;
+        self.running.lock().unwrap().remove(name);
+        self.terminated.lock().unwrap().push(name.clone());
+        Ok(())
+    }
+
+    async fn list_owned(&self) -> Result<Vec<OwnedInstance>, BackendError> {
+        self.seen()?;
+        let running = self.running.lock().unwrap();
+        Ok(running.iter().map(|name| OwnedInstance { name: name.clone(), running: true }).collect())
+    }
+}
+
+// ---- the market ----
+
+struct Book {
+    machine: ComputeMachine,
+    fold: MarketFold,
+    entries: Vec<Entry>,
+    writes: BTreeMap<[u8; 16], Result<(), coalition_log::Refusal>>,
+    online: bool,
+}
+
+/// The real machine and the real fold, ordered by a mutex instead of a committee.
+pub(crate) struct MemoryMarket {
+    started_ms: u64,
+    book: Mutex<Book>,
+    changes: tokio::sync::watch::Sender<u64>,
+}
+
+pub(crate) fn params() -> ComputeParams {
+    ComputeParams { round_ms: 10, grant_grace_ticks: 100, ..ComputeParams::standard(CADENCE_MS) }
+}
+
+impl MemoryMarket {
+    pub(crate) fn new() -> Arc<Self> {
+        let machine = ComputeMachine::new(organism(), params()).unwrap();
+        let fold = MarketFold::new(organism(), params());
+        let book = Book { machine, fold, entries: Vec::new(), writes: BTreeMap::new(), online: true };
+        Arc::new(Self { started_ms: now_ms() - 10_000, book: Mutex::new(book), changes: tokio::sync::watch::channel(0).0 })
+    }
+
+    fn context(&self) -> Context {
+        let time_ms = now_ms();
+        let tick = (time_ms - self.started_ms) / u64::from(CADENCE_MS);
+        Context { height: tick, time_ms, tick }
+    }
+
+    pub(crate) fn set_online(&self, online: bool) {
+        self.book.lock().unwrap().online = online;
+    }
+
+    /// Executes one command, then everything that is due.
+    pub(crate) fn execute(&self, command: Option<&Command>) -> Result<(), coalition_log::Refusal> {
+        let cx = self.context();
+        let mut book = self.book.lock().unwrap();
+        let decided = command.map_or(Ok(Vec::new()), |command| book.machine.decide(&cx, &command.to_bytes()));
+        let result = decided.map(|drafts| book.commit(drafts, &cx));
+        while let Some(drafts) = book.machine.round(&cx) {
+            book.commit(drafts, &cx);
+        }
+        let size = book.entries.len() as u64;
+        drop(book);
+        self.changes.send_if_modified(|seen| std::mem::replace(seen, size) != size);
+        result
+    }
+
+    pub(crate) fn read<R>(&self, look: impl FnOnce(&MarketFold) -> R) -> R {
+        look(&self.book.lock().unwrap().fold)
+    }
+
+    pub(crate) fn record(&self, id: &RequestId) -> Option<GrantRecord> {
+        let _ = self.execute(None);
+        self.read(|fold| fold.view().grant(id).cloned())
+    }
+
+    /// Kinds and bodies of everything committed, for searching.
+    pub(crate) fn bytes(&self) -> Vec<u8> {
+        self.book.lock().unwrap().entries.iter().flat_map(|entry| entry.body.clone()).collect()
+    }
+}
+
+impl Book {
+    fn commit(&mut self, drafts: Vec<coalition_log::Draft>, cx: &Context) {
+        for draft in drafts {
+            let entry = draft.into_entry(self.entries.len() as u64, Some(cx.tick), cx.time_ms);
+            self.machine.evolve(&entry);
+            self.fold.fold(&entry).unwrap();
+            self.entries.push(entry);
+        }
+    }
+}
+
+#[async_trait]
+impl Market for MemoryMarket {
+    fn organism(&self) -> UniqueId {
+        organism()
+    }
+
+    fn at(&self) -> At {
+        let cx = self.context();
+        At { tick: cx.tick, time_ms: cx.time_ms }
+    }
+
+    fn grants_of(&self, provider: ProviderId) -> Vec<GrantSight> {
+        self.read(|fold| {
+            let own = fold.view().state().grants().values().filter(|record| record.grant.provider == provider);
+            own.map(|record| fold.sight(record)).collect()
+        })
+    }
+
+    fn grant(&self, provider: ProviderId, id: &RequestId) -> Option<GrantSight> {
+        self.read(|fold| fold.view().grant(id).filter(|record| record.grant.provider == provider).map(|record| fold.sight(record)))
+    }
+
+    fn card(&self, provider: ProviderId) -> Option<CardView> {
+        let at = self.at();
+        self.read(|fold| fold.view().card(&provider, at))
+    }
+
+    fn card_sequence(&self, provider: ProviderId) -> u64 {
+        self.read(|fold| fold.view().state().providers().get(&provider).map_or(0, |record| record.sequence))
+    }
+
+    fn earnings(&self, provider: ProviderId) -> Earnings {
+        self.read(|fold| fold.earnings(provider))
+    }
+
+    async fn changed(&self, seen: u64, deadline: Duration) -> u64 {
+        let _ = self.execute(None);
+        let mut changes = self.changes.subscribe();
+        let wait = changes.wait_for(|size| *size > seen);
+        let _ = tokio::time::timeout(deadline.min(Duration::from_millis(50)), wait).await;
+        *self.changes.borrow()
+    }
+
+    async fn write(&self, id: WriteId, command: Command, deadline: Duration) -> Result<(), MarketError> {
+        let online = self.book.lock().unwrap().online;
+        if !online {
+            tokio::time::sleep(deadline.min(Duration::from_millis(20))).await;
+            return Err(MarketError::Unavailable(WriteError::Deadline { waited_ms: 20, last: None }));
+        }
+        if let Some(known) = self.book.lock().unwrap().writes.get(&id.0).cloned() {
+            return known.map_err(MarketError::Refused);
+        }
+        let result = self.execute(Some(&command));
+        self.book.lock().unwrap().writes.insert(id.0, result.clone());
+        result.map_err(MarketError::Refused)
+    }
+
+    fn trouble(&self) -> Option<String> {
+        None
+    }
+}
+
+// ---- a requester ----
+
+/// Everything a requester keeps, and what of it may never be found at the bridge.
+pub(crate) struct Requester {
+    pub(crate) signer: SigningKey,
+    pub(crate) receiver: ReceiverKey,
+    pub(crate) peer: [u8; 32],
+    pub(crate) request: ComputeRequest,
+    pub(crate) envelope: Envelope,
+}
+
+pub(crate) fn requester(market: &MemoryMarket, seed: u8, image: &[u8], seconds: u32, change: impl FnOnce(&mut WorkloadSpec)) -> Requester {
+    let signer = SigningKey::from_bytes(&[seed; 32]);
+    let receiver = ReceiverKey::generate(&mut OsRng);
+    let peer = SigningKey::from_bytes(&[seed ^ 0xa5; 32]).verifying_key().to_bytes();
+    let hash = UniqueId::from_bytes(*blake3::hash(image).as_bytes());
+    let public = signer.verifying_key().to_bytes();
+    let nonce = [seed; 16];
+    let request = ComputeRequest {
+        request_id: request_id(&organism(), &public, &nonce),
+        nonce,
+        requester: anonymous_requester(&public),
+        workload: UniqueId::hash(b"workload"),
+        pin: None,
+        image_hash: hash,
+        cpu_millicores: 500,
+        ram_mib: 64,
+        duration_sec: seconds,
+        region: Some("local".parse().unwrap()),
+        tdx_required: false,
+        pinned_mrtd: None,
+        max_rate: "1".parse().unwrap(),
+        settlement: UniqueId::hash(b"settlement"),
+        deadline: AlmanacTick(market.at().tick + 600),
+        bearer_pointer: UniqueId::hash(&[b'c', seed]),
+    };
+    let mut workload = WorkloadSpec {
+        image_hash: hash,
+        image_size_bytes: image.len() as u64,
+        requested_region: Some("local".into()),
+        image_pointer: format!("{}@127.0.0.1:9", hex::encode(peer)).into_bytes(),
+        cpu_millicores: 500,
+        ram_mib: 64,
+        disk_mib: 64,
+        command: vec![],
+        env: vec![("SECRET_OF_REQUESTER".into(), "a-requester-private-value".into())],
+        ssh_authorized_key: None,
+    };
+    change(&mut workload);
+    let envelope = Envelope { peer_id: RotatingPeer::from_bytes(peer), peer_x25519: receiver.public(), workload };
+    Requester { signer, receiver, peer, request, envelope }
+}
+
+impl Requester {
+    pub(crate) fn id(&self) -> RequestId {
+        self.request.request_id
+    }
+
+    pub(crate) fn submit(&self, market: &MemoryMarket, channel: &MemoryChannel) {
+        channel.envelopes.lock().unwrap().insert(self.id(), self.envelope.clone());
+        let signed = Signed::sign(self.request.clone(), &self.signer, &organism()).unwrap();
+        market.execute(Some(&Command::SubmitRequest(signed))).unwrap();
+    }
+
+    pub(crate) fn end(&self, market: &MemoryMarket) {
+        let signed = Signed::sign(EndGrant { grant_id: self.id() }, &self.signer, &organism()).unwrap();
+        market.execute(Some(&Command::EndGrant(signed))).unwrap();
+    }
+
+    pub(crate) fn receipt(&self, channel: &MemoryChannel) -> Option<SshAccessReceipt> {
+        let replies = channel.replies.lock().unwrap();
+        let (peer, cell) = replies.get(&self.id())?.last()?;
+        assert_eq!(peer.as_bytes(), &self.peer, "the reply went to the rotating peer");
+        Some(SshAccessReceipt::unseal_with(cell, &self.receiver, &scope().seal_context(self.id())).unwrap())
+    }
+
+    /// Byte strings that identify this requester.
+    pub(crate) fn marks(&self) -> Vec<Vec<u8>> {
+        let raw = [self.peer, *self.receiver.public().as_bytes()];
+        let hex = raw.iter().map(|bytes| hex::encode(bytes).into_bytes());
+        let pointer = self.envelope.workload.image_pointer.clone();
+        raw.iter().map(|bytes| bytes.to_vec()).chain(hex).chain([pointer, b"a-requester-private-value".to_vec()]).collect()
+    }
+}
+
+/// The way to requesters and back, in memory.
+#[derive(Default)]
+pub(crate) struct MemoryChannel {
+    pub(crate) envelopes: Mutex<BTreeMap<RequestId, Envelope>>,
+    pub(crate) replies: Mutex<BTreeMap<RequestId, Vec<(RotatingPeer, ReplyCell)>>>,
+    pub(crate) broken: Mutex<bool>,
+}
+
+#[async_trait]
+impl RequestOpener for MemoryChannel {
+    fn scope(&self) -> CellScope {
+        scope()
+    }
+
+    async fn open(&self, request: RequestId, _cell: CellId, _deadline: Duration) -> Result<Envelope, OpenError> {
+        let found = self.envelopes.lock().unwrap().get(&request).cloned();
+        found.ok_or_else(|| OpenError::Unavailable("0 of 2 members needed helped".into()))
+    }
+}
+
+#[async_trait]
+impl ReplySender for MemoryChannel {
+    async fn send(&self, to: RotatingPeer, request: RequestId, reply: &ReplyCell, _deadline: Duration) -> Result<(), String> {
+        if *self.broken.lock().unwrap() {
+            return Err("no member helped".into());
+        }
+        self.replies.lock().unwrap().entry(request).or_default().push((to, reply.clone()));
+        Ok(())
+    }
+}
+
+/// An image in memory, in pieces of `piece` bytes.
+pub(crate) struct MemorySource {
+    pub(crate) bytes: Arc<Vec<u8>>,
+    pub(crate) piece: usize,
+    /// Fails every call whose number divides by this, from 1.
+    pub(crate) fail_every: u32,
+    pub(crate) calls: Mutex<u32>,
+}
+
+impl MemorySource {
+    pub(crate) fn new(bytes: &[u8]) -> Self {
+        Self { bytes: Arc::new(bytes.to_vec()), piece: MAX_CHUNK_BYTES, fail_every: u32::MAX, calls: Mutex::default() }
+    }
+}
+
+#[async_trait]
+impl ChunkSource for MemorySource {
+    async fn chunk(&self, request: ChunkRequest, _deadline: Duration) -> Result<Vec<u8>, String> {
+        let mut calls = self.calls.lock().unwrap();
+        *calls += 1;
+        if calls.is_multiple_of(self.fail_every) {
+            return Err("scripted".into());
+        }
+        let from = usize::try_from(request.offset).unwrap().min(self.bytes.len());
+        Ok(self.bytes[from..(from + self.piece).min(self.bytes.len())].to_vec())
+    }
+}
+
+/// Everything any bridge of this process has logged, at every level.
+pub(crate) fn captured_log() -> Arc<Mutex<Vec<u8>>> {
+    #[derive(Clone)]
+    struct Sink(Arc<Mutex<Vec<u8>>>);
+    impl std::io::Write for Sink {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+    static LOG: std::sync::OnceLock<Arc<Mutex<Vec<u8>>>> = std::sync::OnceLock::new();
+    let log = LOG.get_or_init(|| {
+        let log = Arc::new(Mutex::new(Vec::new()));
+        let sink = Sink(Arc::clone(&log));
+        let filter = tracing_subscriber::EnvFilter::new("debug,compute_bridge=trace");
+        tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).with_writer(move || sink.clone()).init();
+        log
+    });
+    Arc::clone(log)
+}
+
+// ---- hosts ----
+
+/// The program with the hidden subcommand `runner`.
+pub(crate) fn program() -> PathBuf {
+    PathBuf::from(env!("CARGO_BIN_EXE_compute-bridge"))
+}
+
+/// Writes a private key file as an operator would.
+pub(crate) fn write_key(path: &Path, text: &str) {
+    use std::io::Write;
+    use std::os::unix::fs::OpenOptionsExt;
+    let mut file = std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path).unwrap();
+    file.write_all(text.as_bytes()).unwrap();
+}
+
+/// A host of ours on loopback with a directory of its own.
+pub(crate) struct Host {
+    pub(crate) server: Option<HostSshd>,
+    pub(crate) dir: tempfile::TempDir,
+    pub(crate) target: SshTarget,
+    config: HostSshdConfig,
+}
+
+impl Host {
+    pub(crate) async fn start() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let (host, login) = (keys::generate("host"), keys::generate("login"));
+        let key_path = dir.path().join("login.key");
+        write_key(&key_path, login.private_openssh.expose());
+        let root_dir = dir.path().join("root");
+        std::fs::create_dir(&root_dir).unwrap();
+        let mut config = HostSshdConfig {
+            listen: "127.0.0.1:0".parse().unwrap(),
+            host_key: host.private_openssh,
+            authorized_keys: vec![login.public_openssh],
+            root_dir,
+            env: vec![],
+        };
+        let server = sshd::serve(config.clone()).await.unwrap();
+        config.listen = server.local_addr;
+        let target = SshTarget {
+            host: "127.0.0.1".into(),
+            port: server.local_addr.port(),
+            user: "bridge".into(),
+            key_path,
+            host_key: server.host_public_key.parse().unwrap(),
+        };
+        Self { server: Some(server), dir, target, config }
+    }
+
+    pub(crate) async fn stop(&mut self) {
+        if let Some(server) = self.server.take() {
+            server.shutdown().await;
+        }
+    }
+
+    pub(crate) async fn restart(&mut self) {
+        self.server = Some(sshd::serve(self.config.clone()).await.unwrap());
+    }
+
+    pub(crate) fn grants_dir(&self) -> PathBuf {
+        self.dir.path().join("root/.coalition-host/owner/grants")
+    }
+
+    pub(crate) fn setup(&self) -> BareMetalSetup {
+        BareMetalSetup {
+            name: "metal".parse().unwrap(),
+            target: self.target.clone(),
+            region: "local".parse().unwrap(),
+            cpu_millicores: 2_000,
+            ram_mib: 512,
+            max_instances: 4,
+            rates: DeclaredRates { core_hour: "0.02".parse().unwrap(), gib_hour: RateQ64::ZERO },
+            public_host: "127.0.0.1".into(),
+            listen: Some("127.0.0.1".parse().unwrap()),
+            dir: ".coalition-host".into(),
+            owner: "owner".into(),
+            minimum_isolation: IsolationLevel::ProcessLimits,
+            pids_max: 64,
+            program: Some(program()),
+            image_timeout: SOON,
+            start_timeout: SOON,
+            watch_interval: Duration::from_millis(100),
+        }
+    }
+}
+
+/// The example image, or `None` with a word when this machine lacks a static busybox.
+pub(crate) fn example_image(dir: &Path) -> Option<Vec<u8>> {
+    let path = dir.join("example.tar");
+    match coalition_host::image::make_example(&path) {
+        Ok(_) => Some(std::fs::read(path).unwrap()),
+        Err(error) => {
+            eprintln!("skipped: {error}");
+            None
+        }
+    }
+}
+
+/// Runs a command in the workload with the receipt, over an SSH session of its own.
+pub(crate) async fn ssh_into(receipt: &SshAccessReceipt, dir: &Path, command: &str) -> compute_bridge::ssh::ExecOutput {
+    let key_path = dir.join(format!("receipt-{}.key", receipt.instance_port));
+    write_key(&key_path, std::str::from_utf8(&receipt.ssh_key_private).unwrap());
+    let target = SshTarget {
+        host: receipt.instance_host.clone(),
+        port: receipt.instance_port,
+        user: receipt.user.clone(),
+        key_path,
+        host_key: receipt.ssh_host_key.to_openssh().parse().unwrap(),
+    };
+    compute_bridge::ssh::SshHost::new(target).exec("a command", command, SOON).await.unwrap()
+}
+
+pub(crate) fn nothing_earned() -> Earnings {
+    Earnings { grants_logged: 0, usage: UsageMetrics::default(), revenue: MicroUsd::ZERO }
+}

@@ -1,0 +1,15 @@
+//! Tests of the bridge: pure parts by property, everything else against real SSH servers and a real runner.
+//!
+//! One binary, because each links the whole network stack. Tests that need what a machine lacks (an OpenSSH server, a
+//! static busybox) say so and pass.
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stderr)]
+
+mod baremetal;
+mod config;
+mod dashboard;
+mod fleet;
+mod harness;
+mod image;
+mod journal;
+mod provider;
+mod ssh;

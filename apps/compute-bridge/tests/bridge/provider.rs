@@ -1,0 +1,489 @@
+//! The provider loop on the committee's real machine: every way a grant can go, crashes at every record, privacy.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use coalition::ProviderId;
+use coalition_compute::{GrantEnd, GrantStage, LogEnd, RefusalReason, RequestStage, UsageMetrics};
+use compute_bridge::backend::{Backend, FailureKind, InstanceName};
+use compute_bridge::backends::BareMetalBackend;
+use compute_bridge::fleet::Fleet;
+use compute_bridge::image::{ChunkSource, ImageStore};
+use compute_bridge::journal::{Journal, JournalError, Outcome, Stage};
+use compute_bridge::provider::{Parts, Tuning, serve};
+use compute_bridge::status::Status;
+use ed25519_dalek::SigningKey;
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+
+use super::harness::*;
+
+const IMAGE: &[u8] = b"an image that no backend of fables looks at";
+
+/// A world a bridge can be started in again and again.
+struct World {
+    dir: tempfile::TempDir,
+    market: Arc<MemoryMarket>,
+    channel: Arc<MemoryChannel>,
+    backends: Vec<Arc<dyn Backend>>,
+    image: Vec<u8>,
+    drain: bool,
+}
+
+struct Bridge {
+    stop: Option<oneshot::Sender<()>>,
+    task: JoinHandle<Result<(), JournalError>>,
+    journal: Journal,
+    status: Arc<Status>,
+    fleet: Fleet,
+}
+
+fn signer() -> SigningKey {
+    SigningKey::from_bytes(&[77; 32])
+}
+
+fn provider() -> ProviderId {
+    ProviderId::from_public_key(&signer().verifying_key().to_bytes())
+}
+
+impl World {
+    fn new(backends: Vec<Arc<dyn Backend>>) -> Self {
+        let (market, channel) = (MemoryMarket::new(), Arc::new(MemoryChannel::default()));
+        Self { dir: tempfile::tempdir().unwrap(), market, channel, backends, image: IMAGE.to_vec(), drain: false }
+    }
+
+    fn path(&self) -> &Path {
+        self.dir.path()
+    }
+
+    fn start(&self) -> Bridge {
+        self.start_losing_power(None)
+    }
+
+    fn start_losing_power(&self, after: Option<u64>) -> Bridge {
+        let journal = Journal::open(self.path()).unwrap();
+        if let Some(bytes) = after {
+            journal.lose_power_after(bytes);
+        }
+        let (status, fleet) = (Status::new(provider()), Fleet::new(self.backends.clone()).unwrap());
+        let image = self.image.clone();
+        let source = move |_: &[u8]| Ok(Box::new(MemorySource::new(&image)) as Box<dyn ChunkSource>);
+        let parts = Parts {
+            signer: signer(),
+            peer: [9; 32],
+            market: Arc::clone(&self.market) as _,
+            opener: Arc::clone(&self.channel) as _,
+            replier: Arc::clone(&self.channel) as _,
+            source: Arc::new(source),
+            images: ImageStore::open(&self.path().join("images"), 1 << 30, 1 << 30).unwrap(),
+            fleet: fleet.clone(),
+            journal: journal.clone(),
+            status: Arc::clone(&status),
+            tuning: Tuning {
+                capacity_refresh: Duration::from_secs(2),
+                max_concurrent_grants: 8,
+                open_timeout: Duration::from_secs(2),
+                image_timeout: SOON,
+                reply_timeout: SOON,
+                orphan_grace: Duration::from_millis(300),
+                default_disk_mib: 64,
+                max_disk_mib: 256,
+                drain: self.drain,
+            },
+        };
+        let (stop, stopped) = oneshot::channel::<()>();
+        let task = tokio::spawn(serve(parts, async move {
+            let _ = stopped.await;
+        }));
+        Bridge { stop: Some(stop), task, journal, status, fleet }
+    }
+
+    async fn card(&self) {
+        eventually("the card", || {
+            let _ = self.market.execute(None);
+            self.market.read(|fold| fold.view().state().providers().get(&provider())?.card.as_ref().map(|_| ()))
+        })
+        .await;
+    }
+
+    fn ask(&self, seed: u8, seconds: u32) -> Requester {
+        let requester = requester(&self.market, seed, &self.image, seconds, |_| {});
+        requester.submit(&self.market, &self.channel);
+        requester
+    }
+
+    async fn stage(&self, requester: &Requester, what: &str, wanted: impl Fn(&GrantStage) -> bool) -> coalition_compute::GrantRecord {
+        eventually(what, || self.market.record(&requester.id()).filter(|record| wanted(&record.stage))).await
+    }
+
+    async fn ended(&self, requester: &Requester) -> GrantEnd {
+        match self.stage(requester, "the end of the grant", |stage| matches!(stage, GrantStage::Ended(_))).await.stage {
+            GrantStage::Ended(end) => end,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    async fn receipt(&self, requester: &Requester) -> coalition_shuffle::SshAccessReceipt {
+        eventually("the receipt", || requester.receipt(&self.channel)).await
+    }
+}
+
+impl Bridge {
+    async fn stop(mut self) {
+        if let Some(stop) = self.stop.take() {
+            let _ = stop.send(());
+        }
+        self.task.await.unwrap().unwrap();
+    }
+
+    /// As `kill -9`: nothing gets to clean up.
+    async fn kill(self) {
+        self.task.abort();
+        let _ = self.task.await;
+    }
+
+    async fn closed(&self, requester: &Requester) -> Outcome {
+        let id = requester.id();
+        eventually("the journal to close the grant", || match self.journal.get(&id)?.stage {
+            Stage::Closed(outcome) => Some(outcome),
+            _ => None,
+        })
+        .await
+    }
+}
+
+fn fable() -> (World, Arc<FakeBackend>) {
+    let backend = FakeBackend::new("metal");
+    (World::new(vec![Arc::clone(&backend) as _]), backend)
+}
+
+fn no_instances(backend: &FakeBackend) -> bool {
+    backend.running.lock().unwrap().is_empty()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_becomes_a_machine_and_a_certified_log() {
+    let (world, backend) = fable();
+    let bridge = world.start();
+    world.card().await;
+    let requester = world.ask(1, 600);
+    let receipt = world.receipt(&requester).await;
+    assert_eq!((receipt.instance_port, receipt.grant_id), (2_222, requester.id()));
+    world.stage(&requester, "serving", |stage| *stage == GrantStage::Serving).await;
+    assert_eq!(backend.running.lock().unwrap().len(), 1);
+    requester.end(&world.market);
+    assert_eq!(world.ended(&requester).await, GrantEnd::Logged(LogEnd::EndedByRequester));
+    assert_eq!(bridge.closed(&requester).await, Outcome::Logged(LogEnd::EndedByRequester));
+    let record = world.market.record(&requester.id()).unwrap();
+    assert_eq!((record.usage, record.log_count, record.final_log), (USED, 1, true));
+    assert!(no_instances(&backend));
+    let earned = world.market.read(|fold| fold.earnings(provider()));
+    assert_eq!((earned.grants_logged, earned.usage), (1, USED));
+    let snapshot = bridge.status.snapshot(world.market.as_ref(), &bridge.journal, &bridge.fleet);
+    assert_eq!((snapshot.grants["closed"], snapshot.backends[0].attempts["ok"]), (1, 1));
+    assert!(snapshot.card_live && !snapshot.card_stale);
+    bridge.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_deadline_and_an_exit_are_logged_as_what_they_are() {
+    let (world, backend) = fable();
+    let bridge = world.start();
+    world.card().await;
+    let short = world.ask(1, 1);
+    assert_eq!(world.ended(&short).await, GrantEnd::Logged(LogEnd::Deadline));
+    *backend.exits.lock().unwrap() = Some(LogEnd::Exited);
+    let exits = world.ask(2, 600);
+    assert_eq!(world.ended(&exits).await, GrantEnd::Logged(LogEnd::Exited));
+    *backend.exits.lock().unwrap() = None;
+    let lost = world.ask(3, 600);
+    world.receipt(&lost).await;
+    backend.running.lock().unwrap().clear();
+    assert_eq!(world.ended(&lost).await, GrantEnd::Logged(LogEnd::BackendLost));
+    bridge.stop().await;
+}
+
+/// What is refused, and with which reason.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_served_is_given_back_with_its_reason() {
+    let (world, backend) = fable();
+    let bridge = world.start();
+    world.card().await;
+    type Change = fn(&mut coalition_shuffle::WorkloadSpec);
+    let cases: [(u8, Change, RefusalReason); 7] = [
+        (1, |w| w.image_hash = coalition::UniqueId::hash(b"another image"), RefusalReason::EnvelopeMismatch),
+        (2, |w| w.cpu_millicores = 501, RefusalReason::EnvelopeMismatch),
+        (3, |w| w.ram_mib = 65, RefusalReason::EnvelopeMismatch),
+        (4, |w| w.requested_region = Some("mars".into()), RefusalReason::EnvelopeMismatch),
+        (5, |w| w.image_size_bytes -= 1, RefusalReason::ImageMismatch),
+        (6, |w| w.disk_mib = 100_000, RefusalReason::NoCapacity),
+        (7, |w| w.image_size_bytes = 2 << 30, RefusalReason::Other),
+    ];
+    for (seed, change, reason) in cases {
+        let requester = requester(&world.market, seed, IMAGE, 600, change);
+        requester.submit(&world.market, &world.channel);
+        assert_eq!(bridge.closed(&requester).await, Outcome::Refused(reason), "case {seed}");
+        // Given back means open to others.
+        let request = world.market.read(|fold| fold.view().state().requests().get(&requester.id()).cloned()).unwrap();
+        assert_eq!(request.stage, RequestStage::Open);
+    }
+    let sealed = requester(&world.market, 20, IMAGE, 600, |_| {});
+    sealed.submit(&world.market, &MemoryChannel::default());
+    assert_eq!(bridge.closed(&sealed).await, Outcome::Refused(RefusalReason::EnvelopeUnavailable));
+    *backend.provision_fails.lock().unwrap() = Some((FailureKind::Capacity, false));
+    let full = world.ask(21, 600);
+    assert_eq!(bridge.closed(&full).await, Outcome::Refused(RefusalReason::NoCapacity));
+    *backend.provision_fails.lock().unwrap() = Some((FailureKind::Auth, false));
+    let locked = world.ask(22, 600);
+    assert_eq!(bridge.closed(&locked).await, Outcome::Refused(RefusalReason::BackendFailed));
+    assert_eq!(*backend.created.lock().unwrap(), 2, "nothing was created for what was refused before");
+    let refusals = bridge.status.snapshot(world.market.as_ref(), &bridge.journal, &bridge.fleet).refusals;
+    assert_eq!(refusals["envelope_mismatch"], 4);
+    bridge.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_started_workload_that_failed_is_logged_with_empty_usage() {
+    let (world, backend) = fable();
+    *backend.provision_fails.lock().unwrap() = Some((FailureKind::Fatal, true));
+    let bridge = world.start();
+    world.card().await;
+    let requester = world.ask(1, 600);
+    assert_eq!(world.ended(&requester).await, GrantEnd::Logged(LogEnd::ProvisioningFailed));
+    assert_eq!(world.market.record(&requester.id()).unwrap().usage, UsageMetrics::default());
+    assert!(no_instances(&backend));
+    bridge.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn blindness_of_the_bridge_ends_nothing() {
+    let (world, backend) = fable();
+    let bridge = world.start();
+    world.card().await;
+    let requester = world.ask(1, 600);
+    world.receipt(&requester).await;
+    *backend.visible.lock().unwrap() = false;
+    eventually("the card to sell nothing", || {
+        let card = world.market.read(|fold| fold.view().state().providers().get(&provider())?.card.clone())?;
+        (card.card.offers[0].capabilities.max_instances == 0).then_some(())
+    })
+    .await;
+    assert_eq!(bridge.journal.get(&requester.id()).unwrap().stage.name(), "replied");
+    assert_eq!(backend.running.lock().unwrap().len(), 1);
+    requester.end(&world.market);
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert_eq!(bridge.journal.get(&requester.id()).unwrap().stage.name(), "stopping", "unseen is not gone");
+    *backend.visible.lock().unwrap() = true;
+    assert_eq!(world.ended(&requester).await, GrantEnd::Logged(LogEnd::EndedByRequester));
+    assert!(no_instances(&backend));
+    bridge.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_unreachable_market_delays_the_log_and_loses_nothing() {
+    let (world, _backend) = fable();
+    let bridge = world.start();
+    world.card().await;
+    let requester = world.ask(1, 2);
+    world.receipt(&requester).await;
+    world.market.set_online(false);
+    eventually("the log to be due", || (bridge.journal.get(&requester.id())?.stage.name() == "log_pending").then_some(())).await;
+    bridge.kill().await;
+    world.market.set_online(true);
+    let bridge = world.start();
+    assert_eq!(bridge.closed(&requester).await, Outcome::Logged(LogEnd::Deadline));
+    assert_eq!(world.market.record(&requester.id()).unwrap().usage, USED);
+    bridge.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_bridge_goes_on_where_it_stood_and_keeps_healthy_work() {
+    let (world, backend) = fable();
+    let bridge = world.start();
+    world.card().await;
+    let requester = world.ask(1, 600);
+    world.receipt(&requester).await;
+    world.stage(&requester, "serving", |stage| *stage == GrantStage::Serving).await;
+    let before = backend.running.lock().unwrap().clone();
+    bridge.kill().await;
+    let bridge = world.start();
+    world.card().await;
+    // Longer than the grace period of the sweep.
+    tokio::time::sleep(Duration::from_millis(900)).await;
+    assert_eq!(*backend.running.lock().unwrap(), before);
+    assert_eq!(world.channel.replies.lock().unwrap()[&requester.id()].len(), 1, "one receipt, sent once");
+    requester.end(&world.market);
+    assert_eq!(world.ended(&requester).await, GrantEnd::Logged(LogEnd::EndedByRequester));
+    bridge.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_journal_adopts_what_serves_and_destroys_what_nobody_explains() {
+    let (world, backend) = fable();
+    let bridge = world.start();
+    world.card().await;
+    let requester = world.ask(1, 600);
+    world.receipt(&requester).await;
+    world.stage(&requester, "serving", |stage| *stage == GrantStage::Serving).await;
+    let served = backend.running.lock().unwrap().clone();
+    bridge.kill().await;
+    std::fs::remove_file(world.path().join("grants.journal")).unwrap();
+    let stray = InstanceName::try_from("f".repeat(32)).unwrap();
+    backend.running.lock().unwrap().insert(stray.clone());
+    let bridge = world.start();
+    eventually("the stray to be destroyed", || (*backend.running.lock().unwrap() == served).then_some(())).await;
+    assert!(backend.terminated.lock().unwrap().contains(&stray));
+    requester.end(&world.market);
+    assert_eq!(world.ended(&requester).await, GrantEnd::Logged(LogEnd::EndedByRequester));
+    assert!(no_instances(&backend));
+    bridge.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn draining_stops_and_logs_everything_and_takes_the_card_away() {
+    let (mut world, backend) = fable();
+    world.drain = true;
+    let bridge = world.start();
+    world.card().await;
+    let all: Vec<_> = (1..=3).map(|seed| world.ask(seed, 600)).collect();
+    for requester in &all {
+        world.receipt(requester).await;
+    }
+    bridge.stop().await;
+    for requester in &all {
+        assert_eq!(world.ended(requester).await, GrantEnd::Logged(LogEnd::Draining));
+    }
+    assert!(no_instances(&backend));
+    assert!(world.market.read(|fold| fold.view().state().providers()[&provider()].card.is_none()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn twenty_at_once_each_end_in_exactly_one_way() {
+    let (world, backend) = fable();
+    let bridge = world.start();
+    world.card().await;
+    let all: Vec<_> = (1..=20).map(|seed| world.ask(seed, 2)).collect();
+    for requester in &all {
+        assert!(matches!(world.ended(requester).await, GrantEnd::Logged(_)));
+        assert!(backend.running.lock().unwrap().len() <= 8);
+    }
+    assert!(no_instances(&backend));
+    bridge.stop().await;
+}
+
+/// One whole grant with power lost after `bytes` of the journal, then a second life; the world must not be able to tell.
+async fn life_with_power_loss(bytes: u64) -> u64 {
+    let (world, backend) = fable();
+    let first = world.start_losing_power(Some(bytes));
+    let has_card = async {
+        world.card().await;
+        world.ask(1, 600)
+    };
+    let requester = has_card.await;
+    // Whichever comes first: the power loss, or the receipt and then the end.
+    let lived = async {
+        eventually("receipt or power loss", || (requester.receipt(&world.channel).is_some() || first.task.is_finished()).then_some(())).await;
+        if !first.task.is_finished() {
+            requester.end(&world.market);
+        }
+        eventually("end or power loss", || {
+            let closed = first.journal.get(&requester.id()).is_some_and(|state| state.is_closed());
+            (closed || first.task.is_finished()).then_some(())
+        })
+        .await;
+    };
+    lived.await;
+    first.kill().await;
+    let second = world.start();
+    world.receipt(&requester).await;
+    if world.market.record(&requester.id()).is_some_and(|record| record.ending_ms.is_none() && record.is_live()) {
+        requester.end(&world.market);
+    }
+    assert_eq!(world.ended(&requester).await, GrantEnd::Logged(LogEnd::EndedByRequester), "power lost after {bytes} bytes");
+    assert_eq!(second.closed(&requester).await, Outcome::Logged(LogEnd::EndedByRequester));
+    let record = world.market.record(&requester.id()).unwrap();
+    assert_eq!((record.log_count, record.usage), (1, USED), "power lost after {bytes} bytes");
+    eventually("nothing to be left", || no_instances(&backend).then_some(())).await;
+    second.stop().await;
+    std::fs::metadata(world.path().join("grants.journal")).unwrap().len()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn power_loss_at_every_record_and_inside_each_comes_to_the_same_end() {
+    // The sizes of the records of one undisturbed life.
+    let (world, _backend) = fable();
+    let bridge = world.start();
+    world.card().await;
+    let requester = world.ask(1, 600);
+    world.receipt(&requester).await;
+    requester.end(&world.market);
+    bridge.closed(&requester).await;
+    bridge.kill().await;
+    let file = std::fs::read(world.path().join("grants.journal")).unwrap();
+    let mut cuts = Vec::new();
+    let mut at = 4;
+    while at < file.len() {
+        let length = u32::from_be_bytes(file[at..at + 4].try_into().unwrap()) as usize;
+        let next = at + 8 + length + 32;
+        // Just before a record, inside its head, inside its payload, one byte short of whole.
+        cuts.extend([at, at + 5, at + 8 + length / 2, next - 1].map(|cut| cut as u64 - 4));
+        at = next;
+    }
+    assert_eq!(at, file.len());
+    assert_eq!(cuts.len(), 4 * 9, "nine records: granted, opening, provisioning, running, replied, stopping, metered, stopped, closed");
+    for group in cuts.chunks(6) {
+        futures::future::join_all(group.iter().map(|cut| life_with_power_loss(*cut))).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn on_a_real_machine_with_nothing_of_the_requester_on_disk_or_in_the_log() {
+    let log = captured_log();
+    let host = Host::start().await;
+    let Some(image) = example_image(host.dir.path()) else { return };
+    let backend = Arc::new(BareMetalBackend::new(host.setup()));
+    let world = World { image, ..World::new(vec![Arc::clone(&backend) as _]) };
+    let bridge = world.start();
+    world.card().await;
+    let requester = world.ask(1, 600);
+    let receipt = world.receipt(&requester).await;
+    let said = ssh_into(&receipt, host.dir.path(), "echo $SECRET_OF_REQUESTER; dd if=/dev/zero of=/tmp/x bs=1M count=5 2>/dev/null; hello").await;
+    let said = String::from_utf8_lossy(&said.stdout).into_owned();
+    assert!(said.contains("a-requester-private-value") && said.contains("hello from"), "{said}");
+    // Mid-life, the bridge's disk, log entries and status know nothing of the requester.
+    let snapshot = bridge.status.snapshot(world.market.as_ref(), &bridge.journal, &bridge.fleet);
+    let shown = serde_json::to_vec(&snapshot).unwrap();
+    let metrics = compute_bridge::dashboard::prometheus(&snapshot).into_bytes();
+    let mut seen = vec![("status", shown), ("metrics", metrics), ("certified log", world.market.bytes())];
+    for file in files_below(world.path()) {
+        seen.push(("disk", std::fs::read(file).unwrap()));
+    }
+    seen.push(("log", log.lock().unwrap().clone()));
+    let (_, logged) = seen.last().unwrap();
+    assert!(String::from_utf8_lossy(logged).contains("the receipt is posted"), "the log was captured");
+    for mark in requester.marks() {
+        for (place, bytes) in &seen {
+            assert!(!bytes.windows(mark.len()).any(|window| window == mark), "{place} holds {:?}", String::from_utf8_lossy(&mark));
+        }
+    }
+    bridge.kill().await;
+    let bridge = world.start();
+    assert_eq!(ssh_into(&receipt, host.dir.path(), "echo still here").await.stdout, b"still here\n");
+    requester.end(&world.market);
+    assert_eq!(world.ended(&requester).await, GrantEnd::Logged(LogEnd::EndedByRequester));
+    let used = world.market.record(&requester.id()).unwrap().usage;
+    assert!(used.net_bytes > 0, "{used:?}");
+    assert_eq!(std::fs::read_dir(host.grants_dir()).unwrap().count(), 0, "nothing is left on the host");
+    bridge.stop().await;
+    backend.disconnect().await;
+}
+
+fn files_below(dir: &Path) -> Vec<std::path::PathBuf> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() { found.extend(files_below(&path)) } else { found.push(path) }
+    }
+    found
+}
