@@ -172,6 +172,7 @@ impl Node {
                 return Err(NodeError::RelayTimeout { relay: config.relay, waited_s });
             }
         };
+        stay_private(&network);
         let addresses = config.bootstrap.into_iter().map(|address| (address.peer, address)).collect();
         Ok(Arc::new(Self {
             network,
