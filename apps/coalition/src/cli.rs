@@ -91,9 +91,6 @@ pub enum Command {
     Run(RunCommand),
     /// Print a completion script for your shell
     Completions(CompletionsArgs),
-    /// Run a workload on this host (what a bridge calls over SSH)
-    #[command(hide = true, disable_help_flag = true)]
-    Runner(RunnerArgs),
 }
 
 const UP_AFTER: &str = "\
@@ -422,12 +419,4 @@ Examples:
 pub struct CompletionsArgs {
     /// The shell
     pub shell: Shell,
-}
-
-/// Arguments handed to the workload runner as they are.
-#[derive(Args, Debug, Clone)]
-pub struct RunnerArgs {
-    /// The runner's own arguments
-    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
-    pub arguments: Vec<std::ffi::OsString>,
 }

@@ -21,6 +21,8 @@ use crate::{
 pub const READ_WAIT: Duration = Duration::from_secs(15);
 /// How long the relay may take to accept a connection; on loopback it is at once or never.
 const KNOCK: Duration = Duration::from_secs(3);
+/// How long a node's goodbyes may take.
+const GOODBYE: Duration = Duration::from_millis(250);
 /// How long a node may take to start.
 const NODE_START: Duration = Duration::from_secs(20);
 
@@ -127,8 +129,13 @@ impl Session {
 
     /// Says goodbye.
     pub async fn close(self) {
-        self.node.stop().await;
+        say_goodbye(&self.node).await;
     }
+}
+
+/// Closes a node. The substrate sends its goodbyes at once and then lingers for seconds; nothing here needs to wait for that.
+pub(crate) async fn say_goodbye(node: &Node) {
+    let _ = tokio::time::timeout(GOODBYE, node.stop()).await;
 }
 
 /// Finds out at once whether anybody is there, instead of after the node's long wait for its relay.

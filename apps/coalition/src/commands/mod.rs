@@ -16,7 +16,7 @@ pub mod verify;
 
 use crate::{
     cli::{Cli, Command},
-    error::{CliError, Context, Result},
+    error::{Context, Result},
     home::Home,
     output::Output,
     roles,
@@ -46,8 +46,6 @@ pub fn dispatch(cli: &Cli, output: &Output) -> Result<()> {
             completions::run(args);
             Ok(())
         }
-        // Answered before the command line is parsed; see `crate::main`.
-        Command::Runner(_) => Err(CliError::fault("internal", "the runner was not reached")),
     }
 }
 

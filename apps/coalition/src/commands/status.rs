@@ -54,6 +54,7 @@ fn read_roles(home: &Home) -> Option<BTreeMap<String, RoleStatus>> {
 async fn look(home: &Home) -> Result<Value> {
     let session = Session::open(home).await?;
     let now = session.now().await?;
+    let age_ms = now_ms().saturating_sub(now.time_ms);
     let market = session.market().await?;
     let (providers, open, live) = market.read(|view| {
         let state = view.state();
@@ -66,7 +67,6 @@ async fn look(home: &Home) -> Result<Value> {
     let size = market.certified_size();
     drop(market);
     session.close().await;
-    let age_ms = now_ms().saturating_sub(now.time_ms);
     if age_ms > STILL_MS {
         let message =
             format!("the committee's clock has not moved for {}", values::duration(Duration::from_millis(age_ms)));

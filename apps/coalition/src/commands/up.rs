@@ -197,7 +197,7 @@ impl Coalition {
                 let place = place(&details);
                 steps.done(
                     &role,
-                    &format!("{place}  pid {pid}"),
+                    format!("{place}  pid {pid}").trim_start(),
                     json!({ "role": role, "pid": pid, "details": details }),
                 );
                 self.is_up(role, pid, place);

@@ -306,13 +306,16 @@ impl<'a> Attempt<'a> {
             let (id, attempt) = (self.id, grant.attempt);
             tokio::select! {
                 biased;
-                opened = &mut receipt => return opened.map_err(|error| {
-                    let message = format!("the provider sent no receipt within {}", values::duration(self.request.provision_wait));
-                    CliError::new(Kind::TimedOut, "no_receipt", message).because(error)
-                }),
+                opened = &mut receipt => {
+                    let opened = opened.map_err(|error| no_receipt(self.request.provision_wait, error))?;
+                    if !fetched {
+                        announce_image(self.facts, *self.image.progress().borrow() >= size, steps);
+                    }
+                    return Ok(opened);
+                }
                 _ = progress.wait_for(|served| *served >= size), if !fetched => {
                     fetched = true;
-                    announce_fetched(self.facts, steps);
+                    announce_image(self.facts, true, steps);
                     steps.begin("the provider boots it");
                 }
                 over = self.market.wait_for(self.request.provision_wait + CLEARING_GRACE, move |view| is_over(view, id, attempt)) => {
@@ -451,10 +454,21 @@ pub(crate) fn word<T: serde::Serialize>(code: &T) -> String {
     }
 }
 
-fn announce_fetched(facts: &ImageFacts, steps: &mut Steps) {
-    let kib = facts.size_bytes.div_ceil(1_024);
-    let text = format!("the provider fetched the image, {kib} KiB, blake3 {}…", &facts.hash.to_string()[..8]);
-    steps.done("provisioning", &text, json!({ "image_bytes": facts.size_bytes, "image_hash": facts.hash.to_string() }));
+fn no_receipt(waited: Duration, error: coalition_unseal::ShuffleError) -> CliError {
+    let message = format!("the provider sent no receipt within {}", values::duration(waited));
+    CliError::new(Kind::TimedOut, "no_receipt", message).because(error)
+}
+
+/// The provider has the image: from here, or from an earlier grant with the same blake3.
+fn announce_image(facts: &ImageFacts, from_here: bool, steps: &mut Steps) {
+    let how = if from_here { "fetched the image" } else { "had the image already" };
+    let (kib, hash) = (facts.size_bytes.div_ceil(1_024), facts.hash.to_string());
+    let text = format!("the provider {how}, {kib} KiB, blake3 {}…", &hash[..8]);
+    steps.done(
+        "provisioning",
+        &text,
+        json!({ "image_bytes": facts.size_bytes, "image_hash": hash, "fetched": from_here }),
+    );
 }
 
 fn announce_receipt(grant: &Grant, steps: &mut Steps) {

@@ -24,6 +24,7 @@ use crate::{
     config_file::{self, relative_to},
     error::{CliError, Context, Result},
     home::private_dir,
+    session::say_goodbye,
     view::{self, AlmanacPart, ComputePart},
 };
 
@@ -76,7 +77,7 @@ pub(super) async fn start(path: &Path) -> Result<Running> {
         if let Some(readings) = readings {
             readings.abort();
         }
-        node.stop().await;
+        say_goodbye(&node).await;
         // The watcher has been dropped by now, so this is the last owner.
         if let Some(member) = Arc::into_inner(member)
             && let Err(error) = member.stop(STOP).await

@@ -17,6 +17,7 @@ use crate::{
     config_file::{self, relative_to},
     devnet::keys::load_share,
     error::{CliError, Context, Result},
+    session::say_goodbye,
     view,
 };
 
@@ -47,6 +48,6 @@ pub(super) async fn start(path: &Path) -> Result<Running> {
         gone.closed().await;
         CliError::fault("node_closed", "the node's endpoint has closed")
     };
-    let stop = async move { node.stop().await };
+    let stop = async move { say_goodbye(&node).await };
     Ok(Running { ready, failed: Box::pin(failed), stop: Box::pin(stop) })
 }
