@@ -26,6 +26,9 @@ pub const MAX_BODY_BYTES: usize = 4 << 20;
 /// Calls a node executes at once; further ones are refused and the caller tries again.
 const MAX_CONCURRENT_CALLS: usize = 1_024;
 
+/// How long a stopping node waits for its peers to take note.
+const GOODBYE: Duration = Duration::from_millis(500);
+
 /// Identifies the remote-call function of this version; each peer serves it under an id derived from its own key.
 const RPC_DOMAIN: UniqueId = mosaik::unique_id!("coalition.universe.rpc.v1");
 
@@ -265,7 +268,8 @@ impl Node {
     pub async fn stop(&self) {
         *lock(&self.handler) = None;
         lock(&self.callers).clear();
-        self.network.local().endpoint().close().await;
+        // Peers that have gone already never confirm the goodbye; waiting for them would make every stop slow.
+        let _ = tokio::time::timeout(GOODBYE, self.network.local().endpoint().close()).await;
     }
 
     /// Makes sure the peer's signed entry is in the catalog: the substrate dials only peers it knows.
