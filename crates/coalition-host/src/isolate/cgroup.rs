@@ -338,6 +338,40 @@ mod tests {
     }
 
     #[test]
+    fn version_two_limits_are_written_where_controllers_are_passed_on() {
+        let temp = tempfile::tempdir().unwrap();
+        let hierarchies = Hierarchies { v2: Some(temp.path().into()), ..Hierarchies::default() };
+        let limits = Limits { cpu_millicores: 1500, ram_mib: 64, pids_max: 9 };
+        let groups = Groups::create(&hierarchies, true, "aa", limits);
+        let dir = temp.path().join("coalition/aa");
+        let read = |file: &str| fs::read_to_string(dir.join(file)).unwrap();
+        assert_eq!((read("cpu.max").as_str(), read("memory.max").as_str()), ("150000 100000", "67108864"));
+        assert_eq!((read("memory.swap.max").as_str(), read("pids.max").as_str()), ("0", "10"));
+        for controller in CONTROLLERS {
+            assert_eq!(groups.mechanism_of(controller), Some(Mechanism::CgroupV2));
+        }
+        groups.add(42).unwrap();
+        assert_eq!((read("cgroup.procs").as_str(), groups.pids()), ("42", vec![42]));
+        assert_eq!(Groups::find(&hierarchies, true, "aa"), [dir]);
+        assert_eq!(Groups::find(&hierarchies, true, "bb"), Vec::<PathBuf>::new());
+    }
+
+    #[test]
+    fn a_delegated_branch_is_used_only_when_it_passes_controllers_on() {
+        let temp = tempfile::tempdir().unwrap();
+        let own = temp.path().join("user.slice/x.scope");
+        fs::create_dir_all(&own).unwrap();
+        for dir in [own.clone(), temp.path().join("user.slice")] {
+            fs::write(dir.join("cgroup.procs"), "").unwrap();
+        }
+        let hierarchies =
+            Hierarchies { v2: Some(temp.path().into()), own_v2: "user.slice/x.scope".into(), ..Hierarchies::default() };
+        assert_eq!(hierarchies.v2_parents(false), [own, temp.path().join("user.slice")]);
+        let limits = Limits { cpu_millicores: 1500, ram_mib: 64, pids_max: 9 };
+        assert!(!Groups::create(&hierarchies, false, "aa", limits).any());
+    }
+
+    #[test]
     fn counters_are_read_from_files() {
         let temp = tempfile::tempdir().unwrap();
         fs::write(temp.path().join("cpu.stat"), "usage_usec 1234\nuser_usec 1\n").unwrap();

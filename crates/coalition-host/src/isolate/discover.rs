@@ -105,6 +105,9 @@ fn losses(isolation: &Isolation, root: bool, cpu_millicores: u32) -> Vec<String>
             say("only user id 0 exists inside; programs that switch to another user fail");
         }
         (IsolationLevel::ProcessLimits, _) => {
+            if root {
+                say("the workload runs as root of this host, held back by dropped capabilities only");
+            }
             say("the workload sees the host's files and can read and change what the runner's user can");
             say("the workload sees and can signal the runner user's processes, the runner included");
             say("the workload uses the host's network");

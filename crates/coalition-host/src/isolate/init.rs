@@ -18,7 +18,7 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Gid, Pid, Uid};
 
 use super::proto::{self, FromInit, Launch, Setup, ToInit};
-use super::{mounts, sys};
+use super::{filter, mounts, sys};
 use crate::isolate::launch;
 use crate::state::now_unix_ms;
 use crate::types::{ExitOutcome, IsolationLevel};
@@ -125,7 +125,7 @@ fn receive_setup(control: &OwnedFd) -> Result<Option<Setup>, Problem> {
 }
 
 fn build(control: &OwnedFd, setup: &Setup) -> Result<Vec<String>, Problem> {
-    let losses = mounts::enter(setup)?;
+    let mut losses = mounts::enter(setup)?;
     at("bring loopback up", sys::loopback_up())?;
     at("set the host name", nix::unistd::sethostname(&setup.hostname))?;
     mounts::open_ports();
@@ -136,7 +136,7 @@ fn build(control: &OwnedFd, setup: &Setup) -> Result<Vec<String>, Problem> {
     let _ = fs::write("/proc/sys/user/max_user_namespaces", "0");
     mounts::make_home();
     limit(setup)?;
-    at("drop capabilities", sys::keep_capabilities(KEPT_CAPABILITIES))?;
+    restrict(&mut losses)?;
     Ok(losses)
 }
 
@@ -153,6 +153,17 @@ fn become_mapped_root(control: &OwnedFd) -> Result<(), Problem> {
     at("drop groups", nix::unistd::setgroups(&[]))?;
     at("change group", nix::unistd::setresgid(gid, gid, gid))?;
     at("change user", nix::unistd::setresuid(uid, uid, uid))
+}
+
+/// Gives up, for ourselves and everything inside, what even a workload's root must not do.
+fn restrict(losses: &mut Vec<String>) -> Result<(), Problem> {
+    // The keyring of whoever started the supervisor would otherwise be ours too.
+    sys::leave_keyring();
+    at("drop capabilities", sys::keep_capabilities(KEPT_CAPABILITIES))?;
+    if let Err(problem) = filter::apply() {
+        losses.push(format!("system calls are not filtered: {problem}"));
+    }
+    Ok(())
 }
 
 /// Limits and marks that every process inside inherits and none can take back.
@@ -194,14 +205,17 @@ fn processes_already(setup: &Setup) -> u64 {
 }
 
 fn serve_unisolated(control: &OwnedFd, setup: &Setup) -> Result<(), Problem> {
-    let built = at("adopt orphans", nix::sys::prctl::set_child_subreaper(true)).and_then(|()| limit(setup));
+    let mut losses = Vec::new();
+    let built = at("adopt orphans", nix::sys::prctl::set_child_subreaper(true))
+        .and_then(|()| limit(setup))
+        .and_then(|()| restrict(&mut losses));
     if let Err(problem) = built {
         return at("report", proto::send(control.as_fd(), &FromInit::Broken { problem }, &[]));
     }
     let pid = i32::try_from(std::process::id()).unwrap_or(0);
     at("report", proto::send(control.as_fd(), &FromInit::Born { pid }, &[]))?;
     let control = at("copy the control socket", control.try_clone())?;
-    serve(control, setup, Vec::new())
+    serve(control, setup, losses)
 }
 
 struct Server {

@@ -4,6 +4,7 @@
 pub(crate) mod cgroup;
 pub(crate) mod control;
 pub(crate) mod discover;
+pub(crate) mod filter;
 pub(crate) mod init;
 pub(crate) mod launch;
 pub(crate) mod mounts;

@@ -61,7 +61,9 @@ pub(crate) fn keep_capabilities(keep: u64) -> io::Result<()> {
         }
         // SAFETY: integers only. EINVAL means that the kernel knows no such capability: the end of the list.
         let rc = unsafe { libc::prctl(libc::PR_CAPBSET_DROP, cap, 0, 0, 0) };
-        if rc < 0 && Errno::last() == Errno::EINVAL {
+        // EPERM means that we may not shrink the set; then we hold no capability that it could bound, and
+        // `no_new_privs`, which callers set, keeps it so.
+        if rc < 0 && matches!(Errno::last(), Errno::EINVAL | Errno::EPERM) {
             break;
         }
         if rc < 0 {
@@ -158,6 +160,13 @@ pub(crate) fn receive_with_fds(socket: BorrowedFd<'_>, limit: usize) -> io::Resu
     }
     bytes.truncate(length);
     Ok(Some((bytes, fds)))
+}
+
+/// Joins a new, empty session keyring. A kernel without keyrings has nothing to leave.
+pub(crate) fn leave_keyring() {
+    const KEYCTL_JOIN_SESSION_KEYRING: libc::c_long = 1;
+    // SAFETY: a command number and a null name, which the kernel takes as "anonymous".
+    unsafe { libc::syscall(libc::SYS_keyctl, KEYCTL_JOIN_SESSION_KEYRING, std::ptr::null::<libc::c_char>()) };
 }
 
 /// Makes every descriptor but the standard streams close on exec. Whoever called us may have left files of its own

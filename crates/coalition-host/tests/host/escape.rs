@@ -67,6 +67,7 @@ fn set_uid_programs_gain_nothing_and_privileges_are_gone() {
         assert!(status.contains("NoNewPrivs:\t1"), "{status}");
         let effective = status.lines().find_map(|l| l.strip_prefix("CapEff:\t")).unwrap();
         let effective = u64::from_str_radix(effective.trim(), 16).unwrap();
+        assert!(status.contains("Seccomp:\t2"), "{status}");
         // SYS_MODULE 16, SYS_RAWIO 17, SYS_PTRACE 19, SYS_ADMIN 21, NET_ADMIN 12, NET_RAW 13, MKNOD 27, BPF 39.
         for dangerous in [12, 13, 16, 17, 19, 21, 27, 39] {
             assert_eq!(effective & (1 << dangerous), 0, "capability {dangerous}");

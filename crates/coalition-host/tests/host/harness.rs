@@ -333,9 +333,15 @@ impl Grant<'_> {
 
     /// Waits for the last word.
     pub(crate) fn await_end(&self, limit: Duration) -> (EndReason, Option<String>, UsageReport) {
-        await_some("the end", limit, || match self.status().phase {
-            Phase::Ended { reason, detail, usage, .. } => Some((reason, detail, usage)),
-            _ => None,
+        await_some("the end", limit, || {
+            let state = self.status();
+            match state.phase {
+                // Its last word is the last thing a supervisor does, save exiting.
+                Phase::Ended { reason, detail, usage, .. } if !coalition_host::proc::is_alive(&state.supervisor) => {
+                    Some((reason, detail, usage))
+                }
+                _ => None,
+            }
         })
     }
 

@@ -22,10 +22,10 @@ fn memory_beyond_the_limit_is_refused_or_kills_only_its_user() {
 fn the_process_limit_holds() {
     for host in Host::each().into_iter().filter(|h| h.kind != As::Bare) {
         let grant = host.start(|spec| spec.pids_max = 12);
-        let seen = grant.ssh("for i in $(seq 40); do sleep 20 & done; wait");
+        let seen = grant.ssh("for i in $(seq 40); do sleep 99 >/dev/null 2>&1 & done");
         assert!(seen.err.contains("fork"), "{:?}: {seen:?}", host.kind);
-        let sleeping = grant.ssh("exec ps").out.lines().filter(|l| l.contains("sleep 20")).count();
-        assert!(sleeping <= 12, "{sleeping}");
+        let sleeping = grant.ssh("exec ps").out.lines().filter(|l| l.contains("sleep 99")).count();
+        assert!((6..=12).contains(&sleeping), "{:?}: {sleeping}", host.kind);
         grant.clean();
     }
 }
