@@ -326,7 +326,7 @@ async fn follow(node: &Arc<Node>, committees: &Committees) -> Result<Arc<LiveMar
     let (id, content, params) = &committees.compute;
     let compute = connect(*id, content)?;
     let clock = match &committees.almanac {
-        Some((id, content, params)) => Some((connect(*id, content)?, params.clone())),
+        Some((id, content, params)) => Some((connect(*id, content)?, *params)),
         None => None,
     };
     let market = LiveMarket::follow(compute, params.clone(), clock);

@@ -117,7 +117,7 @@ impl BareMetalBackend {
             let paths = self.runner.paths(&self.ssh).await?;
             self.runner.call(&self.ssh, "probe", &[("--dir", &paths.grants)], PROBE, true).await
         };
-        asked.await.map_err(|error| self.failed(error, false))
+        asked.await.map_err(|error| self.failed(&error, false))
     }
 
     /// Ends the connection to the machine.
@@ -133,9 +133,8 @@ impl BareMetalBackend {
         *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = trouble;
     }
 
-    fn failed(&self, error: RunnerCallError, started: bool) -> BackendError {
-        let kind = kind_of(&error);
-        let error = self.error(kind, chain(&error), started);
+    fn failed(&self, error: &RunnerCallError, started: bool) -> BackendError {
+        let error = self.error(kind_of(error), chain(error), started);
         self.note(Some(error.message.clone()));
         error
     }
@@ -216,7 +215,7 @@ impl BareMetalBackend {
     }
 
     async fn start(&self, name: &InstanceName, order: Order<'_>) -> Result<ProvisionedInstance, BackendError> {
-        let before = |error: RunnerCallError| self.failed(error, false);
+        let before = |error: RunnerCallError| self.failed(&error, false);
         let paths = self.runner.paths(&self.ssh).await.map_err(before)?;
         let shared = self.images.read().await;
         let image = self.put_image(order, &paths.images).await.map_err(before)?;
@@ -231,7 +230,7 @@ impl BareMetalBackend {
         let started: Result<RunnerState, _> =
             self.runner.call(&self.ssh, "start", &[("--dir", &dir)], self.setup.start_timeout, false).await;
         drop(shared);
-        let state = started.map_err(|error| self.failed(error, true))?;
+        let state = started.map_err(|error| self.failed(&error, true))?;
         let Phase::Ready { port, isolation, .. } = state.phase else {
             return Err(self.error(
                 FailureKind::Fatal,
@@ -432,11 +431,11 @@ impl Backend for BareMetalBackend {
     }
 
     async fn stop(&self, name: &InstanceName) -> Result<Option<Exit>, BackendError> {
-        self.halt(name).await.map_err(|error| self.failed(error, true))
+        self.halt(name).await.map_err(|error| self.failed(&error, true))
     }
 
     async fn terminate(&self, name: &InstanceName) -> Result<(), BackendError> {
-        self.remove(name).await.map_err(|error| self.failed(error, true))?;
+        self.remove(name).await.map_err(|error| self.failed(&error, true))?;
         self.ledger().remove(name);
         Ok(())
     }
@@ -450,7 +449,7 @@ impl Backend for BareMetalBackend {
                 self.ssh.exec_again("listing grants", &format!("ls -1 -- {}", quote(&paths.grants)), SMALL).await?;
             Ok((report, String::from_utf8_lossy(&dirs.stdout).into_owned()))
         };
-        let (report, dirs) = listed.await.map_err(|error| self.failed(error, false))?;
+        let (report, dirs) = listed.await.map_err(|error| self.failed(&error, false))?;
         let running: BTreeSet<&str> = report
             .grants
             .iter()

@@ -110,7 +110,10 @@ fn unknown_key(given: &str, allowed: &[&str]) -> String {
     let guess = allowed
         .iter()
         .map(|key| (distance(given, key), *key))
-        .filter(|(steps, key)| *steps <= (key.len() / 3).max(2))
+        // A key cut short or written out is as good a guess as one with a slip of the finger.
+        .filter(|(steps, key)| {
+            *steps <= (key.len() / 3).max(2) || (given.len() > 3 && (key.starts_with(given) || given.starts_with(key)))
+        })
         .min()
         .map(|(_, key)| format!("; did you mean `{key}`?"));
     format!("there is no key `{given}` here{}; allowed here: {list}", guess.unwrap_or_default())

@@ -114,7 +114,8 @@ impl JournalFile {
         sync_parent(path).map_err(io("syncing the directory"))?;
         let len = file.seek(SeekFrom::End(0)).map_err(io("seeking"))?;
         let count = records.len();
-        let this = Self { path: path.into(), file, len, records: count, trailer, failed: false, lose_power_after: None };
+        let this =
+            Self { path: path.into(), file, len, records: count, trailer, failed: false, lose_power_after: None };
         Ok((this, records))
     }
 
@@ -271,8 +272,7 @@ fn read_one(rest: &[u8], index: usize, before: &[u8; TRAILER]) -> Found {
     let length = [head[0], head[1], head[2], head[3]];
     let size = u32::from_be_bytes(length) as usize;
     if head[4..] != length_check(length, index) || size > MAX_PAYLOAD {
-        // The head is eight bytes in one sector of an append: it is there as a whole or not at all, unless it ends in zeros.
-        let unwritten = rest[4..].iter().all(|b| *b == 0);
+        let unwritten = rest[HEAD..].iter().all(|b| *b == 0);
         return if unwritten {
             Found::Torn
         } else {

@@ -72,7 +72,7 @@ impl Journal {
     ///
     /// # Errors
     /// [`JournalError`]; after a failed write the journal refuses every further record, and the bridge must stop.
-    pub fn append_blocking(&self, record: Record) -> Result<GrantState, JournalError> {
+    pub fn append_blocking(&self, record: &Record) -> Result<GrantState, JournalError> {
         self.with(|inner| {
             let next = match (inner.states.get(&record.grant), &record.event) {
                 (None, Event::Granted(grant)) => Ok(GrantState::new(grant.as_ref().clone())),
@@ -81,7 +81,7 @@ impl Journal {
             };
             let next =
                 next.map_err(|source| JournalError::Contradiction { record: inner.file.next_record(), source })?;
-            inner.file.append(&record)?;
+            inner.file.append(record)?;
             inner.states.insert(record.grant, next.clone());
             compact_when_large(inner)?;
             Ok(next)
@@ -95,7 +95,7 @@ impl Journal {
     pub async fn append(&self, grant: RequestId, event: Event) -> Result<GrantState, JournalError> {
         let journal = self.clone();
         let record = Record { grant, at_ms: crate::now_ms(), event };
-        match tokio::task::spawn_blocking(move || journal.append_blocking(record)).await {
+        match tokio::task::spawn_blocking(move || journal.append_blocking(&record)).await {
             Ok(result) => result,
             Err(_) => Err(JournalError::Stopped),
         }

@@ -17,7 +17,13 @@ struct Provisioned {
     receipt: SshAccessReceipt,
 }
 
-async fn provision(backend: &BareMetalBackend, n: u8, bytes: &[u8], dir: &std::path::Path, lasts_ms: u64) -> Result<Provisioned, BackendError> {
+async fn provision(
+    backend: &BareMetalBackend,
+    n: u8,
+    bytes: &[u8],
+    dir: &std::path::Path,
+    lasts_ms: u64,
+) -> Result<Provisioned, BackendError> {
     let path = dir.join(format!("image-{n}"));
     std::fs::write(&path, bytes).unwrap();
     let hash = UniqueId::from_bytes(*blake3::hash(bytes).as_bytes());
@@ -30,7 +36,8 @@ async fn provision(backend: &BareMetalBackend, n: u8, bytes: &[u8], dir: &std::p
     let keys = InstanceKeys { host_private: host.private_openssh, host_public, login_public: login.public_openssh };
     let workload = Workload { command: vec![], env: vec![("GREETING".into(), "good day".into())], disk_mib: 64 };
     let name = InstanceName::derive(&grant.provider, &grant.request_id, 0);
-    let instance = backend.provision(&name, Order { grant: &grant, image: &image, workload: &workload, keys: &keys }).await?;
+    let instance =
+        backend.provision(&name, Order { grant: &grant, image: &image, workload: &workload, keys: &keys }).await?;
     let receipt = SshAccessReceipt {
         instance_host: instance.host.clone(),
         instance_port: instance.port,
@@ -61,7 +68,10 @@ async fn whole_life(setup: BareMetalSetup, dir: &std::path::Path, image: &[u8]) 
     assert_eq!(listed, [OwnedInstance { name: one.instance.name.clone(), running: true }]);
     let exit = backend.stop(&one.instance.name).await.unwrap().unwrap();
     assert!(exit.usage.net_bytes > 0, "{exit:?}");
-    assert_eq!(backend.list_owned().await.unwrap(), [OwnedInstance { name: one.instance.name.clone(), running: false }]);
+    assert_eq!(
+        backend.list_owned().await.unwrap(),
+        [OwnedInstance { name: one.instance.name.clone(), running: false }]
+    );
     backend.terminate(&one.instance.name).await.unwrap();
     backend.terminate(&one.instance.name).await.unwrap();
     assert_eq!(backend.stop(&one.instance.name).await.unwrap(), None);
@@ -158,9 +168,14 @@ async fn failures_are_typed_and_leave_nothing() {
     let spoofed = BareMetalBackend::new(BareMetalSetup { target, ..host.setup() });
     let error = provision(&spoofed, 7, b"whatever", host.dir.path(), 60_000).await.err().unwrap();
     assert_eq!((error.kind, error.started), (FailureKind::Auth, false), "{error}");
-    let strict = BareMetalSetup { minimum_isolation: coalition_host::types::IsolationLevel::RootNamespaces, ..host.setup() };
+    let strict =
+        BareMetalSetup { minimum_isolation: coalition_host::types::IsolationLevel::RootNamespaces, ..host.setup() };
     let offering = BareMetalBackend::new(strict).capabilities().await;
-    assert!(offering.capabilities.max_instances > 0 || offering.detail.contains("isolates only"), "{}", offering.detail);
+    assert!(
+        offering.capabilities.max_instances > 0 || offering.detail.contains("isolates only"),
+        "{}",
+        offering.detail
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

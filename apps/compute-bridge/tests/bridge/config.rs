@@ -37,18 +37,30 @@ fn the_example_is_a_valid_boot_file() {
 #[test]
 fn every_mistake_names_file_line_key_and_remedy() {
     let table: &[(&str, &str, &[&str])] = &[
-        ("relay = ", "relayy = \"http://x/\"", &["key `relayy`", "did you mean `relay`?", "allowed here", "`bootstrap`"]),
-        ("capacity_refresh_sec", "capacity_refresh_secs = 30", &["key `provider.capacity_refresh_secs`", "did you mean `capacity_refresh_sec`?"]),
+        (
+            "relay = ",
+            "relayy = \"http://x/\"",
+            &["key `relayy`", "did you mean `relay`?", "allowed here", "`bootstrap`"],
+        ),
+        (
+            "capacity_refresh_sec",
+            "capacity_refresh_secs = 30",
+            &["key `provider.capacity_refresh_secs`", "did you mean `capacity_refresh_sec`?"],
+        ),
         ("ssh_key_path", "ssh_key = \"x\"", &["`baremetal.machines.ssh_key`", "did you mean `ssh_key_path`?"]),
         ("core_hour", "core_hour = 0.04", &["`provider.rates.baremetal.core_hour`", "in quotes"]),
         ("core_hour", "core_hour = \"0,04\"", &["core_hour", "0,04", "USD per hour"]),
         ("core_hour", "core_hour = \"-1\"", &["core_hour", "-1"]),
         ("gib_hour", "gib_hour = 1", &["gib_hour", "in quotes"]),
-        ("fingerprint", "fingerprint = \"abc\"", &["key `fingerprint`", "abc"]),
+        ("fingerprint", "fingerprint = \"abc\"", &["key `fingerprint`", "64 hexadecimal digits"]),
         ("relay = ", "relay = \"127.0.0.1:3340\"", &["key `relay`", "127.0.0.1:3340", "http://"]),
         ("bootstrap", "bootstrap = [\"nobody\"]", &["key `bootstrap`", "nobody", "PEER_ID@IP:PORT"]),
         ("host_key", "host_key = \"AAAA\"", &["host_key", "ssh-keyscan"]),
-        ("host_key", "host_key = \"ecdsa-sha2-nistp256 AAAAE2VjZHNhLXNoYTItbmlzdHAyNTYAAAAIbmlzdHAyNTYAAABBBCwOJ9l\"", &["host_key"]),
+        (
+            "host_key",
+            "host_key = \"ecdsa-sha2-nistp256 AAAAE2VjZHNhLXNoYTItbmlzdHAyNTYAAAAIbmlzdHAyNTYAAABBBCwOJ9l\"",
+            &["host_key"],
+        ),
         ("region", "region = \"Home 01\"", &["region", "Home 01"]),
         ("cpu_millicores", "cpu_millicores = 5", &["cpu_millicores", "5", "10 to 1024000"]),
         ("ram_mib", "ram_mib = -1", &["ram_mib", "-1"]),
@@ -74,13 +86,18 @@ fn every_mistake_names_file_line_key_and_remedy() {
         let lines = message.split("line ").nth(1).and_then(|rest| rest.split([',', ':']).next()?.parse::<usize>().ok());
         // A value may be wrong only together with its section; then the section's line is named.
         let named = lines.unwrap_or_else(|| panic!("no line in {message}"));
-        assert!(named == at || named <= at && at - named < 25, "{by:?} stands in line {at}, named was {named}: {message}");
+        assert!(
+            named == at || named <= at && at - named < 25,
+            "{by:?} stands in line {at}, named was {named}: {message}"
+        );
     }
 }
 
 #[test]
 fn exact_lines_where_the_parser_knows_them() {
-    for (line, by) in [("relay = ", "relayy = \"x\""), ("core_hour", "core_hour = 0.04"), ("fingerprint", "fingerprint = \"abc\"")] {
+    for (line, by) in
+        [("relay = ", "relayy = \"x\""), ("core_hour", "core_hour = 0.04"), ("fingerprint", "fingerprint = \"abc\"")]
+    {
         let (message, at) = refusal(line, by);
         assert!(message.contains(&format!("line {at},")), "{message}");
     }
@@ -113,9 +130,10 @@ fn machines_need_prices_and_names_of_their_own() {
     let unpriced = EXAMPLE.replace("[provider.rates.baremetal]\ncore_hour = \"0.04\"\ngib_hour = \"0.005\"\n", "");
     let message = parse(&unpriced).unwrap_err().to_string();
     assert!(message.contains("it has no price"), "{message}");
-    let own = unpriced.replace("region = \"home-01\"", "region = \"home-01\"\nrates = { core_hour = \"1\", gib_hour = \"2\" }");
+    let own = unpriced
+        .replace("region = \"home-01\"", "region = \"home-01\"\nrates = { core_hour = \"1\", gib_hour = \"2\" }");
     let config = parse(&own).unwrap();
-    assert_eq!(config.rates_of(config.machines().next().unwrap()).unwrap().gib_hour.to_string(), "2");
+    assert_eq!(config.rates_of(config.machines().next().unwrap()).unwrap().gib_hour.to_string(), "2.00");
     let machine = |name: &str, host: &str| {
         format!(
             "[[baremetal.machines]]\n{name}host = \"{host}\"\nuser = \"root\"\nssh_key_path = \"k\"\nhost_key = \"{KEY}\"\n\

@@ -36,7 +36,8 @@ async fn only_the_token_in_the_header_opens_it() {
     status.attempt(&"metal".parse().unwrap(), Some(compute_bridge::backend::FailureKind::Capacity));
     let market = MemoryMarket::new();
     let snapshot = {
-        let (status, market, journal, fleet) = (Arc::clone(&status), Arc::clone(&market), journal.clone(), fleet.clone());
+        let (status, market, journal, fleet) =
+            (Arc::clone(&status), Arc::clone(&market), journal.clone(), fleet.clone());
         move || status.snapshot(market.as_ref(), &journal, &fleet)
     };
     assert_eq!(snapshot().earnings, nothing_earned());
@@ -45,7 +46,12 @@ async fn only_the_token_in_the_header_opens_it() {
     let right = format!("Authorization: Bearer {TOKEN}\r\n");
     for path in ["/api/status", "/metrics"] {
         let url = format!("{path}?token={TOKEN}&access_token={TOKEN}");
-        for header in ["", "Authorization: Bearer wrong\r\n", "Authorization: Basic MDEy\r\n", "Cookie: token=0123456789abcdef0123456789abcdef\r\n"] {
+        for header in [
+            "",
+            "Authorization: Bearer wrong\r\n",
+            "Authorization: Basic MDEy\r\n",
+            "Cookie: token=0123456789abcdef0123456789abcdef\r\n",
+        ] {
             let (code, body) = get(page.address, &url, header).await;
             assert_eq!(code, 401, "{path} {header:?}");
             assert!(!body.contains("grants"), "{body}");
@@ -53,9 +59,13 @@ async fn only_the_token_in_the_header_opens_it() {
         assert_eq!(get(page.address, path, &right).await.0, 200);
     }
     let (code, html) = get(page.address, "/", "").await;
-    assert!(code == 200 && html.contains("default-src 'none'") && !html.contains(&provider.to_string()), "the page holds no data");
+    assert!(
+        code == 200 && html.contains("default-src 'none'") && !html.contains(&provider.to_string()),
+        "the page holds no data"
+    );
     let (_, json) = get(page.address, "/api/status", &right).await;
-    let json: serde_json::Value = serde_json::from_str(&json[json.find('{').unwrap()..=json.rfind('}').unwrap()]).unwrap();
+    let json: serde_json::Value =
+        serde_json::from_str(&json[json.find('{').unwrap()..=json.rfind('}').unwrap()]).unwrap();
     assert_eq!(json["grants"]["running"], 0);
     assert_eq!(json["backends"][0]["cpu_millicores"], 8_000);
     assert_eq!(json["refusals"]["no_capacity"], 1);

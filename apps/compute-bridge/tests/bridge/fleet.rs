@@ -66,7 +66,10 @@ async fn a_lack_of_room_goes_on_to_the_next_with_reasons() {
         let backends = [failing("a", kind, false), FakeBackend::new("b")];
         let tried = try_fleet(&backends, "a").await;
         assert_eq!(tried.result.unwrap(), "b");
-        assert_eq!(tried.notes, ["intend a".to_owned(), format!("failed a {} cleaned=true", kind.as_str()), "intend b".into()]);
+        assert_eq!(
+            tried.notes,
+            ["intend a".to_owned(), format!("failed a {} cleaned=true", kind.as_str()), "intend b".into()]
+        );
         // Whatever the failed one left was removed before the next was tried.
         assert_eq!(backends[0].terminated.lock().unwrap().len(), 1);
     }
@@ -78,7 +81,9 @@ async fn a_workload_that_started_and_failed_is_not_tried_elsewhere() {
         let backends = [failing("a", kind, started), FakeBackend::new("b")];
         let attempts = try_fleet(&backends, "a").await.result.unwrap_err();
         assert_eq!(attempts.len(), 1);
-        assert!(matches!(&attempts[0].result, AttemptResult::Failed { kind: k, started: s, .. } if *k == kind && *s == started));
+        assert!(
+            matches!(&attempts[0].result, AttemptResult::Failed { kind: k, started: s, .. } if *k == kind && *s == started)
+        );
         assert!(backends[1].running.lock().unwrap().is_empty());
     }
 }

@@ -6,7 +6,10 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use coalition::{AlmanacTick, CommitteeContent, MicroUsd, ModuleKind, ProviderId, PublishedConfig, RateQ64, RequestId, Roster, UniqueId};
+use coalition::{
+    AlmanacTick, CommitteeContent, MicroUsd, ModuleKind, ProviderId, PublishedConfig, RateQ64, RequestId, Roster,
+    UniqueId,
+};
 use coalition_almanac::AlmanacParams;
 use coalition_compute::*;
 use coalition_host::keys;
@@ -16,7 +19,8 @@ use coalition_log::entry::WriteId;
 use coalition_log::{Context, Entry, Fold, Machine};
 use coalition_organism::WriteError;
 use coalition_shuffle::{
-    CellId, CellScope, DealerOutput, Envelope, ReceiverKey, ReplyCell, RotatingPeer, SshAccessReceipt, SshHostKey, WorkloadSpec,
+    CellId, CellScope, DealerOutput, Envelope, ReceiverKey, ReplyCell, RotatingPeer, SshAccessReceipt, SshHostKey,
+    WorkloadSpec,
 };
 use compute_bridge::backend::*;
 use compute_bridge::backends::BareMetalSetup;
@@ -52,13 +56,18 @@ pub(crate) fn scope() -> CellScope {
 
 fn roster(seed: u8) -> Roster {
     let key = |purpose: u8| SigningKey::from_bytes(&[seed ^ purpose; 32]).verifying_key().to_bytes();
-    let member = coalition::RosterMember { name: "m0".into(), checkpoint_key: key(1), consensus_key: key(2), peer_id: key(3) };
+    let member =
+        coalition::RosterMember { name: "m0".into(), checkpoint_key: key(1), consensus_key: key(2), peer_id: key(3) };
     Roster::new(vec![member]).unwrap()
 }
 
 /// A coalition with everything a bridge asks of one.
 pub(crate) fn coalition_config() -> PublishedConfig {
-    let content = |service: &str, seed: u8, params: Vec<u8>| CommitteeContent { service: service.into(), roster: roster(seed), params };
+    let content = |service: &str, seed: u8, params: Vec<u8>| CommitteeContent {
+        service: service.into(),
+        roster: roster(seed),
+        params,
+    };
     let dealt = DealerOutput::deal(1, 1, &mut OsRng).unwrap();
     let unseal = content("unseal.v1", 0x40, dealt.params.to_bytes().to_vec());
     let almanac = content("almanac.v1", 0x20, AlmanacParams::new(1_000).unwrap().to_bytes());
@@ -276,7 +285,11 @@ impl MemoryMarket {
         let machine = ComputeMachine::new(organism(), params()).unwrap();
         let fold = MarketFold::new(organism(), params());
         let book = Book { machine, fold, entries: Vec::new(), writes: BTreeMap::new(), online: true };
-        Arc::new(Self { started_ms: now_ms() - 10_000, book: Mutex::new(book), changes: tokio::sync::watch::channel(0).0 })
+        Arc::new(Self {
+            started_ms: now_ms() - 10_000,
+            book: Mutex::new(book),
+            changes: tokio::sync::watch::channel(0).0,
+        })
     }
 
     fn context(&self) -> Context {
@@ -349,7 +362,9 @@ impl Market for MemoryMarket {
     }
 
     fn grant(&self, provider: ProviderId, id: &RequestId) -> Option<GrantSight> {
-        self.read(|fold| fold.view().grant(id).filter(|record| record.grant.provider == provider).map(|record| fold.sight(record)))
+        self.read(|fold| {
+            fold.view().grant(id).filter(|record| record.grant.provider == provider).map(|record| fold.sight(record))
+        })
     }
 
     fn card(&self, provider: ProviderId) -> Option<CardView> {
@@ -403,7 +418,13 @@ pub(crate) struct Requester {
     pub(crate) envelope: Envelope,
 }
 
-pub(crate) fn requester(market: &MemoryMarket, seed: u8, image: &[u8], seconds: u32, change: impl FnOnce(&mut WorkloadSpec)) -> Requester {
+pub(crate) fn requester(
+    market: &MemoryMarket,
+    seed: u8,
+    image: &[u8],
+    seconds: u32,
+    change: impl FnOnce(&mut WorkloadSpec),
+) -> Requester {
     let signer = SigningKey::from_bytes(&[seed; 32]);
     let receiver = ReceiverKey::generate(&mut OsRng);
     let peer = SigningKey::from_bytes(&[seed ^ 0xa5; 32]).verifying_key().to_bytes();
@@ -473,7 +494,11 @@ impl Requester {
         let raw = [self.peer, *self.receiver.public().as_bytes()];
         let hex = raw.iter().map(|bytes| hex::encode(bytes).into_bytes());
         let pointer = self.envelope.workload.image_pointer.clone();
-        raw.iter().map(|bytes| bytes.to_vec()).chain(hex).chain([pointer, b"a-requester-private-value".to_vec()]).collect()
+        raw.iter()
+            .map(|bytes| bytes.to_vec())
+            .chain(hex)
+            .chain([pointer, b"a-requester-private-value".to_vec()])
+            .collect()
     }
 }
 
@@ -499,7 +524,13 @@ impl RequestOpener for MemoryChannel {
 
 #[async_trait]
 impl ReplySender for MemoryChannel {
-    async fn send(&self, to: RotatingPeer, request: RequestId, reply: &ReplyCell, _deadline: Duration) -> Result<(), String> {
+    async fn send(
+        &self,
+        to: RotatingPeer,
+        request: RequestId,
+        reply: &ReplyCell,
+        _deadline: Duration,
+    ) -> Result<(), String> {
         if *self.broken.lock().unwrap() {
             return Err("no member helped".into());
         }

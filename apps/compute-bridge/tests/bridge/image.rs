@@ -34,7 +34,9 @@ async fn other_bytes_are_refused_and_nothing_of_them_stays() {
     let store = ImageStore::open(dir.path(), 1 << 20, 1 << 20).unwrap();
     let (wanted, sent) = (bytes(5_000, 0), bytes(5_000, 1));
     let refused = store.obtain(hash(&wanted), 5_000, &MemorySource::new(&sent), SOON).await.err().unwrap();
-    assert!(matches!(&refused, ImageError::Mismatch { expected, actual } if *expected == hash(&wanted) && *actual == hash(&sent).to_string()));
+    assert!(
+        matches!(&refused, ImageError::Mismatch { expected, actual } if *expected == hash(&wanted) && *actual == hash(&sent).to_string())
+    );
     let long = store.obtain(hash(&wanted), 4_000, &MemorySource::new(&wanted), SOON).await.err().unwrap();
     assert!(matches!(long, ImageError::Length { expected_bytes: 4_000, .. }), "{long}");
     let short = store.obtain(hash(&wanted), 6_000, &MemorySource::new(&wanted), SOON).await.err().unwrap();

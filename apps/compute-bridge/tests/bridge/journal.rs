@@ -52,7 +52,13 @@ fn lives() -> Vec<Vec<Event>> {
             stopped.clone(),
             logged(LogEnd::Deadline),
         ],
-        vec![Event::Opening, provisioning(1), failed.clone(), Event::Refusing(RefusalReason::NoCapacity), Event::Closed(Outcome::Refused(RefusalReason::NoCapacity))],
+        vec![
+            Event::Opening,
+            provisioning(1),
+            failed.clone(),
+            Event::Refusing(RefusalReason::NoCapacity),
+            Event::Closed(Outcome::Refused(RefusalReason::NoCapacity)),
+        ],
         vec![
             Event::Opening,
             provisioning(1),
@@ -82,7 +88,7 @@ fn write(dir: &Path, records: &[Record]) -> Vec<u64> {
     records
         .iter()
         .map(|record| {
-            journal.append_blocking(record.clone()).unwrap();
+            journal.append_blocking(record).unwrap();
             std::fs::metadata(&file).unwrap().len()
         })
         .collect()
@@ -192,10 +198,15 @@ fn damage_anywhere_before_the_tail_is_named_and_never_skipped() {
         assert_eq!(std::fs::read(&path).unwrap(), damaged);
     }
     // Records exchanged, repeated or dropped are damage as well.
-    let parts: Vec<&[u8]> = std::iter::once(4).chain(ends.iter().copied()).collect::<Vec<_>>().windows(2)
-        .map(|w| &whole[usize::try_from(w[0]).unwrap()..usize::try_from(w[1]).unwrap()]).collect();
+    let parts: Vec<&[u8]> = std::iter::once(4)
+        .chain(ends.iter().copied())
+        .collect::<Vec<_>>()
+        .windows(2)
+        .map(|w| &whole[usize::try_from(w[0]).unwrap()..usize::try_from(w[1]).unwrap()])
+        .collect();
     for order in [vec![0, 2, 1, 3], vec![0, 1, 1, 2], vec![0, 2, 3]] {
-        let bytes: Vec<u8> = b"CBJ1".iter().copied().chain(order.iter().flat_map(|i| parts[*i].iter().copied())).collect();
+        let bytes: Vec<u8> =
+            b"CBJ1".iter().copied().chain(order.iter().flat_map(|i| parts[*i].iter().copied())).collect();
         std::fs::write(&path, bytes).unwrap();
         assert!(matches!(states(dir.path()), Err(JournalError::Damaged { .. })), "{order:?}");
     }
@@ -220,11 +231,11 @@ fn a_full_disk_stops_the_journal_for_good() {
     let dir = tempfile::tempdir().unwrap();
     let journal = Journal::open(dir.path()).unwrap();
     let records = records(0, &lives()[0]);
-    journal.append_blocking(records[0].clone()).unwrap();
+    journal.append_blocking(&records[0]).unwrap();
     journal.lose_power_after(5);
-    let error = journal.append_blocking(records[1].clone()).unwrap_err();
+    let error = journal.append_blocking(&records[1]).unwrap_err();
     assert!(matches!(error, JournalError::Io { .. }) && error.to_string().contains("the bridge stops"), "{error}");
-    assert!(matches!(journal.append_blocking(records[1].clone()), Err(JournalError::Stopped)));
+    assert!(matches!(journal.append_blocking(&records[1]), Err(JournalError::Stopped)));
     // Nothing of the failed record counts, here or after a restart.
     assert_eq!(journal.get(&records[0].grant).unwrap().stage, Stage::Seen);
     drop(journal);

@@ -113,7 +113,12 @@ impl World {
         requester
     }
 
-    async fn stage(&self, requester: &Requester, what: &str, wanted: impl Fn(&GrantStage) -> bool) -> coalition_compute::GrantRecord {
+    async fn stage(
+        &self,
+        requester: &Requester,
+        what: &str,
+        wanted: impl Fn(&GrantStage) -> bool,
+    ) -> coalition_compute::GrantRecord {
         eventually(what, || self.market.record(&requester.id()).filter(|record| wanted(&record.stage))).await
     }
 
@@ -288,7 +293,10 @@ async fn an_unreachable_market_delays_the_log_and_loses_nothing() {
     let requester = world.ask(1, 2);
     world.receipt(&requester).await;
     world.market.set_online(false);
-    eventually("the log to be due", || (bridge.journal.get(&requester.id())?.stage.name() == "log_pending").then_some(())).await;
+    eventually("the log to be due", || {
+        (bridge.journal.get(&requester.id())?.stage.name() == "log_pending").then_some(())
+    })
+    .await;
     bridge.kill().await;
     world.market.set_online(true);
     let bridge = world.start();
@@ -383,7 +391,10 @@ async fn life_with_power_loss(bytes: u64) -> u64 {
     let requester = has_card.await;
     // Whichever comes first: the power loss, or the receipt and then the end.
     let lived = async {
-        eventually("receipt or power loss", || (requester.receipt(&world.channel).is_some() || first.task.is_finished()).then_some(())).await;
+        eventually("receipt or power loss", || {
+            (requester.receipt(&world.channel).is_some() || first.task.is_finished()).then_some(())
+        })
+        .await;
         if !first.task.is_finished() {
             requester.end(&world.market);
         }
@@ -400,7 +411,11 @@ async fn life_with_power_loss(bytes: u64) -> u64 {
     if world.market.record(&requester.id()).is_some_and(|record| record.ending_ms.is_none() && record.is_live()) {
         requester.end(&world.market);
     }
-    assert_eq!(world.ended(&requester).await, GrantEnd::Logged(LogEnd::EndedByRequester), "power lost after {bytes} bytes");
+    assert_eq!(
+        world.ended(&requester).await,
+        GrantEnd::Logged(LogEnd::EndedByRequester),
+        "power lost after {bytes} bytes"
+    );
     assert_eq!(second.closed(&requester).await, Outcome::Logged(LogEnd::EndedByRequester));
     let record = world.market.record(&requester.id()).unwrap();
     assert_eq!((record.log_count, record.usage), (1, USED), "power lost after {bytes} bytes");
@@ -431,7 +446,11 @@ async fn power_loss_at_every_record_and_inside_each_comes_to_the_same_end() {
         at = next;
     }
     assert_eq!(at, file.len());
-    assert_eq!(cuts.len(), 4 * 9, "nine records: granted, opening, provisioning, running, replied, stopping, metered, stopped, closed");
+    assert_eq!(
+        cuts.len(),
+        4 * 9,
+        "nine records: granted, opening, provisioning, running, replied, stopping, metered, stopped, closed"
+    );
     for group in cuts.chunks(6) {
         futures::future::join_all(group.iter().map(|cut| life_with_power_loss(*cut))).await;
     }
@@ -448,7 +467,12 @@ async fn on_a_real_machine_with_nothing_of_the_requester_on_disk_or_in_the_log()
     world.card().await;
     let requester = world.ask(1, 600);
     let receipt = world.receipt(&requester).await;
-    let said = ssh_into(&receipt, host.dir.path(), "echo $SECRET_OF_REQUESTER; dd if=/dev/zero of=/tmp/x bs=1M count=5 2>/dev/null; hello").await;
+    let said = ssh_into(
+        &receipt,
+        host.dir.path(),
+        "echo $SECRET_OF_REQUESTER; dd if=/dev/zero of=/tmp/x bs=1M count=5 2>/dev/null; hello",
+    )
+    .await;
     let said = String::from_utf8_lossy(&said.stdout).into_owned();
     assert!(said.contains("a-requester-private-value") && said.contains("hello from"), "{said}");
     // Mid-life, the bridge's disk, log entries and status know nothing of the requester.
@@ -464,7 +488,11 @@ async fn on_a_real_machine_with_nothing_of_the_requester_on_disk_or_in_the_log()
     assert!(String::from_utf8_lossy(logged).contains("the receipt is posted"), "the log was captured");
     for mark in requester.marks() {
         for (place, bytes) in &seen {
-            assert!(!bytes.windows(mark.len()).any(|window| window == mark), "{place} holds {:?}", String::from_utf8_lossy(&mark));
+            assert!(
+                !bytes.windows(mark.len()).any(|window| window == mark),
+                "{place} holds {:?}",
+                String::from_utf8_lossy(&mark)
+            );
         }
     }
     bridge.kill().await;

@@ -12,13 +12,18 @@ use super::harness::{Host, SOON, write_key};
 /// What every server must do for us.
 async fn behaves(ssh: &SshHost, dir: &Path) {
     let output = ssh.exec("a test", "printf out; printf err >&2; exit 7", SOON).await.unwrap();
-    assert_eq!((output.stdout.as_slice(), output.stderr.as_slice(), output.status), (&b"out"[..], &b"err"[..], Some(7)));
+    assert_eq!(
+        (output.stdout.as_slice(), output.stderr.as_slice(), output.status),
+        (&b"out"[..], &b"err"[..], Some(7))
+    );
     assert_eq!(output.stderr_tail(), "err");
     let odd = "a 'quoted' $HOME \"x\" \\ `ls`";
     let echoed = ssh.exec("a test", &format!("printf %s {}", quote(odd)), SOON).await.unwrap();
     assert_eq!(String::from_utf8(echoed.stdout).unwrap(), odd);
     let killed = ssh.exec("a test", "kill -9 $$", SOON).await.unwrap();
-    assert!(killed.status.is_none_or(|status| status != 0) && killed.signal.is_none_or(|signal| signal.contains("KILL")));
+    assert!(
+        killed.status.is_none_or(|status| status != 0) && killed.signal.is_none_or(|signal| signal.contains("KILL"))
+    );
 
     let local = dir.join("payload");
     let bytes: Vec<u8> = (0..3_000_000_u32).map(|i| u8::try_from(i % 249).unwrap()).collect();
@@ -39,7 +44,8 @@ async fn behaves(ssh: &SshHost, dir: &Path) {
     std::fs::write(&local, b"short").unwrap();
     ssh.upload(&local, &remote, 0o600, SOON).await.unwrap();
     ssh.write_file(&format!("{home}/{below}/small"), b"secret", SOON).await.unwrap();
-    let mut names: Vec<_> = ssh.list_files(&format!("{home}/{below}"), SOON).await.unwrap().into_iter().map(|f| (f.0, f.1)).collect();
+    let mut names: Vec<_> =
+        ssh.list_files(&format!("{home}/{below}"), SOON).await.unwrap().into_iter().map(|f| (f.0, f.1)).collect();
     names.sort();
     assert_eq!(names, [("payload".to_owned(), 5), ("small".to_owned(), 6)]);
     ssh.remove_file(&remote, SOON).await.unwrap();
@@ -87,7 +93,10 @@ async fn refuses(target: &SshTarget, dir: &Path) {
 
     let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let error = SshHost::new(SshTarget { port: closed, ..target.clone() }).connect().await.unwrap_err();
-    assert!(matches!(&error, SshError::Connect { .. }) && error.to_string().contains(&format!("127.0.0.1:{closed}")), "{error}");
+    assert!(
+        matches!(&error, SshError::Connect { .. }) && error.to_string().contains(&format!("127.0.0.1:{closed}")),
+        "{error}"
+    );
     assert_eq!(error.kind(), FailureKind::Transient);
 }
 
@@ -172,14 +181,20 @@ impl Sshd {
             "Port {port}\nListenAddress 127.0.0.1\nHostKey {}\nAuthorizedKeysFile {}\nPidFile none\nUsePAM no\nStrictModes no\n\
              PasswordAuthentication no\nKbdInteractiveAuthentication no\nPermitRootLogin prohibit-password\nMaxSessions 64\n\
              Subsystem sftp internal-sftp\n",
-            at("host.key").display(), at("authorized").display(),
+            at("host.key").display(),
+            at("authorized").display(),
         );
         std::fs::write(at("sshd_config"), config).unwrap();
         let mut child = Command::new(program)
-            .args(["-D", "-e", "-f"]).arg(at("sshd_config"))
-            .stdin(Stdio::null()).stdout(Stdio::null()).stderr(std::fs::File::create(at("log")).unwrap())
-            .spawn().unwrap();
-        let user = std::env::var("USER").unwrap_or_else(|_| nix::unistd::User::from_uid(nix::unistd::getuid()).unwrap().unwrap().name);
+            .args(["-D", "-e", "-f"])
+            .arg(at("sshd_config"))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(std::fs::File::create(at("log")).unwrap())
+            .spawn()
+            .unwrap();
+        let user = std::env::var("USER")
+            .unwrap_or_else(|_| nix::unistd::User::from_uid(nix::unistd::getuid()).unwrap().unwrap().name);
         let target = SshTarget {
             host: "127.0.0.1".into(),
             port,
