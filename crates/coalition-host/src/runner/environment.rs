@@ -20,7 +20,7 @@ use crate::isolate::proto::Setup;
 use crate::proc;
 use crate::rootfs::{Owner, open_verified, remove_tree, unpack};
 use crate::spec::{CheckedSpec, image_path};
-use crate::ssh::{Listening, ServerKeys, Traffic, listen};
+use crate::ssh::{Listening, ServerKeys, ServerLimits, Traffic, listen};
 use crate::state::GrantDir;
 use crate::types::{Isolation, IsolationLevel, Mechanism, WorkloadSpec};
 
@@ -100,7 +100,7 @@ pub(super) async fn bring_up(
     let env = spec.env.iter().map(|(k, v)| (k.clone(), v.clone())).collect();
     let launcher = Arc::new(InsideLauncher { environment: built.control.clone(), env });
     let keys = ServerKeys { host: checked.host_key.clone(), authorized: vec![checked.authorized_key.clone()] };
-    let ssh = listen(socket, keys, launcher, traffic.clone())
+    let ssh = listen(socket, keys, launcher, traffic.clone(), ServerLimits::GRANT)
         .map_err(|source| RunnerError::Listen { address: spec.ssh_listen, source })?;
     let address = ssh.address;
     holdings.ssh = Some(ssh);

@@ -9,13 +9,12 @@ use russh::server::{self, Auth, ChannelOpenHandle, Msg, PublicKeyOffer, Verified
 use russh::{Channel, ChannelId, ChannelOpenFailure, MethodKind, MethodSet, Pty, Sig};
 
 use super::Traffic;
+use super::listener::ServerLimits;
 use super::process::{Control, Launcher, Process, Request, Session};
-use super::pump::{self, Ends, Stalls};
+use super::pump::{self, Ends, Held, Stalls};
 use crate::isolate::proto::Terminal;
 use crate::spec::check_env;
 
-/// Channels open at one time on one connection.
-const MAX_CHANNELS: usize = 64;
 /// Environment variables a client may set per channel.
 const MAX_VARIABLES: usize = 64;
 /// Longest command line.
@@ -26,6 +25,8 @@ pub(crate) struct Shared {
     pub(crate) launcher: Arc<dyn Launcher>,
     pub(crate) authorized: Vec<PublicKey>,
     pub(crate) traffic: Arc<Traffic>,
+    pub(crate) held: Arc<Held>,
+    pub(crate) limits: ServerLimits,
 }
 
 /// A channel before and while something runs on it.
@@ -84,8 +85,8 @@ impl Connection {
     fn ends(&self, channel: Channel<Msg>, session: &server::Session) -> Ends {
         let id = channel.id();
         let (read, write) = channel.split();
-        let (stalls, traffic) = (self.stalls.clone(), self.shared.traffic.clone());
-        Ends { id, read, write, handle: session.handle(), stalls, traffic }
+        let (stalls, traffic, held) = (self.stalls.clone(), self.shared.traffic.clone(), self.shared.held.clone());
+        Ends { id, read, write, handle: session.handle(), stalls, traffic, held }
     }
 
     /// Starts what a channel asked for and lets it run by itself.
@@ -150,7 +151,7 @@ impl server::Handler for Connection {
         reply: ChannelOpenHandle,
         _session: &mut server::Session,
     ) -> Result<(), Self::Error> {
-        if self.slots.len() >= MAX_CHANNELS {
+        if self.slots.len() >= self.shared.limits.channels {
             reply.reject(ChannelOpenFailure::ResourceShortage).await;
             return Ok(());
         }
@@ -170,7 +171,8 @@ impl server::Handler for Connection {
         session: &mut server::Session,
     ) -> Result<(), Self::Error> {
         let inside = matches!(host, "localhost" | "127.0.0.1" | "::1");
-        let Some(port) = u16::try_from(port).ok().filter(|_| inside && self.slots.len() < MAX_CHANNELS) else {
+        let Some(port) = u16::try_from(port).ok().filter(|_| inside && self.slots.len() < self.shared.limits.channels)
+        else {
             reply.reject(ChannelOpenFailure::AdministrativelyProhibited).await;
             return Ok(());
         };

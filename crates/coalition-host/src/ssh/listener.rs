@@ -16,8 +16,6 @@ use super::Traffic;
 use super::handler::{Connection, Shared};
 use super::process::Launcher;
 
-/// Connections at one time.
-const MAX_CONNECTIONS: usize = 128;
 /// How long a client may take to log in.
 const LOGIN_GRACE: Duration = Duration::from_secs(30);
 
@@ -25,6 +23,25 @@ const LOGIN_GRACE: Duration = Duration::from_secs(30);
 pub(crate) struct ServerKeys {
     pub(crate) host: PrivateKey,
     pub(crate) authorized: Vec<PublicKey>,
+}
+
+/// How much of the host one server may use.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ServerLimits {
+    /// Connections at one time.
+    pub(crate) connections: usize,
+    /// Channels open at one time on one connection.
+    pub(crate) channels: usize,
+    /// Messages of up to 32 KiB queued per channel.
+    pub(crate) queue: usize,
+}
+
+impl ServerLimits {
+    /// For the users of a grant, whose sessions cost memory that the grant's own limit does not cover.
+    pub(crate) const GRANT: Self = Self { connections: 64, channels: 16, queue: 8 };
+    /// For a provider on its own host. The queue holds more than the 64 requests that SFTP clients send ahead, because
+    /// a file server that waits for its client must not make that client's connection wait.
+    pub(crate) const HOST: Self = Self { connections: 128, channels: 64, queue: 256 };
 }
 
 /// A server that is up.
@@ -42,7 +59,7 @@ impl Listening {
     }
 }
 
-fn config(host: PrivateKey) -> server::Config {
+fn config(host: PrivateKey, limits: ServerLimits) -> server::Config {
     server::Config {
         server_id: russh::SshId::Standard("SSH-2.0-coalition".into()),
         methods: MethodSet::from(&[MethodKind::PublicKey][..]),
@@ -54,7 +71,7 @@ fn config(host: PrivateKey) -> server::Config {
         keepalive_interval: Some(Duration::from_secs(20)),
         keepalive_max: 3,
         nodelay: true,
-        channel_buffer_size: 128,
+        channel_buffer_size: limits.queue,
         event_buffer_size: 32,
         // A compressed stream is a way for a stranger to make us work; images are compressed already.
         preferred: Preferred { compression: std::borrow::Cow::Borrowed(&[compression::NONE]), ..Preferred::DEFAULT },
@@ -68,10 +85,11 @@ pub(crate) fn listen(
     keys: ServerKeys,
     launcher: Arc<dyn Launcher>,
     traffic: Arc<Traffic>,
+    limits: ServerLimits,
 ) -> std::io::Result<Listening> {
     let address = socket.local_addr()?;
-    let config = Arc::new(config(keys.host));
-    let shared = Arc::new(Shared { launcher, authorized: keys.authorized, traffic });
+    let config = Arc::new(config(keys.host, limits));
+    let shared = Arc::new(Shared { launcher, authorized: keys.authorized, traffic, held: Arc::default(), limits });
     let (stop, stopped) = watch::channel(false);
     let task = tokio::spawn(accept(socket, config, shared, stopped));
     Ok(Listening { address, stop, task })
@@ -83,7 +101,7 @@ async fn accept(
     shared: Arc<Shared>,
     mut stopped: watch::Receiver<bool>,
 ) {
-    let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let room = Arc::new(Semaphore::new(shared.limits.connections));
     let mut connections = JoinSet::new();
     loop {
         let accepted = tokio::select! {

@@ -6,6 +6,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use russh::server::{Handle, Msg};
@@ -17,10 +18,10 @@ use super::Traffic;
 use super::process::{Process, Sink, Source};
 use crate::types::ExitOutcome;
 
-/// Input held for a slow process before its client is made to wait.
-const SOFT_LIMIT: usize = 4 << 20;
-/// Input held when making the client wait would deadlock; beyond it the channel is given up.
-const HARD_LIMIT: usize = 256 << 20;
+/// Input held per channel for a slow process before its client is made to wait.
+const SOFT_LIMIT: usize = 256 << 10;
+/// Input held by a whole server where making clients wait would deadlock; beyond it the channel is given up.
+const HARD_LIMIT: usize = 64 << 20;
 const CHUNK: usize = 32 * 1024;
 /// After a terminal's session leader ended, how long to wait for output of others still holding the terminal.
 const TERMINAL_DRAIN: Duration = Duration::from_millis(100);
@@ -42,6 +43,39 @@ impl Stalls {
     }
 }
 
+/// Input held by all channels of a server, bytes.
+#[derive(Debug, Default)]
+pub(crate) struct Held(AtomicUsize);
+
+/// A channel's part of it.
+struct Waiting<'a> {
+    bytes: VecDeque<u8>,
+    held: &'a Held,
+}
+
+impl Waiting<'_> {
+    fn push(&mut self, data: &[u8]) {
+        self.bytes.extend(data);
+        self.held.0.fetch_add(data.len(), Ordering::Relaxed);
+    }
+
+    fn pop(&mut self, n: usize) {
+        let n = n.min(self.bytes.len());
+        drop(self.bytes.drain(..n));
+        self.held.0.fetch_sub(n, Ordering::Relaxed);
+    }
+
+    fn server_is_full(&self) -> bool {
+        self.held.0.load(Ordering::Relaxed) > HARD_LIMIT
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.pop(usize::MAX);
+    }
+}
+
 /// The channel's side of a pump.
 pub(crate) struct Ends {
     pub(crate) id: ChannelId,
@@ -50,6 +84,7 @@ pub(crate) struct Ends {
     pub(crate) handle: Handle,
     pub(crate) stalls: Stalls,
     pub(crate) traffic: Arc<Traffic>,
+    pub(crate) held: Arc<Held>,
 }
 
 /// How the client's side of a channel ended.
@@ -65,9 +100,9 @@ enum Input {
 
 /// Connects a process to a channel until both are done, then reports how the process ended.
 pub(crate) async fn run_process(ends: Ends, process: Process, terminal: bool) {
-    let Ends { id, read, write, handle, stalls, traffic } = ends;
+    let Ends { id, read, write, handle, stalls, traffic, held } = ends;
     let Process { stdin, stdout, stderr, exit, control } = process;
-    let input = feed(read, stdin, stalls.clone(), traffic.clone());
+    let input = feed(read, stdin, stalls.clone(), traffic.clone(), held);
     let stderr_done = async {
         match stderr {
             Some(source) => drain(source, &write, Some(1), &stalls, &traffic).await,
@@ -129,8 +164,8 @@ async fn finish(id: ChannelId, write: &ChannelWriteHalf<Msg>, handle: &Handle, o
 
 /// Connects a channel to a socket until either side is done.
 pub(crate) async fn run_forward(ends: Ends, source: Source, sink: Sink) {
-    let Ends { read, write, stalls, traffic, .. } = ends;
-    let input = feed(read, sink, stalls.clone(), traffic.clone());
+    let Ends { read, write, stalls, traffic, held, .. } = ends;
+    let input = feed(read, sink, stalls.clone(), traffic.clone(), held);
     let output = async {
         drain(source, &write, None, &stalls, &traffic).await;
         let _ = write.eof().await;
@@ -168,35 +203,38 @@ async fn drain(
 }
 
 /// Client to process.
-async fn feed(mut read: ChannelReadHalf, sink: Sink, stalls: Stalls, traffic: Arc<Traffic>) -> Input {
+async fn feed(mut read: ChannelReadHalf, sink: Sink, stalls: Stalls, traffic: Arc<Traffic>, held: Arc<Held>) -> Input {
     let mut sink = Some(sink);
-    let mut waiting: VecDeque<u8> = VecDeque::new();
+    let mut waiting = Waiting { bytes: VecDeque::new(), held: &held };
     let mut finished = false;
     let mut stalled = stalls.0.subscribe();
     loop {
-        if waiting.len() > HARD_LIMIT {
-            return Input::Flood;
-        }
-        if finished && waiting.is_empty() {
+        if finished && waiting.bytes.is_empty() {
             // Dropping the sink is how the process learns of the end of its input.
             sink = None;
         }
-        let accepting = waiting.len() < SOFT_LIMIT || *stalled.borrow_and_update() > 0;
+        let mut accepting = waiting.bytes.len() < SOFT_LIMIT;
+        if !accepting && *stalled.borrow_and_update() > 0 {
+            if waiting.server_is_full() {
+                return Input::Flood;
+            }
+            accepting = true;
+        }
         tokio::select! {
             message = read.wait(), if accepting => match message {
                 None | Some(ChannelMsg::Close) => return Input::Gone,
                 Some(ChannelMsg::Data { data }) if sink.is_some() => {
                     traffic.add(data.len());
-                    waiting.extend(data.as_ref());
+                    waiting.push(&data);
                 }
                 Some(ChannelMsg::Eof) => finished = true,
                 Some(_) => {}
             },
-            wrote = write_some(&mut sink, &waiting), if sink.is_some() && !waiting.is_empty() => match wrote {
-                Ok(n) => drop(waiting.drain(..n)),
+            wrote = write_some(&mut sink, &waiting.bytes), if sink.is_some() && !waiting.bytes.is_empty() => match wrote {
+                Ok(n) => waiting.pop(n),
                 // The process reads no more; what the client still sends is thrown away, as a shell would.
                 Err(_) => {
-                    waiting.clear();
+                    waiting.pop(usize::MAX);
                     sink = None;
                 }
             },

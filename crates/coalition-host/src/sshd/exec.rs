@@ -15,6 +15,9 @@ use super::sftp::{Jail, SftpSession};
 use crate::ssh::{Control, Launcher, Process, Request, Session};
 use crate::types::ExitOutcome;
 
+/// Between a channel and the SFTP server behind it.
+const SFTP_BUFFER_BYTES: usize = 256 * 1024;
+
 pub(super) struct HostLauncher {
     pub(super) root_dir: PathBuf,
     pub(super) env: Vec<(String, String)>,
@@ -101,7 +104,16 @@ impl Launcher for HostLauncher {
 
     async fn serve_sftp(&self, channel: Channel<server::Msg>) -> Option<Channel<server::Msg>> {
         let session = SftpSession::new(Jail::new(self.root_dir.clone()));
-        russh_sftp::server::run(channel.into_stream(), session).await;
+        let (mut near, far) = tokio::io::duplex(SFTP_BUFFER_BYTES);
+        russh_sftp::server::run(far, session).await;
+        tokio::spawn(async move {
+            let (mut read, write) = channel.split();
+            let mut stream = tokio::io::join(read.make_reader(), write.make_writer());
+            // The client's end of file ends the server, whose end of file ends this. Then the channel is given back: without
+            // a close from this side it would count against the connection's limit for ever.
+            let _ = tokio::io::copy_bidirectional(&mut stream, &mut near).await;
+            let _ = write.close().await;
+        });
         None
     }
 }

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use tokio::net::TcpListener;
 
 use crate::keys::{self, KeyError};
-use crate::ssh::{Listening, ServerKeys, Traffic, listen};
+use crate::ssh::{Listening, ServerKeys, ServerLimits, Traffic, listen};
 use crate::types::SecretText;
 
 /// How to serve.
@@ -99,6 +99,6 @@ pub async fn serve(config: HostSshdConfig) -> Result<HostSshd, SshdError> {
     let socket = TcpListener::bind(config.listen).await.map_err(failed)?;
     let launcher = Arc::new(exec::HostLauncher { root_dir, env: config.env.clone() });
     let keys = ServerKeys { host, authorized };
-    let listening = listen(socket, keys, launcher, Arc::new(Traffic::default())).map_err(failed)?;
+    let listening = listen(socket, keys, launcher, Arc::new(Traffic::default()), ServerLimits::HOST).map_err(failed)?;
     Ok(HostSshd { local_addr: listening.address, host_public_key, listening })
 }
