@@ -1,11 +1,18 @@
 //! `compute-bridge check`: everything a start would trip over, found before it costs anything.
 
+use std::time::Duration;
+
 use coalition::ProviderId;
+use coalition_universe::NodeKey;
 use ed25519_dalek::SigningKey;
 
 use crate::backend::Backend;
 use crate::config::{BridgeConfig, Resolved};
-use crate::wiring::{BridgeError, Committees, machines};
+use crate::market::Market;
+use crate::wiring::{BridgeError, Committees, follow, machines, start_node};
+
+/// Wait for the committee's log.
+const PATIENCE: Duration = Duration::from_secs(15);
 
 /// What one check found.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
@@ -24,7 +31,7 @@ impl Finding {
     }
 }
 
-/// Checks the boot file, what it points to, the coalition, and every machine by logging in and probing it. The runner is
+/// Checks the boot file, what it points to, the coalition, the network, and every machine by logging in and probing it. The runner is
 /// installed on machines that do not have it yet; nothing else changes.
 ///
 /// # Errors
@@ -34,11 +41,12 @@ pub async fn check(config: BridgeConfig) -> Result<Vec<Finding>, BridgeError> {
     let mut findings = vec![Finding::new("boot file", true, "well formed; secrets are private to this user")];
     let fingerprint = resolved.coalition.fingerprint();
     let name = resolved.coalition.instance_name();
-    Committees::of(&resolved.coalition)?;
+    let committees = Committees::of(&resolved.coalition)?;
     findings.push(Finding::new("coalition", true, format!("{name}, fingerprint {fingerprint}")));
     let public = SigningKey::from_bytes(resolved.key.expose()).verifying_key().to_bytes();
     let id = ProviderId::from_public_key(&public);
     findings.push(Finding::new("identity", true, format!("provider {id}")));
+    findings.push(network(&resolved, &committees, id).await);
     for machine in machines(&resolved.config, id) {
         let what = format!("machine {}", machine.name());
         let offering = machine.capabilities().await;
@@ -48,4 +56,22 @@ pub async fn check(config: BridgeConfig) -> Result<Vec<Finding>, BridgeError> {
         machine.disconnect().await;
     }
     Ok(findings)
+}
+
+/// Whether relay and committee answer. Asked under a throw-away identity, so that a running bridge is not disturbed.
+async fn network(resolved: &Resolved, committees: &Committees, id: ProviderId) -> Finding {
+    let asked = async {
+        let node = start_node(resolved, NodeKey::generate(), None).await?;
+        let market = follow(&node, committees, PATIENCE).await;
+        let found = market.map(|market| market.card(id).is_some());
+        node.stop().await;
+        found
+    };
+    match asked.await {
+        Ok(true) => Finding::new("network", true, "relay and committee answer; this provider's card is in the market"),
+        Ok(false) => {
+            Finding::new("network", true, "relay and committee answer; this provider has no card in the market yet")
+        }
+        Err(error) => Finding::new("network", false, crate::explain(&error)),
+    }
 }

@@ -29,6 +29,10 @@ mod wiring;
 
 pub use wiring::{Bridge, BridgeError, run};
 
+/// The log filter a bridge runs with. Libraries below are silent on purpose: their lines name network peers, and one of
+/// those is the rotating identity of each requester.
+pub const LOG_FILTER: &str = "off,compute_bridge=info,coalition_host=info,coalition_organism=info";
+
 /// Wall clock, Unix milliseconds; 0 before 1970.
 #[must_use]
 pub fn now_ms() -> u64 {

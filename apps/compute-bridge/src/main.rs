@@ -1,13 +1,13 @@
 //! The `compute-bridge` program: a thin shell around the library.
 
 use std::ffi::OsString;
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 use compute_bridge::config::{BridgeConfig, EXAMPLE};
-use compute_bridge::{BridgeError, check, exit_code, explain};
+use compute_bridge::{BridgeError, LOG_FILTER, check, exit_code, explain};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
@@ -95,7 +95,7 @@ async fn stop_signal() {
 }
 
 async fn report(file: &BootFile, json: bool) -> Result<bool, BridgeError> {
-    let findings = check::check(BridgeConfig::load(&file.boot_file)?).await?;
+    let findings = Box::pin(check::check(BridgeConfig::load(&file.boot_file)?)).await?;
     for finding in &findings {
         if json {
             say(&format!("{}\n", serde_json::to_string(finding).unwrap_or_default()));
@@ -130,8 +130,8 @@ fn say(text: &str) {
 }
 
 fn logging(json: bool) {
-    let filter =
-        EnvFilter::try_from_env("COMPUTE_BRIDGE_LOG").unwrap_or_else(|_| EnvFilter::new("warn,compute_bridge=info"));
-    let base = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let filter = EnvFilter::try_from_env("COMPUTE_BRIDGE_LOG").unwrap_or_else(|_| EnvFilter::new(LOG_FILTER));
+    let colour = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+    let base = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colour).with_writer(std::io::stderr);
     if json { base.json().init() } else { base.with_target(false).init() }
 }

@@ -11,7 +11,7 @@ use coalition_almanac::AlmanacParams;
 use coalition_compute::ComputeParams;
 use coalition_organism::Organism;
 use coalition_shuffle::{CellId, CellScope, Envelope, PublicParams, ReplyCell, RotatingPeer};
-use coalition_universe::{Node, NodeConfig, PeerId};
+use coalition_universe::{Node, NodeConfig, NodeKey, PeerId};
 use coalition_unseal::{ShuffleClient, ShuffleError};
 use ed25519_dalek::SigningKey;
 use nix::fcntl::{Flock, FlockArg};
@@ -173,8 +173,8 @@ impl Bridge {
         );
         let images = images.map_err(BridgeError::Images)?;
 
-        let node = start_node(&resolved).await?;
-        let market = follow(&node, &committees).await?;
+        let node = start_node(&resolved, resolved.key.clone(), resolved.config.listen).await?;
+        let market = follow(&node, &committees, CATCH_UP).await?;
         let unseal = unseal_client(&node, &committees);
         let status = Status::new(id);
         let dashboard = start_dashboard(&resolved, &status, &market, &journal, &fleet).await?;
@@ -306,19 +306,29 @@ fn tuning(config: &BridgeConfig) -> Tuning {
     }
 }
 
-async fn start_node(resolved: &Resolved) -> Result<Arc<Node>, BridgeError> {
+/// A node of the boot file's network, under this identity.
+pub(crate) async fn start_node(
+    resolved: &Resolved,
+    key: NodeKey,
+    bind: Option<std::net::SocketAddr>,
+) -> Result<Arc<Node>, BridgeError> {
     let config = NodeConfig {
         network_id: resolved.config.network()?,
-        key: resolved.key.clone(),
+        key,
         relay: resolved.config.relay.get_ref().clone(),
-        bind: None,
+        bind,
         bootstrap: resolved.bootstrap.clone(),
         start_timeout: NODE_START,
     };
     Ok(Node::start(config).await?)
 }
 
-async fn follow(node: &Arc<Node>, committees: &Committees) -> Result<Arc<LiveMarket>, BridgeError> {
+/// The coalition's market, folded up to now.
+pub(crate) async fn follow(
+    node: &Arc<Node>,
+    committees: &Committees,
+    patience: Duration,
+) -> Result<Arc<LiveMarket>, BridgeError> {
     let connect = |id: UniqueId, content: &CommitteeContent| {
         Organism::connect(Arc::clone(node), id, content.roster.clone())
             .map_err(|error| BridgeError::Coalition { fingerprint: committees.scope.coalition, problem: chain(&error) })
@@ -330,7 +340,7 @@ async fn follow(node: &Arc<Node>, committees: &Committees) -> Result<Arc<LiveMar
         None => None,
     };
     let market = LiveMarket::follow(compute, params.clone(), clock);
-    market.caught_up(CATCH_UP).await.map_err(BridgeError::Market)?;
+    market.caught_up(patience).await.map_err(BridgeError::Market)?;
     Ok(market)
 }
 

@@ -18,6 +18,8 @@ use coalition_host::types::{
     UsageReport, WorkloadSpec,
 };
 
+use zeroize::Zeroizing;
+
 use super::runner::{Runner, RunnerCallError, SMALL, join, own_program};
 use crate::backend::{
     Backend, BackendError, Exit, FailureKind, InstanceName, Offering, Order, OwnedInstance, ProvisionedInstance, Unfit,
@@ -174,7 +176,7 @@ impl BareMetalBackend {
     }
 
     async fn put_image(&self, order: Order<'_>, images: &str) -> Result<String, RunnerCallError> {
-        let path = join(images, &format!("{}.image", order.image.hash));
+        let path = image_path(images, order);
         let _one_at_a_time = self.upload.lock().await;
         if self.ssh.size_of(&path, SMALL).await? == Some(order.image.size_bytes) {
             return Ok(path);
@@ -214,29 +216,45 @@ impl BareMetalBackend {
         }
     }
 
-    async fn start(&self, name: &InstanceName, order: Order<'_>) -> Result<ProvisionedInstance, BackendError> {
-        let before = |error: RunnerCallError| self.failed(&error, false);
-        let paths = self.runner.paths(&self.ssh).await.map_err(before)?;
-        let shared = self.images.read().await;
-        let image = self.put_image(order, &paths.images).await.map_err(before)?;
+    /// Puts image and spec on the machine; answers the grant's directory there. Nothing runs yet.
+    async fn put_grant(&self, name: &InstanceName, order: Order<'_>) -> Result<String, RunnerCallError> {
+        let paths = self.runner.paths(&self.ssh).await?;
+        let image = self.put_image(order, &paths.images).await?;
+        self.ssh.make_dirs(&paths.grants, name.as_str(), SMALL).await?;
         let dir = join(&paths.grants, name.as_str());
-        self.ssh.make_dirs(&paths.grants, name.as_str(), SMALL).await.map_err(|e| before(e.into()))?;
-        let spec = zeroize::Zeroizing::new(
-            serde_json::to_vec(&self.spec(name, order, image))
-                .map_err(|e| self.error(FailureKind::Fatal, e.to_string(), false))?,
-        );
-        self.ssh.write_file(&join(&dir, "spec.json"), &spec, SMALL).await.map_err(|e| before(e.into()))?;
-        // From here on something may exist there.
-        let started: Result<RunnerState, _> =
-            self.runner.call(&self.ssh, "start", &[("--dir", &dir)], self.setup.start_timeout, false).await;
-        drop(shared);
-        let state = started.map_err(|error| self.failed(&error, true))?;
+        let spec = serde_json::to_vec(&self.spec(name, order, image)).expect("plain data always serialises to memory");
+        self.ssh.write_file(&join(&dir, "spec.json"), &Zeroizing::new(spec), SMALL).await?;
+        Ok(dir)
+    }
+
+    async fn start_once(&self, name: &InstanceName, order: Order<'_>) -> Result<RunnerState, StartError> {
+        let _images_stay = self.images.read().await;
+        let dir = self.put_grant(name, order).await.map_err(StartError::Before)?;
+        let started = self.runner.call(&self.ssh, "start", &[("--dir", &dir)], self.setup.start_timeout, false).await;
+        started.map_err(StartError::from_call)
+    }
+
+    async fn start(&self, name: &InstanceName, order: Order<'_>) -> Result<ProvisionedInstance, BackendError> {
+        let mut started = self.start_once(name, order).await;
+        if matches!(started, Err(StartError::Image(_))) {
+            // The copy on the machine went bad after it was checked here; it is sent once more.
+            tracing::warn!(backend = %self.setup.name, "the machine's copy of an image is damaged; sending it again");
+            let again = async {
+                let paths = self.runner.paths(&self.ssh).await?;
+                let path = image_path(&paths.images, order);
+                self.ssh.remove_file(&path, SMALL).await?;
+                self.remove(name).await
+            };
+            again.await.map_err(|error| self.failed(&error, false))?;
+            started = self.start_once(name, order).await;
+        }
+        let state = started.map_err(|error| match error {
+            StartError::Before(error) | StartError::Image(error) => self.failed(&error, false),
+            StartError::Started(error) => self.failed(&error, true),
+        })?;
         let Phase::Ready { port, isolation, .. } = state.phase else {
-            return Err(self.error(
-                FailureKind::Fatal,
-                format!("the workload did not become ready: {:?}", state.phase),
-                true,
-            ));
+            let problem = format!("the workload did not become ready: {:?}", state.phase);
+            return Err(self.error(FailureKind::Fatal, problem, true));
         };
         self.note(None);
         Ok(ProvisionedInstance {
@@ -473,6 +491,32 @@ impl Backend for BareMetalBackend {
 
     fn trouble(&self) -> Option<String> {
         self.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+fn image_path(images: &str, order: Order<'_>) -> String {
+    join(images, &format!("{}.image", order.image.hash))
+}
+
+/// A failed start, by how far it got.
+enum StartError {
+    /// Nothing was started.
+    Before(RunnerCallError),
+    /// Nothing was started, because the image on the machine is not the one that was sent.
+    Image(RunnerCallError),
+    /// The workload was started, or may have been.
+    Started(RunnerCallError),
+}
+
+impl StartError {
+    fn from_call(error: RunnerCallError) -> Self {
+        let RunnerCallError::Refused(failure) = &error else { return Self::Started(error) };
+        match failure.code.as_str() {
+            "image_hash_mismatch" | "image_size_mismatch" => Self::Image(error),
+            "bad_spec" | "unreadable" | "usage" | "deadline_passed" | "isolation_too_weak" | "cannot_listen"
+            | "disk_full" | "occupied" => Self::Before(error),
+            _ => Self::Started(error),
+        }
     }
 }
 

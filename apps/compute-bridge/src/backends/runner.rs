@@ -94,6 +94,7 @@ impl Runner {
     async fn install(&self, ssh: &SshHost, bin: &str) -> Result<String, RunnerCallError> {
         let unreadable = |source| RunnerCallError::Program { path: self.program.clone(), source };
         let (hash, size) = file_blake3(&self.program).await.map_err(unreadable)?;
+        tracing::debug!(host = %ssh.target().label(), size, "looking for the runner");
         let path = format!("{bin}/runner-{}", hash.to_hex());
         if ssh.size_of(&path, SMALL).await? == Some(size) && ssh.remote_blake3(&path, TRANSFER).await?.0 == hash {
             return Ok(path);

@@ -12,6 +12,7 @@ fingerprint = "0000000000000000000000000000000000000000000000000000000000000000"
 # The relay every node keeps a connection to, and peers to start from (the committees' members).
 relay = "http://127.0.0.1:3340/"
 bootstrap = []
+# listen = "0.0.0.0:4100"       # UDP; without it everything goes through the relay
 # network_id = "…"              # only when the coalition runs on a network of its own instead of the shared universe
 
 # The bridge's one identity: network peer and signer of its cards and logs. Made on first start, mode 600. Back it up.

@@ -26,6 +26,8 @@ pub struct BridgeConfig {
     pub fingerprint: Spanned<String>,
     /// The network to join, 64 hex digits: the shared universe unless the coalition runs on one of its own.
     pub network_id: Option<Spanned<String>>,
+    /// UDP address the node binds; a free loopback port when absent, and then everything goes through the relay.
+    pub listen: Option<std::net::SocketAddr>,
     /// URL of the relay the node keeps a connection to.
     pub relay: Spanned<String>,
     /// Addresses of peers to start from: the members of the committees.

@@ -19,6 +19,7 @@ pub(super) async fn keep(context: Arc<Context>) {
     loop {
         let offerings = context.parts.fleet.offerings().await;
         let offers = Fleet::offers(&offerings);
+        tracing::debug!(offers = offers.len(), "backends looked at");
         for (name, offering) in &offerings {
             if !offering.reachable {
                 tracing::warn!(backend = %name, problem = %offering.detail, "not sold now: the backend does not answer");

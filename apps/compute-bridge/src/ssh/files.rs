@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
+use futures::FutureExt;
 use russh_sftp::client::SftpSession;
 use russh_sftp::client::error::Error as SftpError;
 use russh_sftp::protocol::{FileAttributes, OpenFlags, StatusCode};
@@ -42,13 +43,32 @@ pub async fn file_blake3(path: &Path) -> std::io::Result<(blake3::Hash, u64)> {
     }
 }
 
+/// An SFTP session that gives its channel back: a host allows only so many on one connection, and dropping the session
+/// alone leaves the channel open.
+struct Files(SftpSession);
+
+impl std::ops::Deref for Files {
+    type Target = SftpSession;
+
+    fn deref(&self) -> &SftpSession {
+        &self.0
+    }
+}
+
+impl Drop for Files {
+    fn drop(&mut self) {
+        // It only queues the end of the stream and never waits.
+        let _ = self.0.close().now_or_never();
+    }
+}
+
 impl SshHost {
-    async fn sftp(&self) -> Result<SftpSession, SshError> {
+    async fn sftp(&self) -> Result<Files, SshError> {
         let channel = self.sftp_channel().await?;
         let session = SftpSession::new(channel.into_stream()).await;
         let session = session.map_err(|error| self.file_error("opening", "(sftp)", &error))?;
         session.set_timeout(SFTP_ANSWER_SECS);
-        Ok(session)
+        Ok(Files(session))
     }
 
     fn file_error(&self, what: &'static str, path: &str, error: &SftpError) -> SshError {

@@ -191,3 +191,20 @@ async fn left_overs_of_an_interrupted_start_are_found_and_removed() {
     backend.terminate(&name).await.unwrap();
     assert!(!dir.exists());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_image_on_the_machine_is_sent_again() {
+    let host = Host::start().await;
+    let Some(image) = example_image(host.dir.path()) else { return };
+    let backend = BareMetalBackend::new(host.setup());
+    let one = provision(&backend, 8, &image, host.dir.path(), 60_000).await.unwrap();
+    backend.terminate(&one.instance.name).await.unwrap();
+    let images = host.dir.path().join("root/.coalition-host/images");
+    let copy = std::fs::read_dir(&images).unwrap().next().unwrap().unwrap().path();
+    let mut bytes = std::fs::read(&copy).unwrap();
+    bytes[1_000] ^= 1;
+    std::fs::write(&copy, bytes).unwrap();
+    let two = provision(&backend, 9, &image, host.dir.path(), 60_000).await.unwrap();
+    assert_eq!(std::fs::read(&copy).unwrap(), image);
+    backend.terminate(&two.instance.name).await.unwrap();
+}

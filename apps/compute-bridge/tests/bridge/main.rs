@@ -11,5 +11,6 @@ mod fleet;
 mod harness;
 mod image;
 mod journal;
+mod program;
 mod provider;
 mod ssh;
