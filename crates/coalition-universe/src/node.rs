@@ -26,6 +26,10 @@ pub const MAX_BODY_BYTES: usize = 4 << 20;
 /// Calls a node executes at once; further ones are refused and the caller tries again.
 const MAX_CONCURRENT_CALLS: usize = 1_024;
 
+/// Requesters come and go; probing each of them again and again costs every node a connection per probe, and a caller probes
+/// the peers it calls anyway.
+const PROBE_INTERVAL: Duration = Duration::from_secs(3_600);
+
 /// How long a stopping node waits for its peers to take note.
 const GOODBYE: Duration = Duration::from_millis(500);
 
@@ -159,7 +163,10 @@ impl Node {
         for peer in &config.bootstrap {
             bootstrap.push(peer.to_endpoint()?);
         }
-        let discovery = discovery::Config::builder().with_bootstrap(bootstrap).no_dht_bootstrap();
+        let discovery = discovery::Config::builder()
+            .with_bootstrap(bootstrap)
+            .no_dht_bootstrap()
+            .with_rtt_probe_interval(PROBE_INTERVAL);
         let bind = config.bind.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 0)));
         let building = Network::builder(config.network_id)
             .with_secret_key(config.key.to_mosaik())

@@ -209,7 +209,7 @@ impl Launcher for InsideLauncher {
         Ok((Box::new(source), Box::new(sink)))
     }
 
-    async fn serve_sftp(&self, channel: Channel<server::Msg>) -> Option<Channel<server::Msg>> {
+    async fn serve_sftp(&self, channel: Channel<server::Msg>, _busy: Arc<()>) -> Option<Channel<server::Msg>> {
         Some(channel)
     }
 }

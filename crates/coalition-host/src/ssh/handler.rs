@@ -1,8 +1,8 @@
 //! One client's connection: who may log in, and what each channel asks for.
 
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
 
 use russh::keys::PublicKey;
 use russh::server::{self, Auth, ChannelOpenHandle, Msg, PublicKeyOffer, VerifiedPublicKey};
@@ -36,6 +36,15 @@ struct Slot {
     env: Vec<(String, String)>,
     terminal: Option<Terminal>,
     control: Option<Arc<dyn Control>>,
+    /// Held by whatever runs on the channel.
+    busy: Weak<()>,
+}
+
+impl Slot {
+    /// A channel that this side closed first is never reported closed, so its slot is known by its work being over.
+    fn is_live(&self) -> bool {
+        self.channel.is_some() || self.busy.strong_count() > 0
+    }
 }
 
 /// Handles one connection.
@@ -89,6 +98,12 @@ impl Connection {
         Ends { id, read, write, handle: session.handle(), stalls, traffic, held }
     }
 
+    /// Whether one more channel may be opened.
+    fn has_room(&mut self) -> bool {
+        self.slots.retain(|_, slot| slot.is_live());
+        self.slots.len() < self.shared.limits.channels
+    }
+
     /// Starts what a channel asked for and lets it run by itself.
     async fn start(
         &mut self,
@@ -99,8 +114,10 @@ impl Connection {
         let Some(slot) = self.slots.get_mut(&id) else { return session.channel_failure(id) };
         let Some(mut channel) = slot.channel.take() else { return session.channel_failure(id) };
         let (env, terminal) = (slot.env.clone(), slot.terminal.clone());
+        let busy = Arc::new(());
+        slot.busy = Arc::downgrade(&busy);
         if request == Request::Sftp {
-            match self.shared.launcher.serve_sftp(channel).await {
+            match self.shared.launcher.serve_sftp(channel, busy.clone()).await {
                 None => return session.channel_success(id),
                 Some(back) => channel = back,
             }
@@ -115,7 +132,10 @@ impl Connection {
                 let process = Process { control: Box::new(SharedControl(control)), ..process };
                 let ends = self.ends(channel, session);
                 session.channel_success(id)?;
-                tokio::spawn(pump::run_process(ends, process, with_terminal));
+                tokio::spawn(async move {
+                    pump::run_process(ends, process, with_terminal).await;
+                    drop(busy);
+                });
                 Ok(())
             }
             Err(problem) => {
@@ -151,7 +171,7 @@ impl server::Handler for Connection {
         reply: ChannelOpenHandle,
         _session: &mut server::Session,
     ) -> Result<(), Self::Error> {
-        if self.slots.len() >= self.shared.limits.channels {
+        if !self.has_room() {
             reply.reject(ChannelOpenFailure::ResourceShortage).await;
             return Ok(());
         }
@@ -171,17 +191,20 @@ impl server::Handler for Connection {
         session: &mut server::Session,
     ) -> Result<(), Self::Error> {
         let inside = matches!(host, "localhost" | "127.0.0.1" | "::1");
-        let Some(port) = u16::try_from(port).ok().filter(|_| inside && self.slots.len() < self.shared.limits.channels)
-        else {
+        let Some(port) = u16::try_from(port).ok().filter(|_| inside && self.has_room()) else {
             reply.reject(ChannelOpenFailure::AdministrativelyProhibited).await;
             return Ok(());
         };
         match self.shared.launcher.connect(port).await {
             Ok((source, sink)) => {
-                self.slots.insert(channel.id(), Slot::default());
+                let busy = Arc::new(());
+                self.slots.insert(channel.id(), Slot { busy: Arc::downgrade(&busy), ..Slot::default() });
                 let ends = self.ends(channel, session);
                 reply.accept().await;
-                tokio::spawn(pump::run_forward(ends, source, sink));
+                tokio::spawn(async move {
+                    pump::run_forward(ends, source, sink).await;
+                    drop(busy);
+                });
             }
             Err(_) => reply.reject(ChannelOpenFailure::ConnectFailed).await,
         }

@@ -1,5 +1,7 @@
 //! What a session needs from whoever starts processes.
 
+use std::sync::Arc;
+
 use async_trait::async_trait;
 use russh::{Channel, server};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -62,6 +64,6 @@ pub(crate) trait Launcher: Send + Sync {
     fn has_terminals(&self) -> bool;
     /// Opens a connection to a port on the session side's loopback; the error is for the user.
     async fn connect(&self, port: u16) -> Result<(Source, Sink), String>;
-    /// Serves file transfer itself on the channel; gives the channel back when it does not.
-    async fn serve_sftp(&self, channel: Channel<server::Msg>) -> Option<Channel<server::Msg>>;
+    /// Serves file transfer itself on the channel, holding `busy` while it does; gives the channel back when it does not.
+    async fn serve_sftp(&self, channel: Channel<server::Msg>, busy: Arc<()>) -> Option<Channel<server::Msg>>;
 }

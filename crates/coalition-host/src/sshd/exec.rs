@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::process::Stdio;
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use nix::sys::signal::{Signal, killpg};
@@ -102,7 +103,7 @@ impl Launcher for HostLauncher {
         Err("this server does not forward connections".into())
     }
 
-    async fn serve_sftp(&self, channel: Channel<server::Msg>) -> Option<Channel<server::Msg>> {
+    async fn serve_sftp(&self, channel: Channel<server::Msg>, busy: Arc<()>) -> Option<Channel<server::Msg>> {
         let session = SftpSession::new(Jail::new(self.root_dir.clone()));
         let (mut near, far) = tokio::io::duplex(SFTP_BUFFER_BYTES);
         russh_sftp::server::run(far, session).await;
@@ -113,6 +114,7 @@ impl Launcher for HostLauncher {
             // a close from this side it would count against the connection's limit for ever.
             let _ = tokio::io::copy_bidirectional(&mut stream, &mut near).await;
             let _ = write.close().await;
+            drop(busy);
         });
         None
     }
