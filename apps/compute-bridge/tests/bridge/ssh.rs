@@ -167,6 +167,11 @@ impl Sshd {
             eprintln!("skipped: openssh-server is not installed");
             return None;
         }
+        let me = nix::unistd::User::from_uid(nix::unistd::getuid()).unwrap().unwrap();
+        if me.shell.ends_with("nologin") || me.shell.ends_with("false") {
+            eprintln!("skipped: {} has no login shell", me.name);
+            return None;
+        }
         let dir = tempfile::tempdir().unwrap();
         let at = |name: &str| dir.path().join(name);
         let (host, login) = (coalition_host::keys::generate("host"), coalition_host::keys::generate("login"));
@@ -193,8 +198,7 @@ impl Sshd {
             .stderr(std::fs::File::create(at("log")).unwrap())
             .spawn()
             .unwrap();
-        let user = std::env::var("USER")
-            .unwrap_or_else(|_| nix::unistd::User::from_uid(nix::unistd::getuid()).unwrap().unwrap().name);
+        let user = me.name;
         let target = SshTarget {
             host: "127.0.0.1".into(),
             port,
