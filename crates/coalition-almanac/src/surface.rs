@@ -173,4 +173,3 @@ impl coalition_log::Fold for Ticks {
         Ok(())
     }
 }
-

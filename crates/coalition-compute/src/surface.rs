@@ -181,4 +181,3 @@ impl coalition_log::Fold for MarketView {
         Ok(())
     }
 }
-
