@@ -4,6 +4,7 @@ use std::{
     fs, io,
     os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
+    sync::atomic::{AtomicU64, Ordering},
 };
 
 use nix::fcntl::{Flock, FlockArg};
@@ -12,6 +13,8 @@ use crate::error::{CliError, Context, Kind, Result};
 
 const DIR_MODE: u32 = 0o700;
 const FILE_MODE: u32 = 0o600;
+/// Tells files being written by this process apart.
+static PARTIAL: AtomicU64 = AtomicU64::new(0);
 
 /// The directory below which everything lives.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -207,7 +210,8 @@ pub fn private_dir(path: &Path) -> Result<()> {
 /// When the file system refuses; a file of before is still whole then.
 pub fn private_write(path: &Path, bytes: &[u8]) -> Result<()> {
     use io::Write;
-    let partial = path.with_extension(format!("{}.partial", std::process::id()));
+    let unique = PARTIAL.fetch_add(1, Ordering::Relaxed);
+    let partial = path.with_extension(format!("{}-{unique}.partial", std::process::id()));
     let write = || {
         let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(FILE_MODE).open(&partial)?;
         file.write_all(bytes)?;

@@ -18,7 +18,7 @@ use crate::{
 };
 
 /// How long the coalition may take to answer a reader.
-pub const READ_WAIT: Duration = Duration::from_secs(15);
+pub const READ_WAIT: Duration = Duration::from_secs(30);
 /// How long the relay may take to accept a connection; on loopback it is at once or never.
 const KNOCK: Duration = Duration::from_secs(3);
 /// How long a node's goodbyes may take.

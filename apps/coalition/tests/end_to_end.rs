@@ -310,30 +310,51 @@ fn a_killed_role_comes_back_and_a_killed_supervisor_takes_all_with_it() {
     let env = Environment::new();
     let up = Up::start(&env, &[]);
     make_image(&env);
-    let member = &up.said["roles"]["member-2"];
-    let killed = i32::try_from(member["pid"].as_i64().unwrap()).unwrap();
-    kill(Pid::from_raw(killed), Signal::SIGKILL).unwrap();
+    let member = kill_role(&up, "member-2");
     // The market goes on without it, at once.
     granted(&env, &[]);
-    let status = || -> Option<i64> {
-        let roles = env.run(&["--json", "status"]).objects().into_iter().find_map(|line| line.get("roles").cloned())?;
-        let role = roles.get("member-2")?;
-        (role["restarts"].as_i64()? >= 1 && role["down"].is_null()).then(|| role["pid"].as_i64())?
-    };
-    assert_ne!(wait_for("member-2 to come back", status), i64::from(killed));
+    wait_until_back(&env, "member-2", member);
 
-    let pids = up.pids();
+    // A grant outlives its bridge, and the next bridge takes it up.
+    let bridge = kill_role(&up, "bridge");
+    env.run(&["ssh", "--", "true"]).expect_status(0);
+    wait_until_back(&env, "bridge", bridge);
+    env.run(&["ssh", "--", "true"]).expect_status(0);
+    assert_eq!(env.run(&["--json", "log"]).expect_status(0).json()["granted"]["stage"], "running");
+
+    let status = env.run(&["--json", "status"]).expect_status(0).json();
+    let pids: Vec<i32> = status["roles"]
+        .as_object()
+        .unwrap()
+        .values()
+        .map(|role| i32::try_from(role["pid"].as_i64().unwrap()).unwrap())
+        .collect();
     up.signal(Signal::SIGKILL);
     for pid in pids {
         wait_for("a role to follow its supervisor", || (!is_alive(pid)).then_some(()));
     }
     drop(up);
-    // The grant outlived the bridge, and the next bridge knows it.
+    // As after any crash, the grant runs on and is taken up again.
     let up = Up::start(&env, &[]);
-    let log = env.run(&["--json", "log"]).expect_status(0).json();
-    assert_eq!(log["granted"]["stage"], "running", "{log}");
+    env.run(&["status"]).expect_status(0);
+    env.run(&["ssh", "--", "true"]).expect_status(0);
     env.run(&["end", "--wait", "2m"]).expect_status(0);
     up.stop();
+}
+
+fn kill_role(up: &Up, role: &str) -> i64 {
+    let pid = up.said["roles"][role]["pid"].as_i64().unwrap();
+    kill(Pid::from_raw(i32::try_from(pid).unwrap()), Signal::SIGKILL).unwrap();
+    pid
+}
+
+fn wait_until_back(env: &Environment, role: &str, before: i64) {
+    let pid = wait_for(&format!("{role} to come back"), || {
+        let roles = env.run(&["--json", "status"]).objects().into_iter().find_map(|line| line.get("roles").cloned())?;
+        let role = roles.get(role)?;
+        (role["restarts"].as_i64()? >= 1 && role["down"].is_null()).then(|| role["pid"].as_i64())?
+    });
+    assert_ne!(pid, before);
 }
 
 /// Folds the market and checks after every entry that no offer carries more than it has.
@@ -357,8 +378,11 @@ impl Fold for Audit {
     }
 }
 
+/// Requests of each of two requesters, all at once.
+const EACH: usize = 10;
+
 #[test]
-fn forty_requests_at_once_end_in_exactly_one_outcome_each() {
+fn many_requests_at_once_end_in_exactly_one_outcome_each() {
     let _alone = alone();
     let env = Environment::new();
     // Room for four of them at a time.
@@ -368,12 +392,13 @@ fn forty_requests_at_once_end_in_exactly_one_outcome_each() {
     let ids: Arc<Mutex<Vec<String>>> = Arc::default();
     std::thread::scope(|scope| {
         for requester in ["ada", "bob"] {
-            for _ in 0..20 {
+            // Two requesters share the coalition, not their grants.
+            let home = env.path().join(requester);
+            share_coalition(&env, &home);
+            for _ in 0..EACH {
                 let (outcomes, ids, env) = (Arc::clone(&outcomes), Arc::clone(&ids), &env);
+                let home = home.clone();
                 scope.spawn(move || {
-                    // Two requesters share the coalition, not their grants.
-                    let home = env.path().join(requester);
-                    share_coalition(env, &home);
                     let mut command: Command = env.command(&["--json", "--home", home.to_str().unwrap(), "request"]);
                     command.args(SMALL).args(["--for", "3s", "--wait", "20s"]).args(["--provision-wait", "1m"]);
                     let ran = Ran::of(&command.output().unwrap());
@@ -386,7 +411,7 @@ fn forty_requests_at_once_end_in_exactly_one_outcome_each() {
         }
     });
     let ids = std::mem::take(&mut *ids.lock().unwrap());
-    assert_eq!(ids.len(), 40, "{:?}", outcomes.lock().unwrap());
+    assert_eq!(ids.len(), 2 * EACH, "{:?}", outcomes.lock().unwrap());
     assert!(outcomes.lock().unwrap().get(&0).is_some_and(|count| *count >= 4), "{:?}", outcomes.lock().unwrap());
     let home = Home::locate(Some(&env.home())).unwrap();
     let runtime = tokio::runtime::Runtime::new().unwrap();
@@ -394,6 +419,7 @@ fn forty_requests_at_once_end_in_exactly_one_outcome_each() {
         let session = Session::open(&home).await.unwrap();
         let view = MarketView::new(session.compute.id, session.compute.params.clone());
         let audit = Follower::spawn(session.market_organism().unwrap(), Audit { view, violations: Vec::new() });
+        audit.caught_up(PATIENCE).await.unwrap();
         let settled = |audit: &Audit| (audit.view.state().open_count() == 0).then_some(());
         audit.wait_for(PATIENCE, settled).await.unwrap();
         audit.read(|audit| {

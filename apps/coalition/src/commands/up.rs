@@ -39,8 +39,10 @@ pub async fn run(home: &Home, args: &UpArgs, output: &Output) -> Result<()> {
     let signals = || "cannot listen for signals".to_owned();
     let mut interrupt = signal(SignalKind::interrupt()).or_fault("runtime", signals)?;
     let mut terminate = signal(SignalKind::terminate()).or_fault("runtime", signals)?;
+    // A closed terminal stops it as cleanly as Ctrl-C does.
+    let mut hangup = signal(SignalKind::hangup()).or_fault("runtime", signals)?;
     let mut told_to_stop = std::pin::pin!(async {
-        tokio::select! { _ = interrupt.recv() => (), _ = terminate.recv() => () }
+        tokio::select! { _ = interrupt.recv() => (), _ = terminate.recv() => (), _ = hangup.recv() => () }
     });
     let mut steps = output.steps();
     let mut coalition = prepare(home, args, &mut steps)?;

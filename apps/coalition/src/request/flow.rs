@@ -34,7 +34,7 @@ use crate::{
 };
 
 /// How long the unseal committee may take to accept a cell, and the Compute committee to certify a write.
-const WRITE_WAIT: Duration = Duration::from_secs(20);
+const WRITE_WAIT: Duration = Duration::from_secs(40);
 /// Added to a request's deadline before this process gives up waiting for the committee to say how it ended.
 const CLEARING_GRACE: Duration = Duration::from_secs(20);
 

@@ -1,7 +1,8 @@
 //! Roles: what runs as a process of its own, from its own config, on one machine or on many.
 //!
-//! Every role prints one JSON line `{"ready": …}` on stdout when it serves, logs to stderr, and ends on SIGINT, SIGTERM or
-//! when it cannot go on. `coalition up` starts these same processes.
+//! Every role prints one JSON line `{"ready": …}` on stdout when it serves, logs to stderr, and stops on SIGINT or SIGTERM, or
+//! when it cannot go on. On SIGHUP it ends at once, as in a crash: a bridge leaves its grants running for its next start.
+//! `coalition up` starts these same processes; when it dies, they get SIGHUP.
 
 mod bridge;
 pub mod config;
@@ -57,20 +58,31 @@ async fn serve(command: &RunCommand) -> Result<()> {
     let signals = || "cannot listen for signals".to_owned();
     let mut interrupt = signal(SignalKind::interrupt()).or_fault("runtime", signals)?;
     let mut terminate = signal(SignalKind::terminate()).or_fault("runtime", signals)?;
+    let mut hangup = signal(SignalKind::hangup()).or_fault("runtime", signals)?;
     let stopped = async {
-        tokio::select! { _ = interrupt.recv() => (), _ = terminate.recv() => () }
+        tokio::select! {
+            _ = interrupt.recv() => Told::Stop,
+            _ = terminate.recv() => Told::Stop,
+            _ = hangup.recv() => Told::EndNow,
+        }
     };
     tokio::pin!(stopped);
     let (name, path) = which(command);
     let running = tokio::select! {
         started = start(command, path) => started?,
-        () = &mut stopped => return Ok(()),
+        _ = &mut stopped => return Ok(()),
     };
     announce(name, &running.ready);
     tracing::info!(role = name, "ready");
     let ended = tokio::select! {
         error = running.failed => Err(error),
-        () = &mut stopped => Ok(()),
+        told = &mut stopped => match told {
+            Told::Stop => Ok(()),
+            Told::EndNow => {
+                tracing::warn!(role = name, "the supervisor is gone; ending at once");
+                return Ok(());
+            }
+        },
     };
     tracing::info!(role = name, "stopping");
     let patience = if name == "bridge" { BRIDGE_STOP_DEADLINE } else { STOP_DEADLINE };
@@ -78,6 +90,14 @@ async fn serve(command: &RunCommand) -> Result<()> {
         tracing::warn!(role = name, "did not stop within {} s; ending anyway", patience.as_secs());
     }
     ended
+}
+
+/// What a signal tells a role.
+enum Told {
+    /// Finish what must be finished, then end.
+    Stop,
+    /// End as in a crash.
+    EndNow,
 }
 
 fn which(command: &RunCommand) -> (&'static str, &Path) {
@@ -108,12 +128,12 @@ fn announce(role: &str, details: &Value) {
     let _ = writeln!(out, "{line}").and_then(|()| out.flush());
 }
 
-/// Asks the kernel for SIGTERM when the supervising process ends, and checks that it has not ended already.
+/// Asks the kernel for SIGHUP when the supervising process ends, and checks that it has not ended already.
 fn follow_supervisor() -> Result<()> {
     let Some(expected) = std::env::var(SUPERVISOR_VARIABLE).ok().and_then(|pid| pid.parse::<i32>().ok()) else {
         return Ok(());
     };
-    nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGTERM)
+    nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGHUP)
         .or_fault("runtime", || "cannot follow the supervisor".into())?;
     if nix::unistd::getppid().as_raw() == expected {
         return Ok(());
