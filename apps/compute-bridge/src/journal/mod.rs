@@ -1,6 +1,6 @@
 //! What the bridge must not forget: where each grant stands, on disk before anything is done about it.
 //!
-//! [`state`] is the pure machine: events in, state and next step out. [`file`] is the append-only file: framed, chained,
+//! [`state`] is the pure machine: events in, state and next step out. [`mod@file`] is the append-only file: framed, chained,
 //! hashed, synced. [`Journal`] is both together. Nothing in it names a requester: the rotating peer, the requester's
 //! keys and the image's address are obtained anew from the unseal committee when they are needed again.
 //! `docs/OPERATORS.md` lists what a journal holds.
