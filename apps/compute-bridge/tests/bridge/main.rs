@@ -9,6 +9,7 @@ mod config;
 mod dashboard;
 mod fleet;
 mod harness;
+mod hosts;
 mod image;
 mod journal;
 mod program;
