@@ -8,6 +8,8 @@
 //!
 //! A new command is a variant of [`cli::Command`] and a file below `commands`.
 
+#![allow(rustdoc::invalid_html_tags, reason = "clap prints these comments as help")]
+
 pub mod cli;
 pub mod commands;
 pub mod config_file;

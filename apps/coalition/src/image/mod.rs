@@ -32,7 +32,7 @@ pub struct ImageFacts {
 /// Hashes an image file, after checking that it can be one.
 ///
 /// # Errors
-/// [`Kind::Input`]: missing, unreadable, no regular file, empty, larger than `max_bytes`, or neither tar nor gzip.
+/// [`Kind::Input`](crate::error::Kind::Input): missing, unreadable, no regular file, empty, larger than `max_bytes`, or neither tar nor gzip.
 pub fn read_facts(path: &Path, max_bytes: u64) -> Result<ImageFacts> {
     let shown = path.display();
     let unreadable = || format!("cannot read image {shown}");
@@ -88,7 +88,7 @@ pub fn hash(mut file: File) -> std::io::Result<UniqueId> {
 /// Looks into an image the way a host will, so that nothing is sent that every host refuses.
 ///
 /// # Errors
-/// [`Kind::Input`] when it is damaged, empty, or has an entry hosts refuse.
+/// [`Kind::Input`](crate::error::Kind::Input) when it is damaged, empty, or has an entry hosts refuse.
 pub fn inspect(path: &Path) -> Result<Inspection> {
     let found = coalition_host::image::inspect(path).map_err(|error| {
         let hint = error.hint();
