@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    path::{Path, PathBuf},
+    path::{Component, Path, PathBuf},
 };
 
 use serde::de::DeserializeOwned;
@@ -47,7 +47,15 @@ pub fn parse<T: DeserializeOwned>(text: &str, path: &Path) -> Result<T> {
 /// Resolves a path of a config against the directory the config is in.
 #[must_use]
 pub fn relative_to(config: &Path, path: &Path) -> PathBuf {
-    config.parent().unwrap_or_else(|| Path::new(".")).join(path)
+    let mut resolved = config.parent().unwrap_or_else(|| Path::new(".")).to_path_buf();
+    let mut rest = path.components().peekable();
+    // `roles/../data` is shown to people as `data`; a symbolic link named like the directory of the configs is not expected.
+    while rest.next_if_eq(&Component::ParentDir).is_some() {
+        if resolved.file_name().is_none() || !resolved.pop() {
+            resolved.push(Component::ParentDir);
+        }
+    }
+    resolved.join(rest.collect::<PathBuf>())
 }
 
 /// For serde's "unknown field `a`, expected one of `b`, `c`": the expected name closest to the unknown one, if close.
@@ -117,6 +125,19 @@ mod tests {
         assert!(refused("listen = \"127.0.0.1:1\"").contains("missing field `data_dir`"));
         assert!(refused("listen = \"nowhere\"\ndata_dir = \"x\"").contains("socket address"));
         assert!(refused("= nonsense").contains("line 1"));
+    }
+
+    #[test]
+    fn paths_are_relative_to_the_file() {
+        for (config, path, expected) in [
+            ("/home/roles/m.toml", "../data/m", "/home/data/m"),
+            ("/home/roles/m.toml", "key", "/home/roles/key"),
+            ("/home/roles/m.toml", "/etc/key", "/etc/key"),
+            ("m.toml", "../data", "../data"),
+            ("roles/m.toml", "../../data", "../data"),
+        ] {
+            assert_eq!(relative_to(Path::new(config), Path::new(path)), Path::new(expected), "{path} in {config}");
+        }
     }
 
     #[test]

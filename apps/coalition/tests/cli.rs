@@ -139,6 +139,20 @@ fn bad_input_gets_its_status_and_a_paragraph() {
 }
 
 #[test]
+fn an_image_too_large_is_refused_before_it_is_read() {
+    let env = Environment::new();
+    let image = env.file("huge.tar", "");
+    // A file with a hole: it takes no space.
+    std::fs::File::options().write(true).open(&image).unwrap().set_len(65 << 30).unwrap();
+    let ran =
+        env.run(&["--json", "request", "--image", "huge.tar", "--for", "10m", "--max-rate", "1"]).expect_status(3);
+    let error = &ran.json()["error"];
+    assert_eq!(error["code"], "image_too_large");
+    let message = error["message"].as_str().unwrap();
+    assert!(message.contains(&(65u64 << 30).to_string()) && message.contains(&(64u64 << 30).to_string()), "{message}");
+}
+
+#[test]
 fn a_mistyped_role_config_is_named_with_its_line() {
     let env = Environment::new();
     let config = env.file("relay.toml", "# a relay\nlistn = \"127.0.0.1:0\"\n");

@@ -202,6 +202,8 @@ fn a_request_becomes_a_machine_and_everything_about_it_can_be_proven() {
     assert!(cheap.err.contains("cheapest offer") && cheap.err.contains("--max-rate"), "{}", cheap.err);
     assert_eq!(env.run(&["--json", "grants"]).json()["grants"].as_array().unwrap().len(), 0);
 
+    interrupted_request_leaves_nothing(&env);
+
     // Requested under the requester's own identity, so that looking for it on the bridge's side means something.
     let grant = granted(&env, &["--as-member"]);
     let short = &grant[..8];
@@ -236,6 +238,41 @@ fn a_request_becomes_a_machine_and_everything_about_it_can_be_proven() {
     let drained = env.run(&["--json", "log", &next, "--wait", "1m"]).expect_status(0).json();
     assert!(drained["granted"]["stage"].as_str().unwrap().starts_with("ended"), "{drained}");
     up.stop();
+}
+
+/// Ctrl-C while the committee looks for a provider: the request is withdrawn, and the market says so.
+fn interrupted_request_leaves_nothing(env: &Environment) {
+    let arguments = [
+        "--json",
+        "request",
+        "--image",
+        "hello.tar",
+        "--region",
+        "mars",
+        "--for",
+        "10m",
+        "--max-rate",
+        "1",
+        "--wait",
+        "10m",
+        "--anyway",
+    ];
+    let mut child = env.command(&arguments).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map_while(Result::ok);
+    let ordered = lines.by_ref().find(|line| line.contains("\"ordered\"")).unwrap();
+    let request = serde_json::from_str::<Value>(&ordered).unwrap()["request"].as_str().unwrap().to_owned();
+    kill(Pid::from_raw(i32::try_from(child.id()).unwrap()), Signal::SIGINT).unwrap();
+    let last: Value = serde_json::from_str(&lines.last().unwrap()).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    assert_eq!(last["error"]["code"], "interrupted");
+    assert!(last["error"]["hint"].as_str().unwrap().contains("withdrawn"), "{last}");
+    let market = env.run(&["--json", "market"]).expect_status(0).json();
+    assert_eq!(market["open_requests"], 0);
+    let mine = env.run(&["--json", "grants"]).expect_status(0).json();
+    assert_eq!(
+        (&mine["grants"][0]["grant"], &mine["grants"][0]["stage"]),
+        (&Value::from(request), &Value::from("withdrawn"))
+    );
 }
 
 /// With every node stopped: the hex config alone accepts the proof, and nothing else does.
@@ -482,6 +519,20 @@ fn damaged_files_are_named_and_left_alone() {
     assert!(ran.err.contains("unseal-2"), "{}", ran.err);
     assert!(!ran.err.contains("panicked"), "{}", ran.err);
     std::fs::write(&share, good).unwrap();
+
+    let journal = home.join("data/member-1/logs/compute/pending.log");
+    let good = std::fs::read(&journal).unwrap();
+    let mut bad = good.clone();
+    let middle = bad.len() / 2;
+    bad[middle] ^= 1;
+    std::fs::write(&journal, &bad).unwrap();
+    let ran = env.run(&["up"]);
+    assert_ne!(ran.status, 0);
+    assert!(ran.err.contains("member-1") && ran.err.contains("pending.log is damaged"), "{}", ran.err);
+    assert_eq!(std::fs::read(&journal).unwrap(), bad, "a damaged log is not touched");
+    std::fs::write(&journal, good).unwrap();
+    Up::start(&env, &[]).stop();
+
     std::fs::write(home.join("coalition.hex"), "00").unwrap();
     let ran = env.run(&["up"]).expect_status(3);
     assert!(ran.err.contains("coalition.hex"), "{}", ran.err);

@@ -13,7 +13,7 @@ use serde_json::json;
 
 use super::{
     log,
-    request::posture_line,
+    request::{losses, posture_line},
     ssh,
     up::{self, Coalition},
     verify,
@@ -165,6 +165,7 @@ async fn log_in(grant: &Grant, steps: &mut Steps) -> Result<()> {
         );
     }
     let shown: Vec<String> = printed.lines().map(|line| format!("      | {line}")).collect();
+    let losses = losses(&access.isolation, "      ");
     let posture = posture_line(&access.posture, &access.isolation, steps.output());
     steps.done(
         "ssh",
@@ -172,6 +173,9 @@ async fn log_in(grant: &Grant, steps: &mut Steps) -> Result<()> {
         json!({ "status": status, "printed": printed }),
     );
     steps.output().note(shown.join("\n"));
+    if !losses.is_empty() {
+        steps.output().note(format!("weaker than full isolation here:\n{}", losses.trim_end()));
+    }
     Ok(())
 }
 

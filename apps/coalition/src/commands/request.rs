@@ -57,21 +57,36 @@ fn how_to_get_in(home: &Home, grant: &Grant, output: &Output) -> Result<String> 
     let short = grant.short();
     let flag = home_flag(home);
     Ok(format!(
-        "\n{}  {}@{} port {}, until {}\n{}\n\n  coalition{flag} ssh {short}\n  coalition{flag} end {short}",
+        "\n{}  {}@{} port {}, until {}\n{}; {}\n{}\n  coalition{flag} ssh {short}\n  coalition{flag} end {short}",
         output.paint(Paint::Bold, &short),
         access.user,
         access.host,
         access.port,
         values::utc(cleared.valid_to_ms),
-        posture_line(&access.posture, &access.isolation, output),
+        output.paint(Paint::Bad, &format!("plain host: {}", access.posture)),
+        split_isolation(&access.isolation).0,
+        losses(&access.isolation, "  "),
     ))
 }
 
-/// What the machine's operator can still do, in red where it is everything.
+/// What vouches for the machine (in red when nothing does) and how strongly the workload is isolated, on one line.
 #[must_use]
 pub fn posture_line(posture: &str, isolation: &str, output: &Output) -> String {
-    let host = format!("plain host: {posture}");
-    format!("{}; {isolation}", output.paint(Paint::Bad, &host))
+    let host = output.paint_err(Paint::Bad, &format!("plain host: {posture}"));
+    format!("{host}; {}", split_isolation(isolation).0)
+}
+
+/// A provider's statement of isolation: its name, and each thing that is weaker than full isolation.
+#[must_use]
+pub fn split_isolation(isolation: &str) -> (&str, Vec<&str>) {
+    let mut parts = isolation.split("; ");
+    (parts.next().unwrap_or_default(), parts.collect())
+}
+
+/// The losses of a statement of isolation as indented lines; nothing when there are none.
+#[must_use]
+pub fn losses(isolation: &str, indent: &str) -> String {
+    split_isolation(isolation).1.iter().map(|loss| format!("{indent}- {loss}\n")).collect()
 }
 
 /// ` --home DIR` for commands shown to a person, where it is needed.

@@ -203,7 +203,9 @@ impl Coalition {
                     json!({ "role": role, "pid": pid, "details": details }),
                 );
                 self.is_up(role, pid, place);
-                steps.begin("starting the next role");
+                if let Some(next) = role_names().into_iter().find(|name| !self.roles.contains_key(name)) {
+                    steps.begin(&format!("starting {next}"));
+                }
             }
             Event::Crashed { role, how, again_in } => {
                 steps.pause();

@@ -24,6 +24,7 @@ use super::{
     serve::{ImageService, Served},
 };
 use crate::{
+    commands::request::split_isolation,
     error::{CliError, Context, Kind, Result},
     grants::{Cleared, Grant, GrantFile, Stage, short},
     home::Home,
@@ -473,7 +474,8 @@ fn announce_image(facts: &ImageFacts, from_here: bool, steps: &mut Steps) {
 
 fn announce_receipt(grant: &Grant, steps: &mut Steps) {
     let Some(access) = &grant.file.access else { return };
-    let text = format!("{}@{} port {}; {}", access.user, access.host, access.port, access.isolation);
+    let (isolation, _) = split_isolation(&access.isolation);
+    let text = format!("{}@{} port {}; {isolation}", access.user, access.host, access.port);
     let fields = json!({
         "grant": grant.file.grant, "host": access.host, "port": access.port, "user": access.user,
         "isolation": access.isolation, "posture": access.posture, "key_file": grant.key_path(),

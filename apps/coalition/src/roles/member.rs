@@ -58,7 +58,7 @@ pub(super) async fn start(path: &Path) -> Result<Running> {
     let node = Node::start(node_config).await.map_err(node_error)?;
     let member = Member::start(setup)
         .await
-        .map_err(|error| CliError::input("member", format!("member {} cannot start", config.name)).because(error))?;
+        .map_err(|error| CliError::input("member", format!("{} cannot start", config.name)).because(error))?;
     let served = node.serve(member.service());
     served.or_fault("node", || "the node cannot serve".into())?;
     let readings =

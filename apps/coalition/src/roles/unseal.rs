@@ -33,7 +33,7 @@ pub(super) async fn start(path: &Path) -> Result<Running> {
     }
     let setup = unseal.params.setup();
     let machine = Member::new(unseal.params, share, unseal.scope, coalition_shuffle::member::MemberLimits::default())
-        .or_input("unseal", || format!("unseal member {} cannot start", config.name))?;
+        .or_input("unseal", || format!("{} cannot start", config.name))?;
     let node_config = config.network.node(path, config.peers.values().cloned().collect())?;
     let node = Node::start(node_config).await.map_err(node_error)?;
     let organism = Organism::connect(Arc::clone(&node), compute.id, compute.roster)
