@@ -87,6 +87,37 @@ async fn commands_run_as_the_current_user() {
     assert_eq!(output.status.code(), Some(255));
 }
 
+/// The server closes a finished channel first, and the library then reports no close: the channel must count no more.
+#[tokio::test]
+async fn finished_channels_are_given_back_on_one_connection() {
+    if !has("ssh") || !has("sftp") {
+        eprintln!("skipped: no ssh or sftp");
+        return;
+    }
+    let root = tempfile::tempdir().unwrap();
+    let (server, client) = up(root.path()).await;
+    let socket = format!("ControlPath={}", client.temp.path().join("shared").display());
+    let batch = client.temp.path().join("batch");
+    fs::write(&batch, "pwd\n").unwrap();
+    let shared = |program: &str, port_option: &str| {
+        let mut command = tokio::process::Command::from(client.command(program, port_option));
+        command.args(["-o", "ControlMaster=auto", "-o", "ControlPersist=30", "-o", &socket]);
+        command.stdin(std::process::Stdio::null()).stdout(std::process::Stdio::null());
+        command.stderr(std::process::Stdio::null());
+        command
+    };
+    // Each kind alone exceeds the 64 channels a connection may have open at once.
+    for turn in 0..70 {
+        let ran = shared("ssh", "-p").args(["anyone@127.0.0.1", "true"]).status().await.unwrap();
+        assert!(ran.success(), "command {turn} on one connection: {ran}");
+        let sent = shared("sftp", "-P").arg("-b").arg(&batch).arg("anyone@127.0.0.1").status().await.unwrap();
+        assert!(sent.success(), "file session {turn} on one connection: {sent}");
+    }
+    let ended = shared("ssh", "-p").args(["-O", "exit", "anyone@127.0.0.1"]).status().await.unwrap();
+    assert!(ended.success(), "the shared connection was really shared: {ended}");
+    server.shutdown().await;
+}
+
 #[tokio::test]
 async fn files_go_to_one_directory() {
     if !has("sftp") {
