@@ -57,6 +57,7 @@ impl Session {
             relay: universe.relay.clone(),
             bind: None,
             bootstrap: universe.peers.values().cloned().collect(),
+            public: false,
             start_timeout: NODE_START,
         });
         let node = node.await.map_err(node_error)?;

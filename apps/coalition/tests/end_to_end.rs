@@ -416,7 +416,7 @@ impl Fold for Audit {
 }
 
 /// Requests of each of two requesters, all at once.
-const EACH: usize = 10;
+const EACH: usize = 20;
 
 #[test]
 fn many_requests_at_once_end_in_exactly_one_outcome_each() {

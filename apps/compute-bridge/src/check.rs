@@ -61,7 +61,7 @@ pub async fn check(config: BridgeConfig) -> Result<Vec<Finding>, BridgeError> {
 /// Whether relay and committee answer. Asked under a throw-away identity, so that a running bridge is not disturbed.
 async fn network(resolved: &Resolved, committees: &Committees, id: ProviderId) -> Finding {
     let asked = async {
-        let node = start_node(resolved, NodeKey::generate(), None).await?;
+        let node = start_node(resolved, NodeKey::generate(), None, false).await?;
         let market = follow(&node, committees, PATIENCE).await;
         let found = market.map(|market| market.card(id).is_some());
         node.stop().await;

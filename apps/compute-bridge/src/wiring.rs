@@ -173,7 +173,7 @@ impl Bridge {
         );
         let images = images.map_err(BridgeError::Images)?;
 
-        let node = start_node(&resolved, resolved.key.clone(), resolved.config.listen).await?;
+        let node = start_node(&resolved, resolved.key.clone(), resolved.config.listen, true).await?;
         let market = follow(&node, &committees, CATCH_UP).await?;
         let unseal = unseal_client(&node, &committees);
         let status = Status::new(id);
@@ -311,6 +311,7 @@ pub(crate) async fn start_node(
     resolved: &Resolved,
     key: NodeKey,
     bind: Option<std::net::SocketAddr>,
+    public: bool,
 ) -> Result<Arc<Node>, BridgeError> {
     let config = NodeConfig {
         network_id: resolved.config.network()?,
@@ -318,6 +319,7 @@ pub(crate) async fn start_node(
         relay: resolved.config.relay.get_ref().clone(),
         bind,
         bootstrap: resolved.bootstrap.clone(),
+        public,
         start_timeout: NODE_START,
     };
     Ok(Node::start(config).await?)

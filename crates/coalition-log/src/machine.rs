@@ -58,7 +58,7 @@ impl Draft {
     }
 }
 
-/// A command or query the machine does not accept. Nothing was committed because of it.
+/// A command the machine does not accept. Nothing was committed because of it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[error("{message} ({code})")]
 pub struct Refusal {
@@ -96,15 +96,6 @@ pub trait Machine: Send + 'static {
 
     /// Committee time at which the machine next needs a batch even if no command arrives; `None` if never.
     fn wake_at_ms(&self, now: &Context) -> Option<u64>;
-
-    /// Answers a question from the local, uncertified state.
-    ///
-    /// # Errors
-    /// A [`Refusal`]; the default refuses every query with code `no_queries`.
-    fn query(&self, query: &[u8]) -> Result<Vec<u8>, Refusal> {
-        let _ = query;
-        Err(Refusal::new("no_queries", "this organism answers no queries; read its log instead"))
-    }
 }
 
 /// What a fold says of a certified entry that contradicts the rules of its service.

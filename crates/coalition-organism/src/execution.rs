@@ -83,12 +83,6 @@ impl Execution {
         self.machine.wake_at_ms(cx)
     }
 
-    /// The machine's own view of its state.
-    #[cfg(test)]
-    pub(crate) fn query(&self, query: &[u8]) -> Result<Vec<u8>, Refusal> {
-        self.machine.query(query)
-    }
-
     /// Executes one batch: each command in order, then rounds until the machine has nothing left to do.
     ///
     /// # Errors
@@ -243,10 +237,6 @@ mod tests {
         fn wake_at_ms(&self, _: &Context) -> Option<u64> {
             None
         }
-
-        fn query(&self, _: &[u8]) -> Result<Vec<u8>, Refusal> {
-            Ok(self.total.to_be_bytes().to_vec())
-        }
     }
 
     fn run(execution: &mut Execution, height: u64, commands: &[(u8, u8)]) -> Executed {
@@ -278,7 +268,9 @@ mod tests {
                 log.extend(a.entries);
             }
             prop_assert!(log.iter().zip(0u64..).all(|(entry, index)| entry.index == index));
-            prop_assert_eq!(whole.query(&[]).unwrap(), restarted.query(&[]).unwrap());
+            // What a round writes depends on the whole state.
+            let probe = [(200, 1), (201, 2)];
+            prop_assert_eq!(run(&mut whole, 100, &probe).entries, run(&mut restarted, 100, &probe).entries);
         }
     }
 

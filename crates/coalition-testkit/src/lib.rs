@@ -122,7 +122,7 @@ impl Committee {
             organisms: organisms.collect(),
         };
         let running = Member::start(setup).await.expect("member starts");
-        node.serve(running.service()).expect("serves");
+        node.serve(running.service());
         self.addresses.retain(|address| address.peer != node.peer_id());
         self.addresses.push(node.address());
         self.seats[member].running = Some((node, running));
@@ -150,6 +150,7 @@ impl Committee {
             relay: self.relay.url(),
             bind: None,
             bootstrap: Vec::new(),
+            public: false,
             start_timeout: START,
         };
         Node::start(config).await.expect("node starts")

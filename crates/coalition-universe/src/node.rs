@@ -3,19 +3,25 @@
 use std::{
     collections::BTreeMap,
     net::SocketAddr,
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
 use futures::future::BoxFuture;
-use iroh::{RelayMap, RelayMode};
-use mosaik::{
-    Bytes, Network, UniqueId, discovery,
-    functions::{CallContext, CallError as MosaikCallError, Caller, Handler},
+use iroh::{
+    Endpoint, EndpointAddr, RelayMap, RelayMode,
+    endpoint::{PortmapperConfig, QuicTransportConfig, VarInt, presets},
 };
-use serde::{Deserialize, Serialize};
+use mosaik::UniqueId;
+use tokio::task::JoinHandle;
 
-use crate::{AddressError, NodeKey, PeerAddress, PeerId};
+use crate::{
+    AddressError, Fault, NodeKey, PeerAddress, PeerId,
+    connections::{Connections, Failure},
+    presence::{self, Presence},
+    server::{self, Answers},
+    wire::Answer,
+};
 
 /// The shared universe every coalition lives on (spec chapter 55).
 pub const UNIVERSE: UniqueId = mosaik::unique_id!("mosaik.universe");
@@ -23,18 +29,14 @@ pub const UNIVERSE: UniqueId = mosaik::unique_id!("mosaik.universe");
 /// The largest request or answer body a node accepts, in bytes. Image chunks of 1 MiB are the largest users.
 pub const MAX_BODY_BYTES: usize = 4 << 20;
 
-/// Calls a node executes at once; further ones are refused and the caller tries again.
-const MAX_CONCURRENT_CALLS: usize = 1_024;
+/// Calls one peer may have open on a connection; further ones wait.
+const STREAMS_PER_CONNECTION: u32 = 512;
 
-/// Requesters come and go; probing each of them again and again costs every node a connection per probe, and a caller probes
-/// the peers it calls anyway.
-const PROBE_INTERVAL: Duration = Duration::from_secs(3_600);
+/// Bytes a connection may have in flight towards this node, over all its calls.
+const RECEIVE_WINDOW_BYTES: u32 = 8 << 20;
 
 /// How long a stopping node waits for its peers to take note.
 const GOODBYE: Duration = Duration::from_millis(500);
-
-/// Identifies the remote-call function of this version; each peer serves it under an id derived from its own key.
-const RPC_DOMAIN: UniqueId = mosaik::unique_id!("coalition.universe.rpc.v1");
 
 /// How a node is set up.
 #[derive(Clone, Debug)]
@@ -43,12 +45,15 @@ pub struct NodeConfig {
     pub network_id: UniqueId,
     /// Who this node is.
     pub key: NodeKey,
-    /// The relay's URL. mosaik starts no node without one.
+    /// The relay's URL: how a node is reached that cannot be reached directly.
     pub relay: String,
     /// The UDP address to bind; `None` picks a free loopback port.
     pub bind: Option<SocketAddr>,
     /// Peers introduced at start.
     pub bootstrap: Vec<PeerAddress>,
+    /// Whether other public nodes may find this one through mosaik's discovery. Members, bridges and other services are
+    /// public; a requester's node is not.
+    pub public: bool,
     /// How long to wait for the relay before giving up.
     pub start_timeout: Duration,
 }
@@ -109,23 +114,6 @@ pub enum CallError {
     },
 }
 
-/// A service's refusal: a stable code and a sentence for a person.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
-#[error("{message} ({code})")]
-pub struct Fault {
-    /// Stable, `snake_case`.
-    pub code: String,
-    /// What was wrong and what to do.
-    pub message: String,
-}
-
-impl Fault {
-    /// Makes a refusal.
-    pub fn new(code: impl Into<String>, message: impl Into<String>) -> Self {
-        Self { code: code.into(), message: message.into() }
-    }
-}
-
 /// What a node answers. One per node; it dispatches on the method's name.
 pub trait Service: Send + Sync + 'static {
     /// Answers one call. `caller` is authenticated by the transport. The body is at most [`MAX_BODY_BYTES`] and
@@ -133,20 +121,14 @@ pub trait Service: Send + Sync + 'static {
     fn call(&self, caller: PeerId, method: String, body: Vec<u8>) -> BoxFuture<'static, Result<Vec<u8>, Fault>>;
 }
 
-#[derive(Serialize, Deserialize)]
-struct Request {
-    method: String,
-    body: Vec<u8>,
-}
-
-type RpcCaller = Caller<Request, Vec<u8>, Fault>;
-
 /// A running peer. Dropping it closes its connections.
 pub struct Node {
-    network: Network,
-    callers: Mutex<BTreeMap<PeerId, Arc<RpcCaller>>>,
+    endpoint: Endpoint,
     addresses: Mutex<BTreeMap<PeerId, PeerAddress>>,
-    handler: Mutex<Option<Handler<Request, Vec<u8>, Fault>>>,
+    connections: Arc<Connections>,
+    answers: Arc<Answers>,
+    accepting: JoinHandle<()>,
+    presence: Option<Presence>,
 }
 
 impl Node {
@@ -155,74 +137,52 @@ impl Node {
     /// # Errors
     /// Every variant of [`NodeError`].
     pub async fn start(config: NodeConfig) -> Result<Arc<Self>, NodeError> {
-        let bad_url = || NodeError::RelayUrl(config.relay.clone());
-        let url: iroh::RelayUrl = config.relay.parse().map_err(|_| bad_url())?;
-        // No QUIC address discovery: a loopback relay offers none, and probing for it costs seconds at start.
-        let relay = RelayMap::from(iroh::RelayConfig::new(url, None));
-        let mut bootstrap = Vec::new();
         for peer in &config.bootstrap {
-            bootstrap.push(peer.to_endpoint()?);
+            peer.to_endpoint()?;
         }
-        let discovery = discovery::Config::builder()
-            .with_bootstrap(bootstrap)
-            .no_dht_bootstrap()
-            .with_rtt_probe_interval(PROBE_INTERVAL);
-        let bind = config.bind.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 0)));
-        let building = Network::builder(config.network_id)
-            .with_secret_key(config.key.to_mosaik())
-            .with_relay_mode(RelayMode::Custom(relay))
-            .with_addresses([bind])
-            .with_discovery(discovery)
-            .build();
-        let network = match tokio::time::timeout(config.start_timeout, building).await {
-            Ok(Ok(network)) => network,
-            Ok(Err(error)) => return Err(NodeError::Substrate(error.to_string())),
-            Err(_) => {
-                let waited_s = config.start_timeout.as_secs();
-                return Err(NodeError::RelayTimeout { relay: config.relay, waited_s });
-            }
-        };
-        stay_private(&network);
-        let addresses = config.bootstrap.into_iter().map(|address| (address.peer, address)).collect();
-        Ok(Arc::new(Self {
-            network,
-            callers: Mutex::default(),
-            addresses: Mutex::new(addresses),
-            handler: Mutex::default(),
-        }))
+        let relay = relay_mode(&config.relay)?;
+        let alpn = alpn(&config.network_id);
+        let endpoint = bind(&config, relay.clone(), alpn.clone()).await?;
+        if tokio::time::timeout(config.start_timeout, endpoint.online()).await.is_err() {
+            endpoint.close().await;
+            let waited_s = config.start_timeout.as_secs();
+            return Err(NodeError::RelayTimeout { relay: config.relay, waited_s });
+        }
+        let answers = Arc::new(Answers::default());
+        let connections = Arc::new(Connections::new(endpoint.clone(), alpn));
+        let presence = config.public.then(|| {
+            Presence::start(presence::Setup {
+                network_id: config.network_id,
+                key: config.key.clone(),
+                relay,
+                endpoint: endpoint.clone(),
+                connections: Arc::clone(&connections),
+                known: config.bootstrap.clone(),
+            })
+        });
+        if let Some(presence) = &presence {
+            answers.set_own(presence.service());
+        }
+        let accepting = tokio::spawn(server::accept(endpoint.clone(), Arc::clone(&answers)));
+        let addresses = Mutex::new(config.bootstrap.into_iter().map(|address| (address.peer, address)).collect());
+        Ok(Arc::new(Self { endpoint, addresses, connections, answers, accepting, presence }))
     }
 
     /// This node's identity.
     #[must_use]
     pub fn peer_id(&self) -> PeerId {
-        PeerId::from_mosaik(&self.network.local().id())
+        PeerId::from_mosaik(&self.endpoint.id())
     }
 
     /// Where this node can be reached now.
     #[must_use]
     pub fn address(&self) -> PeerAddress {
-        PeerAddress::from_endpoint(&self.network.local().addr())
+        PeerAddress::from_endpoint(&self.endpoint.addr())
     }
 
     /// Starts answering calls. A second call replaces the service.
-    ///
-    /// # Errors
-    /// [`NodeError::Substrate`] when the substrate refuses the registration.
-    pub fn serve(&self, service: Arc<dyn Service>) -> Result<(), NodeError> {
-        let mut slot = lock(&self.handler);
-        *slot = None;
-        let handler = self
-            .network
-            .functions()
-            .handler::<Request, Vec<u8>, Fault>()
-            .with_function_id(function_of(self.peer_id()))
-            .with_max_concurrent(MAX_CONCURRENT_CALLS)
-            .serve(move |request: Request, context: CallContext| {
-                answer(Arc::clone(&service), PeerId::from_mosaik(context.caller().id()), request)
-            })
-            .map_err(|error| NodeError::Substrate(error.to_string()))?;
-        *slot = Some(handler);
-        Ok(())
+    pub fn serve(&self, service: Arc<dyn Service>) {
+        self.answers.set_service(Some(service));
     }
 
     /// Remembers where a peer is, for later calls.
@@ -230,7 +190,8 @@ impl Node {
         lock(&self.addresses).insert(address.peer, address);
     }
 
-    /// Calls a method of a peer and waits for its answer, at most `timeout` in all.
+    /// Calls a method of a peer and waits for its answer, at most `timeout` in all. Dropping the future cancels the call
+    /// at the peer.
     ///
     /// # Errors
     /// [`CallError`]; only [`CallError::Refused`] proves that the method ran.
@@ -244,92 +205,97 @@ impl Node {
         if body.len() > MAX_BODY_BYTES {
             return Err(CallError::TooLarge { bytes: body.len() });
         }
-        let started = tokio::time::Instant::now();
-        let attempt = async {
-            self.learn(peer).await;
-            let caller = self.caller(peer);
-            let request = Request { method: method.into(), body };
-            let left = timeout.saturating_sub(started.elapsed());
-            caller.call_with_timeout(request, left).await
-        };
-        let timed_out = || CallError::Timeout {
-            peer,
-            method: method.into(),
-            waited_ms: u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX),
-        };
+        let attempt = self.connections.call(peer, || self.places(peer), method, &body);
+        let transport = |reason| CallError::Transport { peer, method: method.into(), reason };
         match tokio::time::timeout(timeout, attempt).await {
-            Err(_) | Ok(Err(MosaikCallError::Timeout | MosaikCallError::Unavailable)) => Err(timed_out()),
-            Ok(Ok(answer)) => Ok(answer),
-            Ok(Err(MosaikCallError::Application(fault))) => Err(CallError::Refused(fault)),
-            Ok(Err(other)) => Err(CallError::Transport { peer, method: method.into(), reason: other.to_string() }),
+            Err(_) => Err(CallError::Timeout {
+                peer,
+                method: method.into(),
+                waited_ms: u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX),
+            }),
+            Ok(Ok(Answer::Ok(answer))) => Ok(answer),
+            Ok(Ok(Answer::Fault(fault))) => Err(CallError::Refused(fault)),
+            Ok(Ok(Answer::Unavailable) | Err(Failure::Unavailable)) => Err(transport("it has no room for it now".into())),
+            Ok(Err(Failure::Transport(reason))) => Err(transport(reason)),
         }
     }
 
-    /// Resolves when the endpoint has closed by itself; the process should then exit and be restarted
-    /// (a panic inside the substrate's protocol handlers closes it for good).
+    /// Where other public nodes say, by the peer's own signature, that it is now. `None` on a node that is not public.
+    #[must_use]
+    pub fn locate(&self, peer: PeerId) -> Option<PeerAddress> {
+        self.presence.as_ref()?.locate(peer)
+    }
+
+    /// Resolves when the endpoint has closed by itself; the process should then exit and be restarted.
     pub async fn closed(&self) {
-        self.network.local().endpoint().closed().await;
+        self.endpoint.closed().await;
     }
 
     /// Says goodbye to peers and closes the endpoint.
     pub async fn stop(&self) {
-        *lock(&self.handler) = None;
-        lock(&self.callers).clear();
-        // Peers that have gone already never confirm the goodbye; waiting for them would make every stop slow.
-        let _ = tokio::time::timeout(GOODBYE, self.network.local().endpoint().close()).await;
-    }
-
-    /// Makes sure the peer's signed entry is in the catalog: the substrate dials only peers it knows.
-    async fn learn(&self, peer: PeerId) {
-        let serves = |entry: &mosaik::discovery::PeerEntry| entry.functions().contains(&function_of(peer));
-        if self.network.discovery().catalog().get(&peer.to_mosaik()).is_some_and(serves) {
-            return;
-        }
-        let known = lock(&self.addresses).get(&peer).and_then(|address| address.to_endpoint().ok());
-        if let Some(address) = known
-            && let Err(error) = self.network.discovery().sync_with(address).await
-        {
-            tracing::debug!(?peer, %error, "catalog exchange failed");
-        }
-    }
-
-    fn caller(&self, peer: PeerId) -> Arc<RpcCaller> {
-        let mut callers = lock(&self.callers);
-        let make = || {
-            let builder = self.network.functions().caller::<Request, Vec<u8>, Fault>();
-            Arc::new(builder.with_function_id(function_of(peer)).build())
+        self.answers.set_service(None);
+        self.connections.clear();
+        let presence = async {
+            if let Some(presence) = &self.presence {
+                presence.stop(GOODBYE).await;
+            }
         };
-        Arc::clone(callers.entry(peer).or_insert_with(make))
+        // Peers that have gone already never confirm the goodbye; waiting for them would make every stop slow.
+        let _ = tokio::join!(presence, tokio::time::timeout(GOODBYE, self.endpoint.close()));
+    }
+
+    /// Every place the peer may be at: what it was introduced with and what it has announced since.
+    fn places(&self, peer: PeerId) -> EndpointAddr {
+        let introduced = lock(&self.addresses).get(&peer).cloned();
+        let mut places = EndpointAddr::new(peer.to_mosaik());
+        for address in introduced.into_iter().chain(self.locate(peer)) {
+            if let Ok(address) = address.to_endpoint() {
+                places.addrs.extend(address.addrs);
+            }
+        }
+        places
     }
 }
 
-/// Runs one call in a task of its own: a panic that reached the substrate's router would close the endpoint.
-async fn answer(service: Arc<dyn Service>, caller: PeerId, request: Request) -> Result<Vec<u8>, Fault> {
-    if request.body.len() > MAX_BODY_BYTES {
-        let bytes = request.body.len();
-        return Err(Fault::new("too_large", format!("request of {bytes} bytes exceeds {MAX_BODY_BYTES}")));
-    }
-    let method = request.method.clone();
-    let task = tokio::spawn(async move { service.call(caller, request.method, request.body).await });
-    task.await.unwrap_or_else(|error| {
-        tracing::error!(%method, %error, "a service call died");
-        Err(Fault::new("internal", "the call failed inside the peer; its log says why"))
-    })
-}
-
-/// The substrate's preset publishes every node's key and relay to a public DNS service and asks it about peers. Nodes here
-/// are reached by address, and a requester's fresh identity is nobody's business, so all lookups are switched off as soon as
-/// the endpoint is in our hands. (One announcement can leave before that; docs/protocol/shuffle.md says so.)
-fn stay_private(network: &Network) {
-    if let Ok(lookup) = network.local().endpoint().address_lookup() {
-        lookup.clear();
+impl Drop for Node {
+    fn drop(&mut self) {
+        self.accepting.abort();
     }
 }
 
-fn function_of(peer: PeerId) -> UniqueId {
-    RPC_DOMAIN.derive(Bytes::copy_from_slice(peer.as_bytes()))
+fn relay_mode(url: &str) -> Result<RelayMode, NodeError> {
+    let parsed: iroh::RelayUrl = url.parse().map_err(|_| NodeError::RelayUrl(url.into()))?;
+    // No QUIC address discovery: a loopback relay offers none, and probing for it costs seconds at start.
+    Ok(RelayMode::Custom(RelayMap::from(iroh::RelayConfig::new(parsed, None))))
+}
+
+/// Peers of another universe share no protocol and fail in the handshake.
+fn alpn(network_id: &UniqueId) -> Vec<u8> {
+    format!("coalition-rpc/1/{}", hex::encode(network_id.as_bytes())).into_bytes()
+}
+
+async fn bind(config: &NodeConfig, relay: RelayMode, alpn: Vec<u8>) -> Result<Endpoint, NodeError> {
+    let substrate = |error: &dyn std::fmt::Display| NodeError::Substrate(format!("{error:#}"));
+    let address = config.bind.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 0)));
+    let transport = QuicTransportConfig::builder()
+        .max_concurrent_bidi_streams(VarInt::from_u32(STREAMS_PER_CONNECTION))
+        .max_concurrent_uni_streams(VarInt::from_u32(0))
+        .receive_window(VarInt::from_u32(RECEIVE_WINDOW_BYTES))
+        .build();
+    Endpoint::builder(presets::Minimal)
+        .secret_key(config.key.to_mosaik())
+        .alpns(vec![alpn])
+        .relay_mode(relay)
+        .transport_config(transport)
+        .portmapper_config(PortmapperConfig::Disabled)
+        .clear_ip_transports()
+        .bind_addr(address)
+        .map_err(|error| substrate(&error))?
+        .bind()
+        .await
+        .map_err(|error| substrate(&error))
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

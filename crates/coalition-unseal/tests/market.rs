@@ -132,7 +132,7 @@ impl Unseal {
             let node = committee.client().await;
             let follower = Follower::spawn(committee.organism(&node, "compute"), market());
             let machine = Member::new(dealt.params.clone(), share, scope(), MemberLimits::default()).unwrap();
-            node.serve(UnsealMember::start(machine, follower).service()).unwrap();
+            node.serve(UnsealMember::start(machine, follower).service());
             nodes.push(node);
         }
         Self { nodes, params: dealt.params }

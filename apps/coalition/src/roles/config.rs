@@ -160,6 +160,7 @@ impl NetworkConfig {
             relay: self.relay.clone(),
             bind: Some(self.listen),
             bootstrap,
+            public: true,
             start_timeout: std::time::Duration::from_secs(RELAY_WAIT_S),
         })
     }

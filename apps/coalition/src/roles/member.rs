@@ -18,7 +18,6 @@ use serde_json::json;
 use super::{
     Running,
     config::{MemberConfig, load_key, node_error, place_in},
-    genesis::WithGenesis,
 };
 use crate::{
     config_file::{self, relative_to},
@@ -59,8 +58,7 @@ pub(super) async fn start(path: &Path) -> Result<Running> {
     let member = Member::start(setup)
         .await
         .map_err(|error| CliError::input("member", format!("{} cannot start", config.name)).because(error))?;
-    let served = node.serve(member.service());
-    served.or_fault("node", || "the node cannot serve".into())?;
+    node.serve(member.service());
     let readings =
         (!config.peers.is_empty()).then(|| tokio::spawn(report_clock(Arc::clone(&node), carried, clock_key)));
     let member = Arc::new(member);
@@ -106,7 +104,6 @@ impl std::error::Error for Shared {
 
 /// What the committee carries, from the published config.
 struct Carried {
-    fingerprint: UniqueId,
     index: usize,
     almanac: AlmanacPart,
     compute: ComputePart,
@@ -120,7 +117,7 @@ impl Carried {
             return Err(CliError::input("config_invalid", message));
         }
         let index = place_in(&compute.roster, name)?;
-        Ok(Self { fingerprint: config.fingerprint(), index, almanac, compute })
+        Ok(Self { index, almanac, compute })
     }
 
     fn check_node(&self, name: &str, found: &[u8; 32]) -> Result<()> {
@@ -147,7 +144,7 @@ impl Carried {
         let compute = OrganismSetup {
             id: self.compute.id,
             name: "compute".into(),
-            machine: Box::new(WithGenesis::new(market, self.fingerprint)),
+            machine: Box::new(market),
             clock: None,
         };
         Ok(vec![almanac, compute])

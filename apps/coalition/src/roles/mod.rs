@@ -6,7 +6,6 @@
 
 mod bridge;
 pub mod config;
-pub mod genesis;
 pub mod host;
 mod member;
 mod relay;

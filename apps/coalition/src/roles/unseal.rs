@@ -40,7 +40,7 @@ pub(super) async fn start(path: &Path) -> Result<Running> {
         .or_input("config_invalid", || "the market's roster cannot be used".into())?;
     let market = Follower::spawn(organism, MarketView::new(compute.id, compute.params));
     let member = UnsealMember::start(machine, market);
-    node.serve(member.service()).or_fault("node", || "the node cannot serve".into())?;
+    node.serve(member.service());
     tracing::warn!(?setup, "the unseal key comes from this setup");
     let ready = json!({ "name": config.name, "node": node.address().to_string() });
     let gone = Arc::clone(&node);

@@ -1,4 +1,4 @@
-//! Prints what each step of the shuffle costs: `cargo run --release -p coalition-shuffle --example bench`.
+//! Prints what each step of the shuffle costs: `cargo run --release -p coalition-shuffle --example bench_shuffle`.
 #![allow(clippy::print_stdout, clippy::unwrap_used, reason = "a program that prints; a failed step is a failed run")]
 
 use std::hint::black_box;

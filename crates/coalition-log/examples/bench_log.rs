@@ -1,6 +1,6 @@
 //! How fast the log is on this machine: appending, cosigning, proving, following.
 //!
-//! `cargo run --release -p coalition-log --example bench [entries] [directory]`; 200,000 entries in a temporary directory
+//! `cargo run --release -p coalition-log --example bench_log [entries] [directory]`; 200,000 entries in a temporary directory
 //! by default. Every append is synced; the figures depend on the disk.
 #![allow(clippy::print_stdout, clippy::float_arithmetic, reason = "a benchmark prints figures")]
 

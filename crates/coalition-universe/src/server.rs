@@ -1,0 +1,176 @@
+//! The answering side: accepts connections and runs one task a call.
+
+use std::{
+    sync::{Arc, RwLock},
+    time::Duration,
+};
+
+use iroh::{
+    Endpoint,
+    endpoint::{Connection, Incoming, RecvStream, SendStream},
+};
+use tokio::{sync::Semaphore, task::JoinSet, time::timeout};
+
+use crate::{
+    PeerId,
+    node::Service,
+    wire::{self, Answer, Fault, FrameError, HEADER_BYTES, Header},
+};
+
+/// Connections held at once; further ones are refused before their handshake.
+const MAX_CONNECTIONS: usize = 4_096;
+
+/// Calls a node executes at once, long polls included; callers of further ones are told to try again.
+const MAX_CONCURRENT_CALLS: usize = 4_096;
+
+/// Request bodies beyond this many bytes share a budget, so that callers cannot fill the memory by sending slowly.
+const SMALL_BODY_BYTES: usize = 64 << 10;
+
+/// Large bodies being received or processed at once.
+const MAX_LARGE_BODIES: usize = 64;
+
+/// How long a peer may take for the handshake, and again for sending one request.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// What a node answers: methods of its own first, then the service it was given.
+#[derive(Default)]
+pub(crate) struct Answers {
+    service: RwLock<Option<Arc<dyn Service>>>,
+    own: RwLock<Option<Arc<dyn Service>>>,
+}
+
+/// Methods below this prefix are the node's own.
+pub(crate) const OWN_PREFIX: &str = "universe.";
+
+impl Answers {
+    pub(crate) fn set_service(&self, service: Option<Arc<dyn Service>>) {
+        *self.service.write().unwrap_or_else(std::sync::PoisonError::into_inner) = service;
+    }
+
+    pub(crate) fn set_own(&self, own: Arc<dyn Service>) {
+        *self.own.write().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(own);
+    }
+
+    fn of(&self, method: &str) -> Option<Arc<dyn Service>> {
+        let slot = if method.starts_with(OWN_PREFIX) { &self.own } else { &self.service };
+        slot.read().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
+    }
+}
+
+struct Limits {
+    calls: Semaphore,
+    large: Semaphore,
+}
+
+/// Accepts until the endpoint closes.
+pub(crate) async fn accept(endpoint: Endpoint, answers: Arc<Answers>) {
+    let limits = Arc::new(Limits {
+        calls: Semaphore::new(MAX_CONCURRENT_CALLS),
+        large: Semaphore::new(MAX_LARGE_BODIES),
+    });
+    let mut connections = JoinSet::new();
+    while let Some(incoming) = endpoint.accept().await {
+        while connections.try_join_next().is_some() {}
+        if connections.len() >= MAX_CONNECTIONS {
+            incoming.refuse();
+            continue;
+        }
+        connections.spawn(connection(incoming, Arc::clone(&answers), Arc::clone(&limits)));
+    }
+}
+
+async fn connection(incoming: Incoming, answers: Arc<Answers>, limits: Arc<Limits>) {
+    let Ok(accepting) = incoming.accept() else { return };
+    let connection: Connection = match timeout(PATIENCE, accepting).await {
+        Ok(Ok(connection)) => connection,
+        Ok(Err(error)) => return tracing::debug!(%error, "a handshake failed"),
+        Err(_) => return,
+    };
+    let caller = PeerId::from_mosaik(&connection.remote_id());
+    let mut calls = JoinSet::new();
+    while let Ok((send, receive)) = connection.accept_bi().await {
+        while calls.try_join_next().is_some() {}
+        calls.spawn(call(caller, send, receive, Arc::clone(&answers), Arc::clone(&limits)));
+    }
+}
+
+async fn call(
+    caller: PeerId,
+    mut send: SendStream,
+    mut receive: RecvStream,
+    answers: Arc<Answers>,
+    limits: Arc<Limits>,
+) {
+    // A caller that gives up stops the answer's stream, and the call ends with it.
+    let answer = tokio::select! {
+        answer = answer(caller, &mut receive, &answers, &limits) => answer,
+        _ = send.stopped() => return,
+    };
+    let (status, body) = wire::encode_answer(answer);
+    let sent = async {
+        send.write_all(&[status]).await?;
+        send.write_all(&body).await
+    };
+    if sent.await.is_ok() {
+        let _ = send.finish();
+        // Held until the caller has it all, so that the limits count what is still in memory.
+        let _ = send.stopped().await;
+    }
+}
+
+async fn answer(caller: PeerId, receive: &mut RecvStream, answers: &Answers, limits: &Limits) -> Answer {
+    let Ok(_call) = limits.calls.try_acquire() else { return Answer::Unavailable };
+    let mut head = [0; HEADER_BYTES];
+    if !matches!(timeout(PATIENCE, receive.read_exact(&mut head)).await, Ok(Ok(()))) {
+        return Answer::Fault(malformed(FrameError::Malformed));
+    }
+    let header = match Header::parse(head) {
+        Ok(header) => header,
+        Err(error) => return Answer::Fault(malformed(error)),
+    };
+    let _large = if header.body_bytes > SMALL_BODY_BYTES {
+        let Ok(permit) = limits.large.try_acquire() else { return Answer::Unavailable };
+        Some(permit)
+    } else {
+        None
+    };
+    let (method, body) = match timeout(PATIENCE, request(receive, header)).await {
+        Ok(Ok(request)) => request,
+        Ok(Err(error)) => return Answer::Fault(malformed(error)),
+        Err(_) => return Answer::Fault(malformed(FrameError::Malformed)),
+    };
+    match answers.of(&method) {
+        Some(service) => run(service, caller, method, body).await,
+        None => Answer::Unavailable,
+    }
+}
+
+async fn request(receive: &mut RecvStream, header: Header) -> Result<(String, Vec<u8>), FrameError> {
+    let mut method = vec![0; header.method_bytes];
+    receive.read_exact(&mut method).await.map_err(|_| FrameError::Malformed)?;
+    let method = wire::method_name(method)?;
+    // Read as it comes: the announced length costs no memory until the bytes are here.
+    let body = receive.read_to_end(header.body_bytes).await.map_err(|_| FrameError::Malformed)?;
+    if body.len() == header.body_bytes { Ok((method, body)) } else { Err(FrameError::Malformed) }
+}
+
+/// Runs one call in a task of its own, so that a panic fails that call alone; the task ends with the caller's interest.
+async fn run(service: Arc<dyn Service>, caller: PeerId, method: String, body: Vec<u8>) -> Answer {
+    let name = method.clone();
+    let mut task = JoinSet::new();
+    task.spawn(async move { service.call(caller, method, body).await });
+    match task.join_next().await {
+        Some(Ok(Ok(body))) => Answer::Ok(body),
+        Some(Ok(Err(fault))) => Answer::Fault(fault),
+        Some(Err(error)) => {
+            tracing::error!(method = %name, %error, "a service call died");
+            Answer::Fault(Fault::new("internal", "the call failed inside the peer; its log says why"))
+        }
+        None => Answer::Unavailable,
+    }
+}
+
+fn malformed(error: FrameError) -> Fault {
+    let code = if matches!(error, FrameError::TooLarge(_)) { "too_large" } else { "malformed" };
+    Fault::new(code, error.to_string())
+}
