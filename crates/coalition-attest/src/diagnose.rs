@@ -130,44 +130,62 @@ fn signer(error: &Error, chain: Chain) -> Outcome {
 
 /// The reason behind any other refusal, from the library's whole text.
 pub(crate) fn refusal(text: &str) -> Outcome {
-    let known = |part: &str| text.contains(part);
-    let owned = || text.to_owned();
-    let unchecked: [(&[&str], fn(String) -> Unchecked); 12] = [
-        (&["TCBInfo expired"], |_| Unchecked::CollateralExpired("TCB info")),
-        (&["QE Identity expired"], |_| Unchecked::CollateralExpired("QE identity")),
-        (&["TCBInfo issue date is in the future"], |_| Unchecked::CollateralNotYetValid("TCB info")),
-        (&["QE Identity issue date is in the future"], |_| Unchecked::CollateralNotYetValid("QE identity")),
-        (&["Signature is invalid for tcb_info"], Unchecked::CollateralForged),
-        (&["Signature is invalid for qe_identity"], Unchecked::CollateralForged),
-        (&["must be issued directly by the root CA"], Unchecked::CollateralForged),
-        (&["Fmspc mismatch"], |_| Unchecked::CollateralOfAnother("another platform family (FMSPC)".to_owned())),
-        (&["non-TDX TCB info", "Unsupported QE Identity id/version"], Unchecked::CollateralOfAnother),
-        (&["Failed to decode TcbInfo", "Failed to decode QeIdentity"], Unchecked::CollateralMalformed),
-        (&["Failed to parse TCB", "Failed to parse QE", "too short for"], Unchecked::CollateralMalformed),
-        (&["CRL", "Unrecognized TCB status", "Too many intermediate"], Unchecked::CollateralMalformed),
-    ];
-    if let Some((_, reason)) = unchecked.into_iter().find(|(parts, _)| parts.iter().any(|part| known(part))) {
-        return Outcome::CouldNotCheck(reason(owned()));
+    match collateral_refusal(text) {
+        Some(reason) => Outcome::CouldNotCheck(reason),
+        None => Outcome::Invalid(quote_refusal(text)),
     }
-    Outcome::Invalid(if known("Signature is invalid for qe_report") {
-        Invalid::EnclaveReport
-    } else if known("QE report hash mismatch") {
-        Invalid::AttestationKey
-    } else if known("ISV enclave report signature is invalid") {
-        Invalid::Signature
-    } else if known("TCB status is invalid: Revoked") {
-        Invalid::TcbRevoked
-    } else if known("QE report validation failed") {
-        Invalid::QuotingEnclave(owned())
-    } else if known("Debug mode is enabled") || known("TD profiling is enabled") {
-        Invalid::Debug
-    } else if known("TDX module") || known("No matching TCB level") || known("current TDX TCB") {
-        Invalid::TcbUnknown(owned())
-    } else if ["TD attributes", "TD migration", "SERVTD_EXT", "SEPT_VE", "service TD"].iter().any(|p| known(p)) {
-        Invalid::Attributes(owned())
-    } else if ["MRSIGNER", "ISVPRODID", "MISCSELECT", "ATTRIBUTES", "QE "].iter().any(|p| known(p)) {
-        Invalid::QuotingEnclave(owned())
+}
+
+/// Refusals that are the collateral's fault.
+fn collateral_refusal(text: &str) -> Option<Unchecked> {
+    let any = |parts: &[&str]| parts.iter().any(|part| text.contains(part));
+    Some(if any(&["TCBInfo expired"]) {
+        Unchecked::CollateralExpired("TCB info")
+    } else if any(&["QE Identity expired"]) {
+        Unchecked::CollateralExpired("QE identity")
+    } else if any(&["TCBInfo issue date is in the future"]) {
+        Unchecked::CollateralNotYetValid("TCB info")
+    } else if any(&["QE Identity issue date is in the future"]) {
+        Unchecked::CollateralNotYetValid("QE identity")
+    } else if any(&["Signature is invalid for tcb_info", "Signature is invalid for qe_identity"])
+        || any(&["must be issued directly by the root CA"])
+    {
+        Unchecked::CollateralForged(text.to_owned())
+    } else if any(&["Fmspc mismatch"]) {
+        Unchecked::CollateralOfAnother("another platform family (FMSPC)".to_owned())
+    } else if any(&["non-TDX TCB info", "Unsupported QE Identity id/version"]) {
+        Unchecked::CollateralOfAnother(text.to_owned())
+    } else if any(&["Failed to decode TcbInfo", "Failed to decode QeIdentity", "Failed to parse TCB"])
+        || any(&["Failed to parse QE", "too short for", "CRL", "Unrecognized TCB status", "Too many intermediate"])
+    {
+        Unchecked::CollateralMalformed(text.to_owned())
     } else {
-        Invalid::Other(owned())
+        return None;
     })
+}
+
+/// Every other refusal is the quote's fault, the unknown ones too.
+fn quote_refusal(text: &str) -> Invalid {
+    let any = |parts: &[&str]| parts.iter().any(|part| text.contains(part));
+    if any(&["Signature is invalid for qe_report"]) {
+        Invalid::EnclaveReport
+    } else if any(&["QE report hash mismatch"]) {
+        Invalid::AttestationKey
+    } else if any(&["ISV enclave report signature is invalid"]) {
+        Invalid::Signature
+    } else if any(&["TCB status is invalid: Revoked"]) {
+        Invalid::TcbRevoked
+    } else if any(&["QE report validation failed"]) {
+        Invalid::QuotingEnclave(text.to_owned())
+    } else if any(&["Debug mode is enabled", "TD profiling is enabled"]) {
+        Invalid::Debug
+    } else if any(&["TDX module", "No matching TCB level", "current TDX TCB"]) {
+        Invalid::TcbUnknown(text.to_owned())
+    } else if any(&["TD attributes", "TD migration", "SERVTD_EXT", "SEPT_VE", "service TD"]) {
+        Invalid::Attributes(text.to_owned())
+    } else if any(&["MRSIGNER", "ISVPRODID", "MISCSELECT", "ATTRIBUTES", "QE "]) {
+        Invalid::QuotingEnclave(text.to_owned())
+    } else {
+        Invalid::Other(text.to_owned())
+    }
 }

@@ -331,9 +331,16 @@ impl Verdict {
 }
 
 /// A verdict that is not *valid*, as an error.
-#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[derive(Clone, PartialEq, Eq, Error)]
 #[error("{0}")]
 pub struct NotValid(pub Box<Verdict>);
+
+/// One line: TLS libraries print the causes of their errors in this form.
+impl fmt::Debug for NotValid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "NotValid({self})")
+    }
+}
 
 impl fmt::Display for Verdict {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -1,6 +1,7 @@
 //! Quotes that Intel signed, at their own time and at others, whole and changed, with their collateral and another's.
 //!
 //! The vectors are not part of the project: tests skip, saying so, where they are absent.
+#![allow(clippy::unwrap_used, clippy::print_stderr, clippy::print_stdout, clippy::expect_used)]
 
 mod common;
 
