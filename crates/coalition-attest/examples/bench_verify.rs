@@ -1,7 +1,8 @@
 //! What verification costs over the bare library call, and what a remembered verdict costs.
 //!
-//! `cargo run --release -p coalition-attest --example bench_verify [rounds]`; uses a development quote, so that it runs
-//! anywhere. The two calls alternate, and the medians are compared, so that a busy machine disturbs both alike.
+//! `cargo run --release -p coalition-attest --example bench_verify [rounds [quote collateral.json unix-time]]`: with a
+//! development quote, which runs anywhere, or with one of Intel's. The calls alternate, and their medians are compared,
+//! so that a busy machine disturbs all alike.
 
 #![allow(clippy::print_stdout, clippy::float_arithmetic, clippy::cast_precision_loss)]
 
@@ -10,40 +11,60 @@ use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 use coalition_attest::{
-    DevelopmentRoot, Expect, Measurements, Mrtd, Policy, Quote, QuoteSource, VerdictCache, Verifier,
+    Collateral, DevelopmentRoot, Expect, Measurements, Mrtd, Origin, Policy, Quote, QuoteSource, TrustRoot,
+    VerdictCache, Verifier,
 };
 use dcap_qvl::verify::QuoteVerifier;
 use dcap_qvl::{QuoteCollateralV3, QuotePolicy};
 
-const NOW: u64 = 1_800_000_000;
+/// What is verified, and when.
+struct Case {
+    quote: Vec<u8>,
+    collateral: Collateral,
+    root: TrustRoot,
+    now: u64,
+}
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let rounds = std::env::args().nth(1).map_or(Ok(1000), |text| text.parse::<usize>())?;
-    let root = DevelopmentRoot::generate()?;
-    let report_data = [7; 64];
-    let quote = root.guest(Measurements::of_mrtd(Mrtd([1; 48])))?.quote(&report_data)?;
-    let collateral = root.collateral(NOW)?;
-    let policy = Policy::strict(root.trust_root()?).require_mrtd(Mrtd([1; 48])).max_collateral_age_s(86_400)?;
-    let expect = Expect::Exact { report_data, issued_s: Some(NOW) };
-    let ours = Verifier::new(policy);
-    let bare = QuoteVerifier::new(root.trust_root()?.certificate().to_vec());
-    let bundle: QuoteCollateralV3 = serde_json::from_str(&collateral.to_json())?;
-    let appraisal = QuotePolicy::strict(NOW);
-    let cache = VerdictCache::new(16);
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let rounds = arguments.first().map_or(Ok(1000), |text| text.parse::<usize>())?;
+    let Case { quote, collateral, root, now } = match &arguments[arguments.len().min(1)..] {
+        [quote, collateral, now] => intel(quote, collateral, now.parse()?)?,
+        _ => development()?,
+    };
     let parsed = Quote::parse(&quote)?;
+    let bare = QuoteVerifier::new(root.certificate().to_vec());
+    let policy = Policy::servers(root).require_mrtd(parsed.measurements().mrtd).max_quote_age_s(60)?;
+    let expect = Expect::Exact { report_data: parsed.report_data(), issued_s: Some(now) };
+    let ours = Verifier::new(policy.max_collateral_age_s(30 * 86_400)?);
+    let bundle: QuoteCollateralV3 = serde_json::from_str(&collateral.to_json())?;
+    let appraisal = QuotePolicy::strict(now).allow_dynamic_platform(true).allow_cached_keys(true).allow_smt(true);
+    let cache = VerdictCache::new(16);
 
     let (mut bare_times, mut our_times, mut cached_times) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..rounds {
-        bare_times.push(timed(|| bare.verify_with_policy(&quote, &bundle, NOW, &appraisal).is_ok()));
+        bare_times.push(timed(|| bare.verify_with_policy(&quote, &bundle, now, &appraisal).is_ok()));
         our_times
-            .push(timed(|| ours.judge(&Quote::parse(&quote).expect("sound"), &collateral, &expect, NOW).is_valid()));
-        cached_times.push(timed(|| cache.judge(&ours, &parsed, &collateral, &expect, NOW).is_valid()));
+            .push(timed(|| ours.judge(&Quote::parse(&quote).expect("sound"), &collateral, &expect, now).is_valid()));
+        cached_times.push(timed(|| cache.judge(&ours, &parsed, &collateral, &expect, now).is_valid()));
     }
     let [bare, ours, cached] = [bare_times, our_times, cached_times].map(median);
     println!("bare library call   {bare:>10.1?}");
     println!("our verification    {ours:>10.1?}  ({:.3} x)", ours.as_secs_f64() / bare.as_secs_f64());
     println!("remembered verdict  {cached:>10.1?}");
     Ok(())
+}
+
+fn development() -> Result<Case, Box<dyn Error>> {
+    let now = 1_800_000_000;
+    let root = DevelopmentRoot::generate()?;
+    let quote = root.guest(Measurements::of_mrtd(Mrtd([1; 48])))?.quote(&[7; 64])?;
+    Ok(Case { quote, collateral: root.collateral(now)?, root: root.trust_root()?, now })
+}
+
+fn intel(quote: &str, collateral: &str, now: u64) -> Result<Case, Box<dyn Error>> {
+    let collateral = Collateral::from_json(&std::fs::read(collateral)?, Origin::Inline)?;
+    Ok(Case { quote: std::fs::read(quote)?, collateral, root: TrustRoot::Intel, now })
 }
 
 fn timed(call: impl FnOnce() -> bool) -> Duration {

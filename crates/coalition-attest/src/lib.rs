@@ -8,6 +8,29 @@
 //! * [`guest`]: quotes from the hardware this runs on. [`dev`]: quotes from software, under a development root.
 //! * [`ratls`]: TLS in which both sides show and verify quotes.
 //!
+//! ```
+//! use coalition_attest::{Binding, DevelopmentRoot, Expect, Measurements, Mrtd, Nonce, Policy, QuoteSource, Verifier};
+//! # use coalition::UniqueId;
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let (network, config) = (UniqueId::from_bytes([1; 32]), UniqueId::from_bytes([2; 32]));
+//! # let (now_s, key, mrtd) = (1_800_000_000, b"public key", Mrtd([7; 48]));
+//! // The guest: here in software. In a TDX guest, `ConfigfsTsm::default()` takes its place.
+//! let root = DevelopmentRoot::generate()?;
+//! let guest = root.guest(Measurements::of_mrtd(mrtd))?;
+//! let nonce = Nonce { value: UniqueId::from_bytes([3; 32]), issued_s: now_s };
+//! let binding = Binding { purpose: "example", network, key, config, nonce: nonce.value };
+//! let quote = guest.quote(&binding.report_data())?;
+//!
+//! // The verifier: one policy, one root, one time.
+//! let policy = Policy::strict(root.trust_root()?).require_mrtd(mrtd).max_quote_age_s(60)?;
+//! let expect = Expect::bound("example", network, key, config, nonce);
+//! let verdict = Verifier::new(policy).verify(&quote, &root.collateral(now_s)?, &expect, now_s + 5);
+//! assert!(verdict.is_valid());
+//! assert!(verdict.to_string().contains("DEVELOPMENT ROOT — not attested by Intel"));
+//! # Ok(())
+//! # }
+//! ```
+//!
 //! Nothing here reads a clock, and only [`pccs`] with the feature `http` uses a network: times are arguments, and
 //! collateral is looked up, not fetched, while verifying. Who trusts whom, and what no quote proves, is in
 //! `docs/ATTESTATION.md`.

@@ -297,7 +297,7 @@ pub struct Verdict {
     pub checked_at_s: u64,
     /// Age of the quote's nonce, seconds: the quote is not older. None when unknown.
     pub quote_age_s: Option<u64>,
-    /// Whether the report data was compared with what the caller knows. If not, any bearer could show this quote.
+    /// Whether the caller said what the report data must be. If not, any bearer could show this quote.
     pub bound: bool,
     /// The collateral; none when there was none.
     pub collateral: Option<CollateralUsed>,

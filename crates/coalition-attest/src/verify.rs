@@ -165,7 +165,8 @@ impl Verifier {
         collateral: &Collateral,
         expect: &Expect,
     ) {
-        let issued_s = issue_date(&collateral.bundle().tcb_info);
+        let head = Head::of(&collateral.bundle().tcb_info);
+        let issued_s = head.as_ref().and_then(Head::issued_s);
         if let Some(used) = &mut verdict.collateral {
             used.issued_s = issued_s;
             used.expires_s = Some(claims.earliest_expiration_date);
@@ -185,22 +186,27 @@ impl Verifier {
         });
         let guest = verdict.guest.as_ref().expect("set just above");
         let outcome = self
-            .check_collateral(claims, issued_s, verdict.checked_at_s)
+            .check_collateral(claims, head.as_ref(), verdict.checked_at_s)
             .and_then(|()| self.check_platform(claims, guest))
             .and_then(|()| self.check_registers(guest))
             .and_then(|()| self.check_binding(guest, expect, verdict.checked_at_s));
         verdict.outcome = outcome.err().unwrap_or(Outcome::Valid);
     }
 
-    fn check_collateral(&self, claims: &QuoteClaims, issued_s: Option<u64>, now_s: u64) -> Result<(), Outcome> {
+    fn check_collateral(&self, claims: &QuoteClaims, head: Option<&Head<'_>>, now_s: u64) -> Result<(), Outcome> {
+        let malformed = |what: &str| Outcome::CouldNotCheck(Unchecked::CollateralMalformed(what.to_owned()));
+        let head = head.ok_or_else(|| malformed("its TCB info has no date or enclave id"))?;
+        // The library compares the platform family and leaves this to its caller.
+        if !head.pce_id.eq_ignore_ascii_case(&hex::encode(&claims.platform.pck.pce_id)) {
+            let other = "another provisioning enclave (PCE id)".to_owned();
+            return Err(Outcome::CouldNotCheck(Unchecked::CollateralOfAnother(other)));
+        }
         let found = claims.tcb.eval_data_number;
         if let Some(min) = self.policy.tcb_evaluation_floor().filter(|min| found < *min) {
             return Err(Outcome::CouldNotCheck(Unchecked::CollateralEvaluation { found, min }));
         }
         let Some(max_s) = self.policy.collateral_age_limit_s() else { return Ok(()) };
-        let issued = issued_s.ok_or_else(|| {
-            Outcome::CouldNotCheck(Unchecked::CollateralMalformed("its TCB info has no issue date".to_owned()))
-        })?;
+        let issued = head.issued_s().ok_or_else(|| malformed("the issue date of its TCB info is no date"))?;
         let age_s = now_s.saturating_sub(issued);
         if age_s > max_s {
             return Err(Outcome::CouldNotCheck(Unchecked::CollateralOld { age_s, max_s }));
@@ -289,14 +295,22 @@ const fn status(status: dcap_qvl::TcbStatus) -> Option<TcbStatus> {
     })
 }
 
-/// The issue date of TCB info that has verified, Unix seconds.
-fn issue_date(tcb_info: &str) -> Option<u64> {
-    #[derive(Deserialize)]
-    #[serde(rename_all = "camelCase")]
-    struct Dated<'a> {
-        issue_date: &'a str,
+/// What is read here of TCB info that has verified.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Head<'a> {
+    issue_date: &'a str,
+    pce_id: &'a str,
+}
+
+impl<'a> Head<'a> {
+    fn of(tcb_info: &'a str) -> Option<Self> {
+        serde_json::from_str(tcb_info).ok()
     }
-    let dated: Dated<'_> = serde_json::from_str(tcb_info).ok()?;
-    let at = OffsetDateTime::parse(dated.issue_date, &Rfc3339).ok()?;
-    u64::try_from(at.unix_timestamp()).ok()
+
+    /// Its issue date, Unix seconds.
+    fn issued_s(&self) -> Option<u64> {
+        let at = OffsetDateTime::parse(self.issue_date, &Rfc3339).ok()?;
+        u64::try_from(at.unix_timestamp()).ok()
+    }
 }

@@ -255,6 +255,8 @@ fn collateral_is_refused_when_expired_early_forged_or_anothers() {
     assert_code(&with(early), "could_not_check", "collateral_not_yet_valid");
     let other = CollateralOptions { fmspc: [1; 6], ..options() };
     assert_code(&with(other), "could_not_check", "collateral_of_another");
+    let other = CollateralOptions { pce_id: [0, 1], ..options() };
+    assert_code(&with(other), "could_not_check", "collateral_of_another");
     for signer in [Certificate::Platform, Certificate::PlatformCa, Certificate::Root] {
         let forged = CollateralOptions { signer, ..options() };
         assert_code(&with(forged), "could_not_check", "collateral_forged");

@@ -106,6 +106,7 @@ fn every_changed_byte_is_refused(quote: &[u8], collateral: &Collateral, now: u64
     }
     eprintln!("{} bytes changed one by one: {codes:?}", quote.len());
     assert!(codes["signature"] > 500 && codes["malformed"] > 10);
+    assert!(!codes.contains_key("other"), "every reason is told apart");
 }
 
 #[test]

@@ -33,6 +33,8 @@ pub struct CollateralOptions {
     pub advisories: Vec<String>,
     /// Platform family it is about.
     pub fmspc: [u8; 6],
+    /// Provisioning enclave it is about.
+    pub pce_id: [u8; 2],
     /// Security version every platform component must have.
     pub required_svn: u8,
     /// Security version the TDX module must have.
@@ -55,6 +57,7 @@ impl CollateralOptions {
             qe_status: "UpToDate",
             advisories: Vec::new(),
             fmspc: DEVELOPMENT_FMSPC,
+            pce_id: [0; 2],
             required_svn: SVN,
             required_module_svn: MODULE_SVN,
             revoked: Vec::new(),
@@ -154,7 +157,7 @@ fn tcb_info(options: &CollateralOptions) -> Result<String, DevError> {
         "issueDate": date(options.issued_s)?,
         "nextUpdate": date(options.expires_s)?,
         "fmspc": hex::encode_upper(options.fmspc),
-        "pceId": "0000",
+        "pceId": hex::encode_upper(options.pce_id),
         "tcbType": 0,
         "tcbEvaluationDataNumber": options.evaluation,
         "tdxModule": module,

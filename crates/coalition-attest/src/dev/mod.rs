@@ -3,7 +3,7 @@
 //! A [`DevelopmentRoot`] is a whole certification authority in one value: root, platform CA, TCB signer, one platform.
 //! Its [`DevelopmentGuest`] signs quotes that the ordinary verifier accepts under this root and under no other. Nothing
 //! it makes can be taken for Intel's: certificates, quoting enclave, module and platform family all have names and
-//! values of their own, and every verdict under it carries [`DEVELOPMENT_LABEL`](crate::DEVELOPMENT_LABEL).
+//! values of their own, and every verdict under it carries [`DEVELOPMENT_LABEL`].
 //!
 //! It can also make what must be refused ([`CollateralOptions`], [`GuestOptions`], [`PlatformOptions`]), because tests
 //! need revoked keys, expired lists and debug guests that no real platform hands out.
