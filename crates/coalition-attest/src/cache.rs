@@ -131,7 +131,8 @@ fn ends_at(verdict: &Verdict, verifier: &Verifier, expect: &Expect) -> Option<u6
         Outcome::Invalid(_) => Some(verdict.checked_at_s.saturating_add(INVALID_FOR_S)),
         Outcome::Valid => {
             let used = verdict.collateral?;
-            let collateral = used.expires_s?.saturating_add(1);
+            // A revocation list has expired in the very second it names.
+            let collateral = used.expires_s?;
             let nonce = verifier.policy().quote_age_limit_s().zip(expect.issued_s());
             let nonce = nonce.map_or(u64::MAX, |(max, issued)| issued.saturating_add(max).saturating_add(1));
             let aged = verifier.policy().collateral_age_limit_s().zip(used.issued_s);

@@ -31,9 +31,13 @@ fn a_verdict_ends_with_its_collateral() {
     let ending = root().collateral_with(&CollateralOptions { expires_s: NOW + 100, ..options() }).unwrap();
     let cache = VerdictCache::new(8);
     assert!(cache.judge(&verifier, &quote, &ending, &expect(), NOW).is_valid());
-    assert!(cache.judge(&verifier, &quote, &ending, &expect(), NOW + 100).is_valid());
-    let late = cache.judge(&verifier, &quote, &ending, &expect(), NOW + 101);
+    assert!(cache.judge(&verifier, &quote, &ending, &expect(), NOW + 99).is_valid());
+    let late = cache.judge(&verifier, &quote, &ending, &expect(), NOW + 100);
     assert_eq!(late.outcome.code(), Some("collateral_expired"));
+    for now in [NOW + 99, NOW + 100] {
+        let remembered = cache.judge(&verifier, &quote, &ending, &expect(), now);
+        assert_eq!(remembered, verifier.judge(&quote, &ending, &expect(), now), "as if judged anew");
+    }
 
     let aging = Verifier::new(policy().max_quote_age_s(1_000_000).unwrap().max_collateral_age_s(3610).unwrap());
     assert!(cache.judge(&aging, &quote, &collateral(), &expect(), NOW).is_valid());

@@ -34,12 +34,34 @@ fn the_label_is_in_every_form_of_a_verdict() {
     assert_eq!(json["root"]["label"], DEVELOPMENT_LABEL);
     assert_eq!(json["guest"]["measurements"]["mrtd"], mrtd().to_string());
     assert_eq!(json["collateral"]["offline"], true);
-    assert_eq!(json["reason"], serde_json::Value::Null);
+    assert_eq!((&json["reason"], &json["message"]), (&serde_json::Value::Null, &serde_json::Value::Null));
+    assert_eq!(json["policy"], policy().fingerprint().to_string());
+    assert_eq!(json["root"]["id"], root().trust_root().unwrap().id().to_string());
+    assert_eq!(json["guest"]["report_data"], hex::encode(report_data()));
+    assert_eq!((&json["quote_age_s"], &json["bound"], &json["pinned"][0]), (&10.into(), &true.into(), &"mrtd".into()));
+    let refused =
+        judge(policy().require_mrtd(coalition_attest::Mrtd([0; 48])), &quote(GuestOptions::default()), &collateral());
+    let json: serde_json::Value = serde_json::from_str(&refused.to_json()).unwrap();
+    assert_eq!((&json["outcome"], &json["reason"]), (&"invalid".into(), &"register".into()));
+    assert!(json["message"].as_str().unwrap().contains("the policy requires 0000"));
     let trust = root().trust_root().unwrap();
     assert!(format!("{trust} {trust:?} {:?}", root()).matches(DEVELOPMENT_LABEL).count() == 3);
     let guest = root().guest(Measurements::of_mrtd(mrtd())).unwrap();
     assert_eq!(guest.label(), DEVELOPMENT_LABEL);
     assert!(root().to_secret().contains(DEVELOPMENT_LABEL));
+}
+
+#[test]
+fn fresh_collateral_serves_slow_clocks_and_thirty_days() {
+    let quote = quote(GuestOptions::default());
+    let verifier = Verifier::new(Policy::strict(root().trust_root().unwrap()));
+    let fresh = root().collateral(NOW).unwrap();
+    let undated = Expect::Exact { report_data: report_data(), issued_s: None };
+    let code = |now| verifier.verify(&quote, &fresh, &undated, now).outcome.code();
+    let end = NOW - 300 + 30 * 86_400;
+    assert_eq!([code(NOW - 300), code(NOW), code(end - 1)], [None; 3]);
+    assert_eq!(code(NOW - 301), Some("collateral_not_yet_valid"));
+    assert_eq!(code(end), Some("collateral_expired"));
 }
 
 #[test]

@@ -14,6 +14,9 @@ use crate::quote::encode_chain;
 /// How long development collateral is valid, seconds: thirty days, as Intel's.
 const VALID_FOR_S: u64 = 30 * 24 * 3600;
 
+/// How far fresh collateral is dated back, seconds, so that a verifier whose clock is a little behind takes it too.
+const DATED_BACK_S: u64 = 300;
+
 const TCB_DATE: &str = "2020-01-01T00:00:00Z";
 
 /// What collateral says; every field but the dates is for making collateral that must be refused.
@@ -67,12 +70,12 @@ impl CollateralOptions {
 }
 
 impl DevelopmentRoot {
-    /// Fresh collateral for its platform, valid for thirty days from `now_s`, Unix seconds.
+    /// Fresh collateral for its platform: valid for thirty days, from five minutes before `now_s`, Unix seconds.
     ///
     /// # Errors
     /// [`DevError`] when a key is unusable or the time cannot be written.
     pub fn collateral(&self, now_s: u64) -> Result<Collateral, DevError> {
-        self.collateral_with(&CollateralOptions::issued(now_s))
+        self.collateral_with(&CollateralOptions::issued(now_s.saturating_sub(DATED_BACK_S)))
     }
 
     /// Collateral that says what `options` say.

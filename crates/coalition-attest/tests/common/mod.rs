@@ -39,7 +39,7 @@ pub fn root() -> &'static DevelopmentRoot {
 }
 
 pub fn collateral() -> Collateral {
-    root().collateral(NOW - 3600).unwrap()
+    root().collateral_with(&options()).unwrap()
 }
 
 pub fn options() -> CollateralOptions {
