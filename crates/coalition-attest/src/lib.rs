@@ -42,6 +42,7 @@ pub mod dev;
 mod diagnose;
 pub mod evidence;
 pub mod guest;
+mod intel_root;
 pub mod measurement;
 pub mod pccs;
 pub mod policy;

@@ -13,8 +13,7 @@ pub const DEVELOPMENT_LABEL: &str = "DEVELOPMENT ROOT — not attested by Intel"
 /// Common name of the certificates of every development root, so that a bare certificate viewer shows it too.
 pub const DEVELOPMENT_COMMON_NAME: &str = "DEVELOPMENT ROOT - NOT INTEL";
 
-/// Intel's SGX/TDX provisioning certification root, as published (valid 2018 to 2049).
-const INTEL_ROOT_DER: &[u8] = include_bytes!("intel_root_ca.der");
+const INTEL_ROOT_DER: &[u8] = &crate::intel_root::DER;
 
 const VERSION: u8 = 1;
 const TAG: &[u8] = b"coalition/attest/root";
