@@ -162,6 +162,10 @@ fn relay_address(relay: &str) -> Option<String> {
 
 /// A read that failed, as a person reads it.
 pub(crate) fn unanswered(error: ReadError, what: &str) -> CliError {
+    if let ReadError::Retired(retirement) = &error {
+        let message = format!("the coalition's {what} has retired ({retirement})");
+        return CliError::new(Kind::Refused, "retired", message).hint("get the successor's config from its operator");
+    }
     CliError::new(Kind::Unreachable, "no_answer", format!("the coalition's {what} does not answer"))
         .because(error)
         .hint("`coalition status` shows who is missing; at most one committee member of four may be down")

@@ -2,6 +2,42 @@
 
 use std::{fmt, str::FromStr, time::Duration};
 
+/// When something takes effect: now, at a wall-clock time (milliseconds since 1970), or at a tick of the Almanac.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Effective {
+    /// As soon as it is committed.
+    Now,
+    /// At this time.
+    Time(u64),
+    /// At this tick.
+    Tick(coalition::AlmanacTick),
+}
+
+impl FromStr for Effective {
+    type Err = ValueError;
+
+    fn from_str(text: &str) -> Result<Self, ValueError> {
+        match text.strip_prefix("tick:") {
+            _ if text == "now" => Ok(Self::Now),
+            Some(tick) => {
+                let tick = digits(tick).ok_or_else(|| ValueError::Tick(text.into()))?;
+                Ok(Self::Tick(coalition::AlmanacTick(tick)))
+            }
+            None => text.parse().map(|Instant(ms)| Self::Time(ms)),
+        }
+    }
+}
+
+impl fmt::Display for Effective {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Now => f.write_str("once"),
+            Self::Time(ms) => f.write_str(&utc(*ms)),
+            Self::Tick(tick) => write!(f, "tick {}", tick.0),
+        }
+    }
+}
+
 /// Why a value on the command line was not understood.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ValueError {
@@ -17,6 +53,9 @@ pub enum ValueError {
     /// Not a moment.
     #[error("{0:?} is no time: write 2030-01-31T12:00:00Z or Unix seconds")]
     Instant(String),
+    /// Not a tick.
+    #[error("{0:?} is no tick: write tick:N with N in digits")]
+    Tick(String),
     /// Nothing asked for.
     #[error("{0:?} is nothing: ask for more than zero")]
     Zero(String),

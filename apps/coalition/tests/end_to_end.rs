@@ -8,9 +8,8 @@ use std::{
     collections::BTreeMap,
     io::{BufRead, BufReader},
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::{Duration, Instant},
+    process::{Command, Stdio},
+    sync::{Arc, Mutex},
 };
 
 use coalition::RequestId;
@@ -18,154 +17,12 @@ use coalition_cli::{grants, home::Home, session::Session};
 use coalition_compute::{MarketView, RequestStatus};
 use coalition_log::{Entry, Fold};
 use coalition_organism::Follower;
-use common::{Environment, Ran};
+use common::{Environment, Ran, running::*};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
 use serde_json::Value;
-
-/// A coalition is eleven processes: one at a time is enough for a small machine.
-static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
-/// Longest a coalition may take to come up or to stop on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(180);
-
-fn alone() -> MutexGuard<'static, ()> {
-    ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// A running `coalition up`.
-struct Up {
-    child: Child,
-    said: Value,
-}
-
-impl Up {
-    #[track_caller]
-    fn start(env: &Environment, extra: &[&str]) -> Self {
-        let mut arguments = vec!["--json", "up"];
-        arguments.extend(extra);
-        let log = std::fs::File::create(env.path().join("up.err")).unwrap();
-        let mut child = env.command(&arguments).stdout(Stdio::piped()).stderr(log).spawn().unwrap();
-        let (send, receive) = std::sync::mpsc::channel();
-        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        std::thread::spawn(move || lines.map_while(Result::ok).for_each(|line| drop(send.send(line))));
-        let deadline = Instant::now() + PATIENCE;
-        let mut seen = Vec::new();
-        while let Ok(line) = receive.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-            let value: Value = serde_json::from_str(&line).unwrap_or_else(|error| panic!("{error}: {line}"));
-            if value["up"] == true {
-                return Self { child, said: value };
-            }
-            seen.push(line);
-        }
-        let _ = child.kill();
-        let _ = child.wait();
-        panic!("it did not come up:\n{}\n{}", seen.join("\n"), logs(&env.home()));
-    }
-
-    fn pids(&self) -> Vec<i32> {
-        let roles = self.said["roles"].as_object().unwrap();
-        roles.values().map(|role| i32::try_from(role["pid"].as_i64().unwrap()).unwrap()).collect()
-    }
-
-    fn signal(&self, signal: Signal) {
-        kill(Pid::from_raw(i32::try_from(self.child.id()).unwrap()), signal).unwrap();
-    }
-
-    /// Ctrl-C, then nothing may be left.
-    #[track_caller]
-    fn stop(mut self) {
-        let pids = self.pids();
-        self.signal(Signal::SIGINT);
-        let status = wait_for("up to stop", || self.child.try_wait().unwrap());
-        assert!(status.success(), "{status}");
-        for pid in pids {
-            assert!(!is_alive(pid), "process {pid} is left");
-        }
-    }
-}
-
-impl Drop for Up {
-    fn drop(&mut self) {
-        if matches!(self.child.try_wait(), Ok(None)) {
-            self.signal(Signal::SIGTERM);
-            let _ = self.child.wait();
-        }
-    }
-}
-
-fn is_alive(pid: i32) -> bool {
-    // A process that ended but was not waited for by its new parent yet counts as gone.
-    std::fs::read_to_string(format!("/proc/{pid}/stat"))
-        .is_ok_and(|stat| !stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with(['Z', 'X'])))
-}
-
-/// Asks again until there is an answer; the deadline is for a machine that is far too busy.
-#[track_caller]
-fn wait_for<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        if let Some(answer) = ask() {
-            return answer;
-        }
-        assert!(Instant::now() < deadline, "waited in vain for {what}");
-        std::thread::park_timeout(Duration::from_millis(50));
-    }
-}
-
-/// The ends of all role logs, for failures.
-fn logs(home: &Path) -> String {
-    let Ok(entries) = std::fs::read_dir(home.join("logs")) else { return String::new() };
-    let tail = |path: PathBuf| {
-        let text = std::fs::read_to_string(&path).unwrap_or_default();
-        let lines: Vec<&str> = text.lines().collect();
-        format!("--- {}\n{}\n", path.display(), lines[lines.len().saturating_sub(12)..].join("\n"))
-    };
-    entries.flatten().map(|entry| tail(entry.path())).collect()
-}
-
-fn make_image(env: &Environment) {
-    env.run(&["image", "example", "hello.tar"]).expect_status(0);
-}
-
-const SMALL: [&str; 10] =
-    ["--image", "hello.tar", "--cpu", "250m", "--ram", "64MiB", "--region", "local", "--max-rate", "0.1"];
-
-fn request(env: &Environment, extra: &[&str]) -> Ran {
-    let mut arguments = vec!["--json", "request"];
-    arguments.extend(SMALL);
-    arguments.extend(["--for", "10m"]);
-    arguments.extend(extra);
-    env.run(&arguments)
-}
-
-#[track_caller]
-fn granted(env: &Environment, extra: &[&str]) -> String {
-    let ran = request(env, extra);
-    assert_eq!(ran.status, 0, "{}\n{}\n{}", ran.out, ran.err, logs(&env.home()));
-    let steps: Vec<String> = ran.objects().iter().filter_map(|step| step["step"].as_str().map(str::to_owned)).collect();
-    assert_eq!(steps, ["sealed", "ordered", "cleared", "provisioning", "receipt"]);
-    ran.json()["grant"].as_str().unwrap().to_owned()
-}
-
-/// Files below a directory that contain any of the needles.
-fn files_with(root: &Path, needles: &[Vec<u8>]) -> Vec<PathBuf> {
-    let mut found = Vec::new();
-    let mut open = vec![root.to_path_buf()];
-    while let Some(path) = open.pop() {
-        let Ok(meta) = std::fs::symlink_metadata(&path) else { continue };
-        if meta.is_dir() {
-            open.extend(std::fs::read_dir(&path).into_iter().flatten().flatten().map(|entry| entry.path()));
-        } else if meta.is_file() {
-            let bytes = std::fs::read(&path).unwrap_or_default();
-            if needles.iter().any(|needle| bytes.windows(needle.len()).any(|window| window == needle.as_slice())) {
-                found.push(path);
-            }
-        }
-    }
-    found
-}
 
 #[test]
 fn a_request_becomes_a_machine_and_everything_about_it_can_be_proven() {
@@ -308,17 +165,7 @@ fn verify_offline(env: &Environment, pointer: &str) {
         let ran = elsewhere.run(&["verify", "changed.evidence", "--config", &hex]).expect_status(6);
         assert!(ran.err.contains("because:") || ran.err.contains("organism"), "{}", ran.err);
     }
-    let other_coalition = Environment::new();
-    let dir = Home::locate(Some(&other_coalition.home())).unwrap();
-    let sale = coalition_cli::devnet::manifest::Sale {
-        region: "local".parse().unwrap(),
-        core_hour: "1".parse().unwrap(),
-        gib_hour: "1".parse().unwrap(),
-        cpu_millicores: 1,
-        ram_mib: 1,
-    };
-    dir.ensure().unwrap();
-    let other = coalition_cli::devnet::open_or_create(&dir, "other", &sale).unwrap().config.to_hex();
+    let other = another_coalition().to_hex();
     elsewhere.run(&["verify", "usage.evidence", "--config", &other]).expect_status(6);
 }
 
@@ -383,19 +230,66 @@ fn a_killed_role_comes_back_and_a_killed_supervisor_takes_all_with_it() {
     up.stop();
 }
 
-fn kill_role(up: &Up, role: &str) -> i64 {
-    let pid = up.said["roles"][role]["pid"].as_i64().unwrap();
-    kill(Pid::from_raw(i32::try_from(pid).unwrap()), Signal::SIGKILL).unwrap();
-    pid
+#[test]
+fn a_retired_market_takes_no_request_and_names_its_successor() {
+    let _alone = alone();
+    let env = Environment::new();
+    let up = Up::start(&env, &[]);
+    make_image(&env);
+    let grant = granted(&env, &[]);
+    env.run(&["end", "--wait", "2m"]).expect_status(0);
+    env.run(&["log", &grant, "--evidence", "usage.evidence"]).expect_status(0);
+
+    let next = another_coalition();
+    let next_hex = env.file("next.hex", next.to_hex());
+    let next_hex = next_hex.to_str().unwrap();
+    let successor = next.module(coalition::ModuleKind::Compute).unwrap().id.to_string();
+    let key = |member: u8| env.home().join(format!("keys/member-{member}.checkpoint.key")).display().to_string();
+    let retire = |extra: &[&str]| {
+        let arguments: Vec<&str> = [&["--json", "retire", "compute", "--successor", next_hex], extra].concat();
+        env.run(&arguments)
+    };
+    // Members approve by themselves; two of four are too few, and a key of nobody is named.
+    let approvals: Vec<PathBuf> = (1..=3)
+        .map(|member| {
+            let printed = retire(&["--key", &key(member), "--approve-only"]).expect_status(0).json();
+            env.file(&format!("{member}.approval"), printed["approvals"][0].as_str().unwrap())
+        })
+        .collect();
+    let pass = |count: usize| {
+        approvals[..count].iter().flat_map(|file| ["--approval", file.to_str().unwrap()]).collect::<Vec<_>>()
+    };
+    let few = retire(&pass(2)).expect_status(3);
+    assert_eq!(few.json()["error"]["code"], "not_approved");
+    let stranger = env.home().join("keys/member-1.node.key").display().to_string();
+    assert_eq!(retire(&["--key", &stranger]).expect_status(3).json()["error"]["code"], "wrong_key");
+
+    let retired = retire(&pass(3)).expect_status(0).json();
+    assert_eq!((retired["step"].as_str(), retired["successor"].as_str()), (Some("retired"), Some(successor.as_str())));
+    let refused = request(&env, &[]).expect_status(5);
+    assert_eq!(refused.json()["error"]["code"], "retired");
+    assert!(refused.out.contains(&successor), "{}", refused.out);
+    assert_eq!(retire(&pass(3)).expect_status(5).json()["error"]["code"], "retired");
+    let status = env.run(&["--json", "status"]).json();
+    assert_eq!(status["network"]["retirement"]["successor"], successor.as_str());
+    // What was proven stays proven.
+    let hex = env.home().join("coalition.hex").display().to_string();
+    env.run(&["verify", "usage.evidence", "--config", &hex]).expect_status(0);
+    up.stop();
 }
 
-fn wait_until_back(env: &Environment, role: &str, before: i64) {
-    let pid = wait_for(&format!("{role} to come back"), || {
-        let roles = env.run(&["--json", "status"]).objects().into_iter().find_map(|line| line.get("roles").cloned())?;
-        let role = roles.get(role)?;
-        (role["restarts"].as_i64()? >= 1 && role["down"].is_null()).then(|| role["pid"].as_i64())?
-    });
-    assert_ne!(pid, before);
+fn another_coalition() -> coalition::PublishedConfig {
+    let elsewhere = Environment::new();
+    let home = Home::locate(Some(&elsewhere.home())).unwrap();
+    home.ensure().unwrap();
+    let sale = coalition_cli::devnet::manifest::Sale {
+        region: "local".parse().unwrap(),
+        core_hour: "1".parse().unwrap(),
+        gib_hour: "1".parse().unwrap(),
+        cpu_millicores: 1,
+        ram_mib: 1,
+    };
+    coalition_cli::devnet::open_or_create(&home, "other", &sale).unwrap().config
 }
 
 /// Folds the market and checks after every entry that no offer carries more than it has.
@@ -504,40 +398,4 @@ fn the_demo_shows_everything_and_leaves_nothing() {
     assert!(!ran.err.contains('\x1b'), "piped output has no colour");
     assert_eq!(std::fs::read_dir(&temporary).unwrap().count(), 0);
     assert!(!env.path().join(".coalition").exists());
-}
-
-#[test]
-fn damaged_files_are_named_and_left_alone() {
-    let _alone = alone();
-    let env = Environment::new();
-    let up = Up::start(&env, &[]);
-    up.stop();
-    let home = env.home();
-    let share = home.join("keys/unseal-2.share");
-    let good = std::fs::read(&share).unwrap();
-    let mut bad = good.clone();
-    bad[40] ^= 1;
-    std::fs::write(&share, bad).unwrap();
-    let ran = env.run(&["up"]);
-    assert_ne!(ran.status, 0);
-    assert!(ran.err.contains("unseal-2"), "{}", ran.err);
-    assert!(!ran.err.contains("panicked"), "{}", ran.err);
-    std::fs::write(&share, good).unwrap();
-
-    let journal = home.join("data/member-1/logs/compute/pending.log");
-    let good = std::fs::read(&journal).unwrap();
-    let mut bad = good.clone();
-    let middle = bad.len() / 2;
-    bad[middle] ^= 1;
-    std::fs::write(&journal, &bad).unwrap();
-    let ran = env.run(&["up"]);
-    assert_ne!(ran.status, 0);
-    assert!(ran.err.contains("member-1") && ran.err.contains("pending.log is damaged"), "{}", ran.err);
-    assert_eq!(std::fs::read(&journal).unwrap(), bad, "a damaged log is not touched");
-    std::fs::write(&journal, good).unwrap();
-    Up::start(&env, &[]).stop();
-
-    std::fs::write(home.join("coalition.hex"), "00").unwrap();
-    let ran = env.run(&["up"]).expect_status(3);
-    assert!(ran.err.contains("coalition.hex"), "{}", ran.err);
 }

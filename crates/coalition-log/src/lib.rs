@@ -11,6 +11,7 @@
 //! * [`evidence`]: a self-contained proof file of one entry. Pure.
 //! * [`equivocation`]: transferable proof that a member signed two histories. Pure.
 //! * [`follow`]: the reader's core, which releases no entry before it is verified. Pure.
+//! * [`retirement`]: the end of a log: approvals, announcement, last entry. Pure.
 //! * [`store`]: the durable log of one member: journal, tiles, sign guard.
 
 pub mod checkpoint;
@@ -19,6 +20,7 @@ pub mod equivocation;
 pub mod evidence;
 pub mod follow;
 pub mod machine;
+pub mod retirement;
 pub mod store;
 pub mod tree;
 

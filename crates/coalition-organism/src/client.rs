@@ -13,14 +13,16 @@ use coalition_log::{
     checkpoint::{CertifiedCheckpoint, RosterError, RosterVerifier, SignedCheckpoint},
     entry::WriteId,
     evidence::Evidence,
+    retirement::{ApprovedRetirement, RETIRED_KIND, Retirement},
 };
 use coalition_universe::{CallError, Node, PeerId};
 use tokio::time::Instant;
 
 use crate::{
+    ending::RETIRED_CODE,
     error::{ReadError, WriteError},
     outbox::Outbox,
-    wire::{self, MAX_COMMAND_BYTES, method},
+    wire::{self, MAX_COMMAND_BYTES, Payload, method},
 };
 
 /// Longest time one call to one member may take before the next member is asked.
@@ -163,10 +165,56 @@ impl Organism {
         command: Vec<u8>,
         deadline: Duration,
     ) -> Result<Committed, WriteError> {
-        if command.len() > MAX_COMMAND_BYTES {
-            return Err(WriteError::TooLarge { bytes: command.len(), limit: MAX_COMMAND_BYTES });
+        self.write_payload(write_id, Payload::Command(command), deadline).await
+    }
+
+    /// Ends the organism's log, as a quorum of its members has approved: announces the retirement now, and the last entry
+    /// follows when it takes effect.
+    ///
+    /// # Errors
+    /// As [`write`](Self::write); refusals `already_retiring`, `not_approved`, `malformed`.
+    pub async fn retire(
+        &self,
+        write_id: WriteId,
+        approved: &ApprovedRetirement,
+        deadline: Duration,
+    ) -> Result<Committed, WriteError> {
+        self.write_payload(write_id, Payload::Retire(approved.to_bytes()), deadline).await
+    }
+
+    async fn write_payload(
+        &self,
+        write_id: WriteId,
+        payload: Payload,
+        deadline: Duration,
+    ) -> Result<Committed, WriteError> {
+        if payload.len() > MAX_COMMAND_BYTES {
+            return Err(WriteError::TooLarge { bytes: payload.len(), limit: MAX_COMMAND_BYTES });
         }
-        self.outbox.write(write_id, command, deadline).await
+        let started = Instant::now();
+        match self.outbox.write(write_id, payload, deadline).await {
+            // One member's word so far; the log's last entry is the committee's.
+            Err(WriteError::Refused(refusal)) if refusal.code == RETIRED_CODE => {
+                let left = deadline.saturating_sub(started.elapsed()).max(CALL_TIMEOUT);
+                match self.retirement(left).await {
+                    Ok(Some(retirement)) => Err(WriteError::Retired(Box::new(retirement))),
+                    Ok(None) | Err(_) => Err(WriteError::Refused(refusal)),
+                }
+            }
+            other => other,
+        }
+    }
+
+    /// The retirement in effect, by the log's certified last entry; `None` while the organism works.
+    ///
+    /// # Errors
+    /// [`ReadError`] when no member gives a head and its last entry in time.
+    pub async fn retirement(&self, deadline: Duration) -> Result<Option<Retirement>, ReadError> {
+        let started = Instant::now();
+        let Some(last) = self.head(deadline).await?.size().checked_sub(1) else { return Ok(None) };
+        let evidence = self.evidence(last, deadline.saturating_sub(started.elapsed())).await?;
+        let entry = evidence.claimed_entry();
+        Ok(Retirement::of(entry).filter(|_| entry.kind == RETIRED_KIND))
     }
 
     /// The newest certified head.

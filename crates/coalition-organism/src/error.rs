@@ -1,6 +1,6 @@
 //! What can go wrong for a client of an organism.
 
-use coalition_log::Refusal;
+use coalition_log::{Refusal, retirement::Retirement};
 
 /// Why a write did not commit, as far as the client can know.
 #[derive(Debug, thiserror::Error)]
@@ -8,6 +8,9 @@ pub enum WriteError {
     /// The organism's machine refused the command. Nothing was written.
     #[error("{0}")]
     Refused(Refusal),
+    /// The organism has retired: its certified log has its last entry. Nothing was written.
+    #[error("the organism has retired ({0})")]
+    Retired(Box<Retirement>),
     /// The deadline passed. The write may still commit; retry with the same id to find out.
     #[error("not certified within {waited_ms} ms{}; retrying with the same id is safe", detail(.last))]
     Deadline {
@@ -45,6 +48,9 @@ pub enum ReadError {
         /// Certified entries there are.
         size: u64,
     },
+    /// What was waited for is not in the log, and the log has its last entry.
+    #[error("the organism has retired ({0})")]
+    Retired(Box<Retirement>),
     /// The follower's task has ended; a certified entry that breaks its service's rules ends it for good.
     #[error("the follower has stopped: {reason}")]
     Stopped {

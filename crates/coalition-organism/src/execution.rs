@@ -7,7 +7,11 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use coalition::{EvidencePointer, UniqueId};
-use coalition_log::{Context, Draft, Entry, Machine, Refusal, entry::WriteId};
+use coalition_log::{
+    Context, Draft, Entry, Machine, Refusal, checkpoint::RosterVerifier, entry::WriteId, retirement::COMMITTEE_PREFIX,
+};
+
+use crate::{ending::Ending, wire::Payload};
 
 /// Writes remembered for idempotence; the oldest are forgotten first. About 10 MB.
 const WRITES_REMEMBERED: usize = 100_000;
@@ -18,7 +22,7 @@ const MAX_ROUNDS: usize = 10_000;
 /// One command as it was ordered.
 pub(crate) struct Command<'a> {
     pub(crate) write_id: WriteId,
-    pub(crate) bytes: &'a [u8],
+    pub(crate) payload: &'a Payload,
 }
 
 /// What became of one command.
@@ -43,6 +47,11 @@ pub enum ExecutionError {
     /// A round produced an entry that has no encoding.
     #[error("the machine's round produced an entry that cannot be committed")]
     BadDraft(#[source] coalition_log::EntryError),
+    /// A round wrote in the host's name.
+    #[error(
+        "the machine's round produced an entry of kind {0:?}; kinds that begin with {COMMITTEE_PREFIX:?} are the host's"
+    )]
+    HostKind(&'static str),
     /// `round` never came to an end.
     #[error("the machine asked for more than {MAX_ROUNDS} rounds after one batch")]
     EndlessRounds,
@@ -51,6 +60,8 @@ pub enum ExecutionError {
 /// One organism's machine with its place in the log.
 pub(crate) struct Execution {
     machine: Box<dyn Machine>,
+    roster: RosterVerifier,
+    ending: Ending,
     next_index: u64,
     writes: BTreeMap<WriteId, (u64, u64)>,
     write_order: VecDeque<WriteId>,
@@ -58,8 +69,9 @@ pub(crate) struct Execution {
 
 impl Execution {
     /// Starts with an empty log.
-    pub(crate) fn new(machine: Box<dyn Machine>) -> Self {
-        Self { machine, next_index: 0, writes: BTreeMap::new(), write_order: VecDeque::new() }
+    pub(crate) fn new(machine: Box<dyn Machine>, roster: RosterVerifier) -> Self {
+        let ending = Ending::default();
+        Self { machine, roster, ending, next_index: 0, writes: BTreeMap::new(), write_order: VecDeque::new() }
     }
 
     /// Folds one entry of the log at start; entries come in order, without gaps.
@@ -80,7 +92,10 @@ impl Execution {
 
     /// When the machine next needs a batch without commands.
     pub(crate) fn wake_at_ms(&self, cx: &Context) -> Option<u64> {
-        self.machine.wake_at_ms(cx)
+        if self.ending.is_over() {
+            return None;
+        }
+        self.machine.wake_at_ms(cx).into_iter().chain(self.ending.wake_at_ms()).min()
     }
 
     /// Executes one batch: each command in order, then rounds until the machine has nothing left to do.
@@ -99,7 +114,14 @@ impl Execution {
             done.outcomes.push((command.write_id, outcome));
         }
         for _ in 0..MAX_ROUNDS {
+            self.end_if_due(cx, tick, &mut done.entries);
+            if self.ending.is_over() {
+                return Ok(done);
+            }
             let Some(drafts) = self.machine.round(cx) else { return Ok(done) };
+            if let Some(draft) = drafts.iter().find(|draft| draft.kind.starts_with(COMMITTEE_PREFIX)) {
+                return Err(ExecutionError::HostKind(draft.kind));
+            }
             let entries = self.number(cx, tick, WriteId::NONE, drafts).map_err(ExecutionError::BadDraft)?;
             self.fold_all(entries, &mut done.entries);
         }
@@ -110,8 +132,9 @@ impl Execution {
         if let Some(known) = self.known_write(command.write_id) {
             return known;
         }
+        self.end_if_due(cx, tick, out);
         let first = self.next_index;
-        let numbered = self.machine.decide(cx, command.bytes).and_then(|drafts| {
+        let numbered = self.decide(cx, command.payload).and_then(|drafts| {
             self.number(cx, tick, command.write_id, drafts).map_err(|error| {
                 Refusal::new("not_committable", format!("the command's result cannot be committed: {error}"))
             })
@@ -122,6 +145,31 @@ impl Execution {
                 self.fold_all(entries, out);
                 Outcome::Written { first, count: self.next_index - first }
             }
+        }
+    }
+
+    fn decide(&self, cx: &Context, payload: &Payload) -> Result<Vec<Draft>, Refusal> {
+        if self.ending.is_over() {
+            return Err(self.ending.refusal());
+        }
+        let bytes = match payload {
+            Payload::Retire(approved) => return self.ending.announce(approved, &self.roster),
+            Payload::Command(bytes) => bytes,
+        };
+        let drafts = self.machine.decide(cx, bytes)?;
+        match drafts.iter().find(|draft| draft.kind.starts_with(COMMITTEE_PREFIX)) {
+            None => Ok(drafts),
+            Some(draft) => {
+                Err(Refusal::new("not_committable", format!("entries of kind {} are the host's", draft.kind)))
+            }
+        }
+    }
+
+    /// Writes the last entry as soon as the announced retirement is due.
+    fn end_if_due(&mut self, cx: &Context, tick: Option<u64>, out: &mut Vec<Entry>) {
+        if let Some(draft) = self.ending.last_entry(cx, self.next_index) {
+            let entry = draft.into_entry(self.next_index, tick, cx.time_ms);
+            self.fold_all(vec![entry], out);
         }
     }
 
@@ -147,7 +195,11 @@ impl Execution {
     }
 
     fn fold(&mut self, entry: &Entry) {
-        self.machine.evolve(entry);
+        if entry.kind.starts_with(COMMITTEE_PREFIX) {
+            self.ending.fold(entry, &self.roster);
+        } else {
+            self.machine.evolve(entry);
+        }
         self.next_index = entry.index + 1;
         if entry.write_id != WriteId::NONE {
             self.remember(entry);
@@ -203,6 +255,8 @@ pub(crate) fn pointers<'a>(
 
 #[cfg(test)]
 mod tests {
+    use coalition::{AlmanacTick, OrganismRef, RetirementInstant, RetirementMarker, Roster, RosterMember};
+    use coalition_log::retirement::{Approval, ApprovedRetirement, Retirement};
     use proptest::prelude::*;
 
     use super::*;
@@ -239,11 +293,132 @@ mod tests {
         }
     }
 
+    const MEMBERS: usize = 4;
+
+    fn key(member: usize) -> ed25519_dalek::SigningKey {
+        ed25519_dalek::SigningKey::from_bytes(&[u8::try_from(member).unwrap() + 1; 32])
+    }
+
+    fn roster() -> RosterVerifier {
+        let public = |seed: u8| ed25519_dalek::SigningKey::from_bytes(&[seed; 32]).verifying_key().to_bytes();
+        let members = (0..MEMBERS).map(|i| {
+            let seed = u8::try_from(i).unwrap();
+            RosterMember {
+                name: format!("member-{i}"),
+                checkpoint_key: key(i).verifying_key().to_bytes(),
+                consensus_key: public(seed + 50),
+                peer_id: public(seed + 100),
+            }
+        });
+        RosterVerifier::new(UniqueId::from_bytes([7; 32]), &Roster::new(members.collect()).unwrap()).unwrap()
+    }
+
+    fn retire(marker: &RetirementMarker<'_>, approvers: &[usize]) -> Payload {
+        let approve = |&i: &usize| Approval::sign(&key(i), u8::try_from(i).unwrap(), roster().organism(), marker);
+        Payload::Retire(ApprovedRetirement::new(marker, approvers.iter().map(approve).collect()).to_bytes())
+    }
+
+    fn one(execution: &mut Execution, height: u64, id: u8, payload: &Payload) -> Executed {
+        let cx = Context { height, time_ms: height * 10, tick: height };
+        let command = Command { write_id: WriteId([id; 16]), payload };
+        execution.execute(&cx, Some(height), std::iter::once(command)).unwrap()
+    }
+
+    fn refusal(done: &Executed) -> &str {
+        match &done.outcomes[0].1 {
+            Outcome::Refused(refusal) => &refusal.code,
+            Outcome::Written { .. } => "none",
+        }
+    }
+
+    #[test]
+    fn a_retirement_is_announced_takes_effect_in_time_and_ends_the_log() {
+        let mut execution = Execution::new(Box::<Counter>::default(), roster());
+        let successor = OrganismRef::by_stable_id("counter", UniqueId::from_bytes([9; 32]));
+        let marker = RetirementMarker::rotation(RetirementInstant::AtTimestamp(50), successor);
+        let announced = one(&mut execution, 1, 1, &retire(&marker, &[0, 2, 3]));
+        assert_eq!(announced.entries[0].kind, "committee.retiring");
+        assert_eq!(execution.wake_at_ms(&Context { height: 1, time_ms: 10, tick: 1 }), Some(50));
+        let twice = one(&mut execution, 2, 2, &retire(&marker, &[0, 1, 2]));
+        assert_eq!(refusal(&twice), "already_retiring");
+        assert_eq!(run(&mut execution, 3, &[(3, 2)]).entries.len(), 2, "it works on until then");
+
+        let last = run(&mut execution, 5, &[(4, 2)]);
+        assert_eq!(last.entries.len(), 1);
+        assert_eq!((last.entries[0].kind.as_str(), refusal(&last)), ("committee.retired", "retired"));
+        assert_eq!(last.entries[0].evidence, [announced.entries[0].pointer(roster().organism()).unwrap()]);
+        let retirement = Retirement::of(&last.entries[0]).unwrap();
+        assert_eq!(retirement.successor(), Some(UniqueId::from_bytes([9; 32])));
+        let Outcome::Refused(why) = &last.outcomes[0].1 else { panic!("{last:?}") };
+        assert!(why.message.contains(&UniqueId::from_bytes([9; 32]).to_string()), "{}", why.message);
+
+        let after = run(&mut execution, 6, &[(5, 1), (6, 3)]);
+        assert!(
+            after.entries.is_empty() && execution.wake_at_ms(&Context { height: 6, time_ms: 60, tick: 6 }).is_none()
+        );
+        // What was written before is still answered; and a restart knows that the log has ended.
+        assert!(matches!(run(&mut execution, 7, &[(3, 2)]).outcomes[0].1, Outcome::Written { first: 1, count: 2 }));
+    }
+
+    #[test]
+    fn sequence_and_tick_count_too() {
+        for (effective_at, entries_before) in [
+            (RetirementInstant::AtSequence(2), 2),
+            (RetirementInstant::AtTick(AlmanacTick(3)), 2),
+            (RetirementInstant::AtSequence(0), 0),
+        ] {
+            let mut execution = Execution::new(Box::<Counter>::default(), roster());
+            let marker = RetirementMarker::retired(effective_at);
+            let mut log = one(&mut execution, 1, 1, &retire(&marker, &[0, 1, 2])).entries;
+            for height in 2..5 {
+                let payload = Payload::Command(vec![2]);
+                log.extend(one(&mut execution, height, u8::try_from(height).unwrap(), &payload).entries);
+            }
+            let kinds: Vec<_> = log.iter().map(|entry| entry.kind.as_str()).collect();
+            assert_eq!(kinds.last(), Some(&"committee.retired"), "{effective_at:?}: {kinds:?}");
+            assert_eq!(kinds.iter().filter(|kind| **kind == "count.add").count(), entries_before, "{effective_at:?}");
+        }
+    }
+
+    #[test]
+    fn a_retirement_needs_a_quorum_of_this_organisms_members() {
+        let mut execution = Execution::new(Box::<Counter>::default(), roster());
+        let marker = RetirementMarker::retired(RetirementInstant::AtSequence(0));
+        assert_eq!(refusal(&one(&mut execution, 1, 1, &retire(&marker, &[0, 1]))), "not_approved");
+        assert_eq!(refusal(&one(&mut execution, 2, 2, &retire(&marker, &[0, 0, 1]))), "not_approved");
+        let stranger = Approval::sign(&key(0), 9, roster().organism(), &marker);
+        let elsewhere = Approval::sign(&key(2), 2, UniqueId::from_bytes([8; 32]), &marker);
+        let good = |i: usize| Approval::sign(&key(i), u8::try_from(i).unwrap(), roster().organism(), &marker);
+        for spoiler in [stranger, elsewhere] {
+            let approvals = vec![good(0), good(1), good(3), spoiler];
+            let payload = Payload::Retire(ApprovedRetirement::new(&marker, approvals).to_bytes());
+            assert_eq!(refusal(&one(&mut execution, 3, 3, &payload)), "not_approved");
+        }
+        assert_eq!(refusal(&one(&mut execution, 4, 4, &Payload::Retire(vec![1, 2, 3]))), "malformed");
+        assert_eq!(execution.next_index(), 0);
+    }
+
+    proptest! {
+        #[test]
+        fn approved_retirements_are_canonical(bytes in prop::collection::vec(any::<u8>(), 0..200), at in 0usize..240) {
+            let marker = RetirementMarker::retired(RetirementInstant::AtSequence(1));
+            let Payload::Retire(mut good) = retire(&marker, &[0, 1, 2]) else { unreachable!() };
+            prop_assert_eq!(ApprovedRetirement::from_bytes(&good).unwrap().to_bytes(), good.clone());
+            let at = at % good.len();
+            good[at] ^= 1;
+            let changed = ApprovedRetirement::from_bytes(&good).ok().and_then(|changed| changed.verify(&roster()).ok());
+            prop_assert!(changed.is_none());
+            if let Ok(parsed) = ApprovedRetirement::from_bytes(&bytes) {
+                prop_assert_eq!(parsed.to_bytes(), bytes);
+            }
+        }
+    }
+
     fn run(execution: &mut Execution, height: u64, commands: &[(u8, u8)]) -> Executed {
         let cx = Context { height, time_ms: height * 10, tick: 0 };
-        let bytes: Vec<[u8; 1]> = commands.iter().map(|&(_, byte)| [byte]).collect();
+        let payloads: Vec<Payload> = commands.iter().map(|&(_, byte)| Payload::Command(vec![byte])).collect();
         let commands =
-            commands.iter().zip(&bytes).map(|(&(id, _), bytes)| Command { write_id: WriteId([id; 16]), bytes });
+            commands.iter().zip(&payloads).map(|(&(id, _), payload)| Command { write_id: WriteId([id; 16]), payload });
         execution.execute(&cx, None, commands).unwrap()
     }
 
@@ -253,12 +428,12 @@ mod tests {
             batches in prop::collection::vec(prop::collection::vec((1u8..9, 0u8..9), 0..6), 1..8),
             cut in 0usize..8,
         ) {
-            let mut whole = Execution::new(Box::<Counter>::default());
+            let mut whole = Execution::new(Box::<Counter>::default(), roster());
             let mut log = Vec::new();
-            let mut restarted = Execution::new(Box::<Counter>::default());
+            let mut restarted = Execution::new(Box::<Counter>::default(), roster());
             for (height, batch) in (0u64..).zip(&batches) {
                 if usize::try_from(height).unwrap() == cut {
-                    restarted = Execution::new(Box::<Counter>::default());
+                    restarted = Execution::new(Box::<Counter>::default(), roster());
                     log.iter().for_each(|entry| restarted.restore(entry));
                 }
                 let a = run(&mut whole, height, batch);
@@ -276,7 +451,7 @@ mod tests {
 
     #[test]
     fn a_retry_answers_the_same_and_writes_nothing() {
-        let mut execution = Execution::new(Box::<Counter>::default());
+        let mut execution = Execution::new(Box::<Counter>::default(), roster());
         let first = run(&mut execution, 1, &[(1, 2)]);
         let again = run(&mut execution, 2, &[(1, 3)]);
         assert_eq!(first.outcomes, again.outcomes);
@@ -285,9 +460,10 @@ mod tests {
 
     #[test]
     fn what_cannot_be_committed_is_refused_whole() {
-        let mut execution = Execution::new(Box::<Counter>::default());
+        let mut execution = Execution::new(Box::<Counter>::default(), roster());
         let cx = Context { height: 1, time_ms: 1, tick: 0 };
-        let command = Command { write_id: WriteId([1; 16]), bytes: &[1, 2] };
+        let payload = Payload::Command(vec![1, 2]);
+        let command = Command { write_id: WriteId([1; 16]), payload: &payload };
         let done = execution.execute(&cx, None, std::iter::once(command)).unwrap();
         assert!(matches!(&done.outcomes[0].1, Outcome::Refused(refusal) if refusal.code == "not_committable"));
         assert_eq!(execution.next_index(), 0);

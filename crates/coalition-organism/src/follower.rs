@@ -9,6 +9,7 @@ use coalition_log::{
     Entry, Fold, FoldFault,
     checkpoint::SignedCheckpoint,
     follow::{FollowError, Follower as Core},
+    retirement::{COMMITTEE_PREFIX, RETIRED_KIND, Retirement},
 };
 use tokio::{sync::watch, task::JoinHandle};
 
@@ -27,6 +28,14 @@ const RETRY: Duration = Duration::from_millis(200);
 struct Progress {
     folded: u64,
     last_error: Option<String>,
+    ending: Ending,
+}
+
+/// Whether and how the log ends, as far as it is folded.
+#[derive(Clone, Debug, Default)]
+struct Ending {
+    announced: Option<Retirement>,
+    is_over: bool,
 }
 
 /// A running follower. It verifies every head and every entry before folding it, asks the next member when one fails or
@@ -56,14 +65,18 @@ impl<F: Fold> Follower<F> {
     /// Waits until `look` finds what it wants; it is asked again after every certified advance.
     ///
     /// # Errors
-    /// [`ReadError::Deadline`], [`ReadError::Stopped`].
+    /// [`ReadError::Deadline`], [`ReadError::Retired`], [`ReadError::Stopped`].
     pub async fn wait_for<R>(&self, deadline: Duration, mut look: impl FnMut(&F) -> Option<R>) -> Result<R, ReadError> {
         let mut progress = self.progress.clone();
         let searching = async {
             loop {
                 progress.borrow_and_update();
+                let retired = progress.borrow().ending.clone();
                 if let Some(found) = self.read(&mut look) {
                     return Ok(found);
+                }
+                if let Some(retirement) = retired.announced.filter(|_| retired.is_over) {
+                    return Err(ReadError::Retired(Box::new(retirement)));
                 }
                 progress.changed().await.map_err(|_| self.stopped())?;
             }
@@ -98,6 +111,13 @@ impl<F: Fold> Follower<F> {
     #[must_use]
     pub fn last_error(&self) -> Option<String> {
         self.progress.borrow().last_error.clone()
+    }
+
+    /// The retirement the log announces, and whether it is in effect. Everything before it stays readable.
+    #[must_use]
+    pub fn retirement(&self) -> Option<(Retirement, bool)> {
+        let ending = self.progress.borrow().ending.clone();
+        ending.announced.map(|retirement| (retirement, ending.is_over))
     }
 
     fn stopped(&self) -> ReadError {
@@ -137,8 +157,14 @@ async fn run<F: Fold>(shared: Arc<Shared>, state: Arc<RwLock<F>>, report: watch:
                     return;
                 }
                 report.send_modify(|progress| {
-                    *progress = Progress { folded: core.next_index(), last_error: None };
+                    note_ending(&mut progress.ending, &entries);
+                    progress.folded = core.next_index();
+                    progress.last_error = None;
                 });
+                if report.borrow().ending.is_over {
+                    // There is nothing more to follow; what waits learns it from the progress, which must stay open.
+                    std::future::pending::<()>().await;
+                }
             }
             Err(reason) => {
                 let reason = format!("member {}: {reason}", shared.name(position));
@@ -153,7 +179,15 @@ async fn run<F: Fold>(shared: Arc<Shared>, state: Arc<RwLock<F>>, report: watch:
 
 fn fold_all<F: Fold>(state: &RwLock<F>, entries: &[Entry]) -> Result<(), (u64, FoldFault)> {
     let mut fold = state.write().unwrap_or_else(PoisonError::into_inner);
-    entries.iter().try_for_each(|entry| fold.fold(entry).map_err(|fault| (entry.index, fault)))
+    let mut services = entries.iter().filter(|entry| !entry.kind.starts_with(COMMITTEE_PREFIX));
+    services.try_for_each(|entry| fold.fold(entry).map_err(|fault| (entry.index, fault)))
+}
+
+fn note_ending(ending: &mut Ending, entries: &[Entry]) {
+    for entry in entries {
+        ending.announced = Retirement::of(entry).or(ending.announced.take());
+        ending.is_over |= entry.kind == RETIRED_KIND;
+    }
 }
 
 async fn poll(shared: &Shared, core: &Core) -> (usize, Result<FollowAnswer, String>) {

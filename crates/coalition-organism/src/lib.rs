@@ -17,6 +17,7 @@
 
 mod certifier;
 mod client;
+mod ending;
 mod error;
 mod execution;
 mod follower;

@@ -12,7 +12,7 @@ use tokio::{
 use crate::{
     client::{CALL_TIMEOUT, Committed, Shared, call_member, millis},
     error::WriteError,
-    wire::{self, Write, WriteAnswer, WriteRequest, method},
+    wire::{self, Payload, Write, WriteAnswer, WriteRequest, method},
 };
 
 /// Writes and bytes that travel in one call.
@@ -58,11 +58,11 @@ impl Outbox {
     pub(crate) async fn write(
         &self,
         write_id: WriteId,
-        command: Vec<u8>,
+        payload: Payload,
         deadline: Duration,
     ) -> Result<Committed, WriteError> {
         let (answer, answered) = oneshot::channel();
-        let write = Write { write_id, command };
+        let write = Write { write_id, payload };
         let parcel = Parcel { write, started: Instant::now(), deadline, last: None, answer };
         let gone = || WriteError::Deadline { waited_ms: 0, last: Some("the client has stopped".into()) };
         let late = || WriteError::Deadline { waited_ms: millis(deadline), last: None };
@@ -89,11 +89,11 @@ async fn send_all(shared: Arc<Shared>, mut waiting: mpsc::Receiver<Parcel>) {
 }
 
 fn gather(first: Parcel, waiting: &mut mpsc::Receiver<Parcel>) -> Vec<Parcel> {
-    let mut bytes = first.write.command.len();
+    let mut bytes = first.write.payload.len();
     let mut batch = vec![first];
     while batch.len() < BATCH_WRITES && bytes < BATCH_BYTES {
         let Ok(next) = waiting.try_recv() else { break };
-        bytes += next.write.command.len();
+        bytes += next.write.payload.len();
         batch.push(next);
     }
     batch

@@ -31,7 +31,24 @@ pub(crate) struct Ordered {
     pub(crate) write_id: WriteId,
     /// Fresh for every submission: the engine drops a repetition of the same bytes, the organism one of the same id.
     pub(crate) attempt: u64,
-    pub(crate) command: Vec<u8>,
+    pub(crate) payload: Payload,
+}
+
+/// What is asked of an organism.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Payload {
+    /// A command of its machine.
+    Command(Vec<u8>),
+    /// The committee's own: [`coalition_log::retirement::ApprovedRetirement`].
+    Retire(Vec<u8>),
+}
+
+impl Payload {
+    pub(crate) fn len(&self) -> usize {
+        match self {
+            Self::Command(bytes) | Self::Retire(bytes) => bytes.len(),
+        }
+    }
 }
 
 /// What members tell each other about certification.
@@ -55,7 +72,7 @@ pub(crate) struct WriteRequest {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Write {
     pub(crate) write_id: WriteId,
-    pub(crate) command: Vec<u8>,
+    pub(crate) payload: Payload,
 }
 
 /// Answer to one [`Write`].
@@ -138,11 +155,12 @@ mod tests {
     #[test]
     fn the_wire_forms_are_pinned() {
         let organism = UniqueId::from_bytes([0x11; 32]);
-        let ordered = Ordered { organism, write_id: WriteId([2; 16]), attempt: 3, command: vec![4, 5] };
+        let ordered =
+            Ordered { organism, write_id: WriteId([2; 16]), attempt: 3, payload: Payload::Command(vec![4, 5]) };
         let bytes = encode(&ordered);
         assert_eq!(decode::<Ordered>(&bytes).unwrap(), ordered);
-        let tail = &bytes[bytes.len() - 20..];
-        assert_eq!(tail, [&[2u8; 16][..], &[3, 2, 4, 5]].concat());
+        let tail = &bytes[bytes.len() - 21..];
+        assert_eq!(tail, [&[2u8; 16][..], &[3, 0, 2, 4, 5]].concat());
         let answer = encode(&vec![WriteAnswer::Refused(Refusal::new("a", "b")), WriteAnswer::Pending]);
         assert_eq!(answer, [2, 1, 1, b'a', 1, b'b', 2]);
     }

@@ -4,10 +4,10 @@
 
 use std::time::Duration;
 
-use coalition::{AlmanacTick, UniqueId};
+use coalition::{AlmanacTick, OrganismRef, RetirementInstant, RetirementMarker, UniqueId};
 use coalition_almanac::{AlmanacMachine, AlmanacParams, AlmanacTickBody, Observers, TICK_KIND, Ticks};
-use coalition_log::{Context, Draft, Entry, Machine, Refusal};
-use coalition_organism::{Fold, FoldFault, Follower, Organism, WriteError, random_write_id};
+use coalition_log::{Context, Draft, Entry, Machine, Refusal, retirement::ApprovedRetirement};
+use coalition_organism::{Fold, FoldFault, Follower, Organism, ReadError, WriteError, random_write_id};
 use coalition_testkit::{Carried, Committee};
 
 #[path = "../examples/guestbook.rs"]
@@ -148,6 +148,51 @@ async fn four_members_serve_through_loss_and_restart() {
     let beyond = notes.evidence(10_000, SOON).await.unwrap_err().to_string();
     assert!(beyond.contains("10000") && beyond.contains("207"), "{beyond}");
     drop(client);
+    committee.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_retired_organism_takes_nothing_more_and_names_its_successor() {
+    let mut committee = Committee::start(4, vec![Carried::new("notes", Notes::default)]).await;
+    let client = committee.client().await;
+    let notes = committee.organism(&client, "notes");
+    let reader = Follower::spawn(notes.clone(), Notes::default());
+    note(&notes, "one").await;
+    assert_eq!(notes.retirement(SOON).await.unwrap(), None);
+
+    let successor = UniqueId::from_bytes([5; 32]);
+    let marker =
+        RetirementMarker::rotation(RetirementInstant::AtSequence(2), OrganismRef::by_stable_id("notes", successor));
+    let approvals = |members: &[usize]| {
+        let approvals = members.iter().map(|&member| committee.approval(member, notes.id(), &marker)).collect();
+        ApprovedRetirement::new(&marker, approvals)
+    };
+    let two = notes.retire(random_write_id(), &approvals(&[0, 1]), SOON).await.unwrap_err();
+    assert!(matches!(&two, WriteError::Refused(refusal) if refusal.code == "not_approved"), "{two}");
+    notes.retire(random_write_id(), &approvals(&[0, 1, 3]), SOON).await.unwrap();
+    reader.caught_up(SOON).await.unwrap();
+    assert!(matches!(reader.retirement(), Some((_, false))), "announced, not in effect");
+
+    note(&notes, "the last").await;
+    let refused = notes.write(random_write_id(), b"too late".to_vec(), SOON).await.unwrap_err();
+    let WriteError::Retired(retirement) = refused else { panic!("{refused}") };
+    assert_eq!((retirement.successor(), retirement.marker()), (Some(successor), marker));
+    let waited = reader.wait_for(SOON, |notes| (notes.0.len() > 2).then_some(())).await.unwrap_err();
+    assert!(matches!(&waited, ReadError::Retired(r) if r.successor() == Some(successor)), "{waited}");
+    assert_eq!(reader.read(|notes| notes.0.clone()), [b"one".to_vec(), b"the last".to_vec()]);
+
+    // A restart of everybody, and a reader from the beginning, find the same end.
+    for member in 0..4 {
+        committee.stop_member(member).await;
+        committee.start_member(member).await;
+    }
+    let client = committee.client().await;
+    let notes = committee.organism(&client, "notes");
+    assert_eq!(notes.retirement(SOON).await.unwrap().unwrap().successor(), Some(successor));
+    let again = notes.write(random_write_id(), b"still too late".to_vec(), SOON).await.unwrap_err();
+    assert!(matches!(again, WriteError::Retired(_)), "{again}");
+    let head = notes.head(SOON).await.unwrap().size();
+    assert_eq!(head, 4, "two notes, the announcement, the last entry");
     committee.stop().await;
 }
 

@@ -9,10 +9,11 @@ use std::{
     time::Duration,
 };
 
-use coalition::{Roster, RosterMember, UniqueId};
-use coalition_log::Machine;
+use coalition::{RetirementMarker, Roster, RosterMember, UniqueId};
+use coalition_log::{Machine, retirement::Approval};
 use coalition_organism::{Member, MemberKeys, MemberSetup, OrderSetup, Organism, OrganismSetup, TickOf};
 use coalition_universe::{Node, NodeConfig, NodeKey, PeerAddress, Relay, UNIVERSE};
+use ed25519_dalek::SigningKey;
 
 /// Makes an organism's machine for a committee with this roster.
 pub type MakeMachine = Box<dyn Fn(&Roster) -> Box<dyn Machine> + Send + Sync>;
@@ -173,6 +174,13 @@ impl Committee {
     pub fn organism(&self, client: &Arc<Node>, name: &str) -> Organism {
         let carried = self.carried.iter().find(|carried| carried.name == name).expect("a carried organism");
         Organism::connect(Arc::clone(client), carried.id, self.roster.clone()).expect("usable roster")
+    }
+
+    /// A member's consent to retire one of the carried organisms.
+    #[must_use]
+    pub fn approval(&self, member: usize, organism: UniqueId, marker: &RetirementMarker<'_>) -> Approval {
+        let checkpoint = SigningKey::from_bytes(key(member, 1).expose());
+        Approval::sign(&checkpoint, u8::try_from(member).expect("small committees"), organism, marker)
     }
 
     /// Stops everything cleanly.

@@ -69,11 +69,7 @@ impl Connections {
         lock(&self.slots).clear();
     }
 
-    async fn connection(
-        &self,
-        peer: PeerId,
-        address: impl FnOnce() -> EndpointAddr,
-    ) -> Result<Connection, Failure> {
+    async fn connection(&self, peer: PeerId, address: impl FnOnce() -> EndpointAddr) -> Result<Connection, Failure> {
         let slot = self.slot(peer);
         let mut current = slot.connection.lock().await;
         if let Some(connection) = current.as_ref().filter(|connection| connection.close_reason().is_none()) {

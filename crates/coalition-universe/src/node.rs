@@ -215,7 +215,9 @@ impl Node {
             }),
             Ok(Ok(Answer::Ok(answer))) => Ok(answer),
             Ok(Ok(Answer::Fault(fault))) => Err(CallError::Refused(fault)),
-            Ok(Ok(Answer::Unavailable) | Err(Failure::Unavailable)) => Err(transport("it has no room for it now".into())),
+            Ok(Ok(Answer::Unavailable) | Err(Failure::Unavailable)) => {
+                Err(transport("it has no room for it now".into()))
+            }
             Ok(Err(Failure::Transport(reason))) => Err(transport(reason)),
         }
     }

@@ -64,10 +64,8 @@ struct Limits {
 
 /// Accepts until the endpoint closes.
 pub(crate) async fn accept(endpoint: Endpoint, answers: Arc<Answers>) {
-    let limits = Arc::new(Limits {
-        calls: Semaphore::new(MAX_CONCURRENT_CALLS),
-        large: Semaphore::new(MAX_LARGE_BODIES),
-    });
+    let limits =
+        Arc::new(Limits { calls: Semaphore::new(MAX_CONCURRENT_CALLS), large: Semaphore::new(MAX_LARGE_BODIES) });
     let mut connections = JoinSet::new();
     while let Some(incoming) = endpoint.accept().await {
         while connections.try_join_next().is_some() {}

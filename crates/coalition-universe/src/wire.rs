@@ -121,9 +121,9 @@ pub(crate) fn decode_answer(mut bytes: Vec<u8>) -> Result<Answer, FrameError> {
             bytes.remove(0);
             Ok(Answer::Ok(bytes))
         }
-        Some(STATUS_FAULT) => {
-            postcard::from_bytes(bytes.get(1..).unwrap_or_default()).map(Answer::Fault).map_err(|_| FrameError::Malformed)
-        }
+        Some(STATUS_FAULT) => postcard::from_bytes(bytes.get(1..).unwrap_or_default())
+            .map(Answer::Fault)
+            .map_err(|_| FrameError::Malformed),
         Some(STATUS_UNAVAILABLE) if bytes.len() == 1 => Ok(Answer::Unavailable),
         _ => Err(FrameError::Malformed),
     }

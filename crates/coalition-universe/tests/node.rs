@@ -9,7 +9,9 @@ use std::{
     time::Duration,
 };
 
-use coalition_universe::{CallError, Fault, MAX_BODY_BYTES, Node, NodeConfig, NodeKey, PeerId, Relay, Service, UNIVERSE};
+use coalition_universe::{
+    CallError, Fault, MAX_BODY_BYTES, Node, NodeConfig, NodeKey, PeerId, Relay, Service, UNIVERSE,
+};
 use futures::future::{BoxFuture, join_all};
 
 struct Echo;
@@ -181,9 +183,7 @@ async fn a_restarted_peer_is_reached_again() {
     };
     let again = tokio::time::timeout(WAIT, back).await.expect("the port is free again");
     again.serve(Arc::new(Echo));
-    let reached = async {
-        while client.call(peer, "echo", b"back".to_vec(), Duration::from_secs(2)).await.is_err() {}
-    };
+    let reached = async { while client.call(peer, "echo", b"back".to_vec(), Duration::from_secs(2)).await.is_err() {} };
     tokio::time::timeout(Duration::from_secs(10), reached).await.expect("reached within ten seconds");
 }
 

@@ -9,6 +9,7 @@ pub mod image;
 pub mod log;
 pub mod market;
 pub mod request;
+pub mod retire;
 pub mod ssh;
 pub mod status;
 pub mod up;
@@ -41,6 +42,7 @@ pub fn dispatch(cli: &Cli, output: &Output) -> Result<()> {
         Command::Image(command) => image::run(command, output),
         Command::Id(args) => id::run(&home()?, args, output),
         Command::Status(_) => asynchronously(Box::pin(status::run(&home()?, output))),
+        Command::Retire(args) => asynchronously(Box::pin(retire::run(&home()?, args, output))),
         Command::Run(role) => roles::run(role),
         Command::Completions(args) => {
             completions::run(args);

@@ -65,6 +65,9 @@ async fn look(home: &Home) -> Result<Value> {
         )
     });
     let size = market.certified_size();
+    let retirement = market.retirement().map(|(retirement, in_effect)| {
+        json!({ "in_effect": in_effect, "how": retirement.to_string(), "successor": retirement.successor() })
+    });
     drop(market);
     session.close().await;
     if age_ms > STILL_MS {
@@ -74,7 +77,7 @@ async fn look(home: &Home) -> Result<Value> {
             .hint("too few members are up, or this machine's clock is ahead"));
     }
     Ok(
-        json!({ "tick": now.tick, "clock_age_ms": age_ms, "market_entries": size, "providers": providers, "open_requests": open, "live_grants": live }),
+        json!({ "tick": now.tick, "clock_age_ms": age_ms, "market_entries": size, "providers": providers, "open_requests": open, "live_grants": live, "retirement": retirement }),
     )
 }
 
@@ -112,6 +115,10 @@ fn shown(
             number("open_requests"),
             number("live_grants"),
         );
+        if let Some(how) = network["retirement"]["how"].as_str() {
+            let state = if network["retirement"]["in_effect"] == true { "has retired" } else { "is about to retire" };
+            text += &output.paint(Paint::Bad, &format!("the market {state}: {how}\n"));
+        }
     }
     text
 }

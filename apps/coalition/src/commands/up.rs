@@ -17,14 +17,14 @@ use crate::{
     cli::UpArgs,
     devnet::{
         self, Devnet,
-        manifest::{MEMBERS, Sale, UNSEAL_MEMBERS, UNSEAL_THRESHOLD, role_names},
+        manifest::{MEMBERS, MEMBERS_QUORUM, Sale, UNSEAL_MEMBERS, UNSEAL_THRESHOLD, role_names},
     },
     error::{CliError, Context, Result},
     home::{Home, Lock, private_write},
     output::{Output, Paint, Steps},
     request::plan::dollars,
     session::{Session, unanswered},
-    supervise::{Event, Role, Supervisor},
+    supervise::{Committee, Event, Role, Supervisor},
     values,
 };
 
@@ -82,7 +82,7 @@ pub struct Coalition {
 }
 
 /// A role as `status.json` and the screen show it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RoleStatus {
     /// Its process; 0 while it has none.
@@ -134,14 +134,14 @@ pub fn prepare(home: &Home, args: &UpArgs, steps: &mut Steps) -> Result<Coalitio
 /// The roles in the order in which they depend on each other.
 fn roles(home: &Home) -> Vec<Role> {
     let role = |name: String| {
-        let (kind, wave) = match name.split('-').next() {
-            Some("relay") => ("relay", 0),
-            Some("host") => ("host", 1),
-            Some("member") => ("member", 1),
-            Some("unseal") => ("unseal", 2),
-            _ => ("bridge", 3),
+        let (kind, wave, committee) = match name.split('-').next() {
+            Some("relay") => ("relay", 0, None),
+            Some("host") => ("host", 1, None),
+            Some("member") => ("member", 1, Some(Committee { name: "clock and market", quorum: MEMBERS_QUORUM })),
+            Some("unseal") => ("unseal", 2, Some(Committee { name: "unseal", quorum: usize::from(UNSEAL_THRESHOLD) })),
+            _ => ("bridge", 3, None),
         };
-        Role { kind, wave, config: home.roles().join(format!("{name}.toml")), log: home.log(&name), name }
+        Role { kind, wave, committee, config: home.roles().join(format!("{name}.toml")), log: home.log(&name), name }
     };
     role_names().into_iter().map(role).collect()
 }
@@ -255,8 +255,7 @@ impl Coalition {
     }
 
     fn is_up(&mut self, role: String, pid: u32, place: String) {
-        let status =
-            self.roles.entry(role).or_insert(RoleStatus { pid: 0, restarts: 0, place: String::new(), down: None });
+        let status = self.roles.entry(role).or_default();
         if status.down.take().is_some() {
             status.restarts += 1;
         }
@@ -265,9 +264,8 @@ impl Coalition {
     }
 
     fn is_down(&mut self, role: &str, how: String) {
-        if let Some(status) = self.roles.get_mut(role) {
-            (status.pid, status.down) = (0, Some(how));
-        }
+        let status = self.roles.entry(role.to_owned()).or_default();
+        (status.pid, status.down) = (0, Some(how));
         self.save_status();
     }
 
@@ -290,7 +288,7 @@ impl Coalition {
     fn screen(&self, offered: Option<&str>, output: &Output) -> String {
         let bold = |text: &str| output.paint(Paint::Bold, text);
         let pids = |kind: &str| {
-            let all = self.roles.iter().filter(|(name, _)| name.starts_with(kind));
+            let all = self.roles.iter().filter(|(name, status)| name.starts_with(kind) && status.down.is_none());
             all.map(|(_, status)| status.pid.to_string()).collect::<Vec<_>>().join(" ")
         };
         let place = |role: &str| self.roles.get(role).map_or_else(String::new, |status| status.place.clone());
@@ -310,6 +308,10 @@ impl Coalition {
             ("bridge", offered.unwrap_or("no offer yet").to_owned(), pids("bridge")),
         ] {
             text += &format!("  {what:<10} {said}\n{}", output.paint(Paint::Dim, &format!("  {:10} pid {pids}\n", "")));
+        }
+        for (name, how) in self.roles.iter().filter_map(|(name, status)| Some((name, status.down.as_ref()?))) {
+            let down = output.paint(Paint::Warn, &format!("{name} is down and is started again by itself"));
+            text += &format!("  {:<10} {down}: {how}\n", "");
         }
         text += &format!("  {:<10} {}\n", "identity", self.devnet.config.fingerprint());
         text += &format!("  {:<10} {} (logs/ says what each role does)\n", "files", self.home.root().display());

@@ -35,7 +35,7 @@ use crate::{
 };
 
 /// How long the unseal committee may take to accept a cell, and the Compute committee to certify a write.
-const WRITE_WAIT: Duration = Duration::from_secs(40);
+pub(crate) const WRITE_WAIT: Duration = Duration::from_secs(40);
 /// Added to a request's deadline before this process gives up waiting for the committee to say how it ended.
 const CLEARING_GRACE: Duration = Duration::from_secs(20);
 
@@ -389,6 +389,10 @@ impl<'a> Attempt<'a> {
 pub(crate) async fn write(market: &Organism, command: &Command) -> Result<Committed> {
     market.write(random_write_id(), command.to_bytes(), WRITE_WAIT).await.map_err(|error| match error {
         WriteError::Refused(refusal) => CliError::new(Kind::Refused, refusal.code, refusal.message),
+        WriteError::Retired(retirement) => {
+            CliError::new(Kind::Refused, "retired", format!("the market has retired ({retirement})"))
+                .hint("get the successor's config from its operator")
+        }
         other => CliError::new(Kind::TimedOut, "not_certified", "the committee did not certify it").because(other),
     })
 }

@@ -6,4 +6,4 @@ pub mod plan;
 pub mod serve;
 
 pub use flow::{Request, run};
-pub(crate) use flow::{now_ms, word, write};
+pub(crate) use flow::{WRITE_WAIT, now_ms, word, write};

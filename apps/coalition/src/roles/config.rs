@@ -95,6 +95,10 @@ pub struct UnsealConfig {
     pub name: String,
     /// File with this member's key share, mode 600.
     pub share: PathBuf,
+    /// Directory of the cells it accepted; for this member alone. Without it they are kept in memory only, and a restart
+    /// forgets them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub data_dir: Option<PathBuf>,
     /// Where the committee that certifies grants can be reached, by member name.
     pub peers: BTreeMap<String, PeerAddress>,
     /// The universe.

@@ -141,12 +141,8 @@ impl Carried {
             machine: Box::new(clock),
             clock: Some(tick_of),
         };
-        let compute = OrganismSetup {
-            id: self.compute.id,
-            name: "compute".into(),
-            machine: Box::new(market),
-            clock: None,
-        };
+        let compute =
+            OrganismSetup { id: self.compute.id, name: "compute".into(), machine: Box::new(market), clock: None };
         Ok(vec![almanac, compute])
     }
 }

@@ -164,6 +164,12 @@ impl RosterVerifier {
         self.cosigners.get(position).map(|cosigner| cosigner.member.as_str())
     }
 
+    /// Whether the member at `position` signed `message` with its checkpoint key.
+    pub(crate) fn is_signed_by(&self, position: usize, message: &[u8], signature: &[u8; 64]) -> bool {
+        let signature = Signature::from_bytes(signature);
+        self.cosigners.get(position).is_some_and(|cosigner| cosigner.key.verify_strict(message, &signature).is_ok())
+    }
+
     /// Verifier keys of all members, in roster order, for third-party tools.
     pub fn vkeys(&self) -> Vec<String> {
         self.cosigners.iter().map(|cosigner| vkey(&cosigner.name, cosigner.key.as_bytes())).collect()

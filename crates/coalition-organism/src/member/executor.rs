@@ -44,7 +44,7 @@ impl Executor {
         for (organism, cosigner) in organisms.iter().zip(&self.cosigners) {
             let cx = self.context(batch);
             let commands = ordered.iter().filter(|command| command.organism == organism.id);
-            let commands = commands.map(|c| Command { write_id: c.write_id, bytes: &c.command }).collect();
+            let commands = commands.map(|c| Command { write_id: c.write_id, payload: &c.payload }).collect();
             // A batch that was executed before a crash and is delivered again: its entries are in the log.
             if organism.log.last_height().is_some_and(|last| last >= batch.height) {
                 continue;

@@ -337,7 +337,7 @@ fn open(
     let failed = |source| MemberError::Store { organism: setup.name.clone(), source: Box::new(source) };
     let store = Store::open(&data_dir.join("logs").join(&setup.name), setup.id, roster, StoreOptions::default())
         .map_err(failed)?;
-    let mut execution = Execution::new(setup.machine);
+    let mut execution = Execution::new(setup.machine, verifier.clone());
     while execution.next_index() < store.size() {
         for bytes in store.entries(execution.next_index()..store.size(), FOLD_BYTES).map_err(failed)? {
             let entry =

@@ -59,8 +59,8 @@ impl Call {
     }
 
     async fn write_one(&self, organism: &Hosted, write: Write, until: Instant) -> Result<WriteAnswer, Fault> {
-        if write.command.len() > MAX_COMMAND_BYTES {
-            let bytes = write.command.len();
+        if write.payload.len() > MAX_COMMAND_BYTES {
+            let bytes = write.payload.len();
             return Err(Fault::new("too_large", format!("command of {bytes} bytes exceeds {MAX_COMMAND_BYTES}")));
         }
         if write.write_id == WriteId::NONE {
@@ -83,8 +83,8 @@ impl Call {
     }
 
     fn submit(&self, organism: &Hosted, write: Write) -> Result<(), Fault> {
-        let Write { write_id, command } = write;
-        let ordered = Ordered { organism: organism.id, write_id, attempt: rand::random(), command };
+        let Write { write_id, payload } = write;
+        let ordered = Ordered { organism: organism.id, write_id, attempt: rand::random(), payload };
         let submitted = self.order.submit(wire::encode(&ordered));
         submitted.map(|_| ()).map_err(|error| Fault::new("not_accepted", error.to_string()))
     }

@@ -1,0 +1,242 @@
+//! The end of a log: a retirement that a quorum of the committee approved, and its last entry.
+//!
+//! Two entries end a log. [`ANNOUNCED_KIND`] carries the marker with the members' approvals; from then on everybody knows when
+//! the organism retires and who takes over, and it goes on working. [`RETIRED_KIND`] carries the marker alone and is the last entry
+//! there will ever be (spec chapters 54 and 57). Kinds that begin with [`COMMITTEE_PREFIX`] belong to the host; machines and
+//! folds never see them.
+
+use coalition::{RetirementInstant, RetirementMarker, UniqueId, retirement};
+use ed25519_dalek::{Signer as _, SigningKey};
+
+use crate::{
+    Context, Entry,
+    checkpoint::RosterVerifier,
+    entry::{MAX_BODY_BYTES, MAX_KIND_BYTES},
+};
+
+/// Kinds of the host's own entries begin with this.
+pub const COMMITTEE_PREFIX: &str = "committee.";
+
+/// An approved retirement, not yet in effect. Body: [`ApprovedRetirement::to_bytes`].
+pub const ANNOUNCED_KIND: &str = "committee.retiring";
+
+/// The last entry. Body: the marker's bytes; its one evidence pointer is the announcement.
+pub const RETIRED_KIND: &str = "committee.retired";
+
+const _: () = assert!(ANNOUNCED_KIND.len() <= MAX_KIND_BYTES);
+
+const STATEMENT: &[u8] = b"coalition/retirement-approval/v1";
+
+/// A marker longer than this names its successor in some strange way; its approvals would not fit an entry any more.
+const MAX_MARKER_BYTES: usize = 4_096;
+
+const MAX_APPROVALS: usize = 64;
+const _: () = assert!(4 + MAX_MARKER_BYTES + 1 + MAX_APPROVALS * 65 <= MAX_BODY_BYTES);
+
+/// Why bytes are no approved retirement of an organism.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ApprovalError {
+    /// Not the canonical form.
+    #[error("these {bytes} bytes are no approved retirement")]
+    Malformed {
+        /// Length of the bytes.
+        bytes: usize,
+    },
+    /// The marker inside is none.
+    #[error("the retirement marker is not usable")]
+    Marker(#[from] retirement::RetirementError),
+    /// An approval of a member the roster does not have.
+    #[error("an approval is of member {member}, the roster has {members}")]
+    UnknownMember {
+        /// Position claimed.
+        member: u8,
+        /// Members in the roster.
+        members: usize,
+    },
+    /// An approval that its member did not sign.
+    #[error("the approval of member {member:?} does not verify for this organism and this marker")]
+    BadSignature {
+        /// Name of the member.
+        member: String,
+    },
+    /// Too few approvals.
+    #[error("{have} members approve, {need} are needed")]
+    NoQuorum {
+        /// Distinct members that approve.
+        have: usize,
+        /// Quorum of the roster.
+        need: usize,
+    },
+}
+
+/// One member's consent, by its checkpoint key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Approval {
+    /// Position in the roster.
+    pub member: u8,
+    /// Ed25519 over `coalition/retirement-approval/v1 ‖ organism id ‖ marker`.
+    pub signature: [u8; 64],
+}
+
+impl Approval {
+    /// Consents with a member's checkpoint key.
+    #[must_use]
+    pub fn sign(key: &SigningKey, member: u8, organism: UniqueId, marker: &RetirementMarker<'_>) -> Self {
+        let signature = key.sign(&statement(organism, &marker.to_bytes())).to_bytes();
+        Self { member, signature }
+    }
+}
+
+fn statement(organism: UniqueId, marker: &[u8]) -> Vec<u8> {
+    [STATEMENT, organism.as_bytes(), marker].concat()
+}
+
+/// A retirement and who approved it.
+///
+/// Bytes: `u32 marker length ‖ marker ‖ u8 approvals ‖ (u8 member ‖ signature(64))…`, members increasing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ApprovedRetirement {
+    marker: Vec<u8>,
+    approvals: Vec<Approval>,
+}
+
+impl ApprovedRetirement {
+    /// Puts approvals beside a marker, in canonical order; of several by one member the first counts.
+    #[must_use]
+    pub fn new(marker: &RetirementMarker<'_>, mut approvals: Vec<Approval>) -> Self {
+        approvals.sort_by_key(|approval| approval.member);
+        approvals.dedup_by_key(|approval| approval.member);
+        Self { marker: marker.to_bytes(), approvals }
+    }
+
+    /// The canonical bytes.
+    #[must_use]
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let length = u32::try_from(self.marker.len()).expect("a marker is a few hundred bytes");
+        let mut out = length.to_be_bytes().to_vec();
+        out.extend_from_slice(&self.marker);
+        out.push(u8::try_from(self.approvals.len()).expect("members are numbered by a byte"));
+        for approval in &self.approvals {
+            out.push(approval.member);
+            out.extend_from_slice(&approval.signature);
+        }
+        out
+    }
+
+    /// Reads the canonical form; nothing is verified yet.
+    ///
+    /// # Errors
+    /// [`ApprovalError::Malformed`], [`ApprovalError::Marker`].
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, ApprovalError> {
+        let malformed = || ApprovalError::Malformed { bytes: bytes.len() };
+        let (length, rest) = bytes.split_first_chunk::<4>().ok_or_else(malformed)?;
+        let length = u32::from_be_bytes(*length) as usize;
+        if length > MAX_MARKER_BYTES {
+            return Err(malformed());
+        }
+        let (marker, rest) = rest.split_at_checked(length).ok_or_else(malformed)?;
+        let (&count, mut rest) = rest.split_first().ok_or_else(malformed)?;
+        RetirementMarker::from_bytes(marker)?;
+        let mut approvals: Vec<Approval> = Vec::new();
+        for _ in 0..count {
+            let (&member, after) = rest.split_first().ok_or_else(malformed)?;
+            let (signature, after) = after.split_first_chunk::<64>().ok_or_else(malformed)?;
+            if approvals.last().is_some_and(|last| last.member >= member) {
+                return Err(malformed());
+            }
+            approvals.push(Approval { member, signature: *signature });
+            rest = after;
+        }
+        if rest.is_empty() && approvals.len() <= MAX_APPROVALS {
+            Ok(Self { marker: marker.to_vec(), approvals })
+        } else {
+            Err(malformed())
+        }
+    }
+
+    /// Checks that a quorum of the roster approved this for the verifier's organism.
+    ///
+    /// # Errors
+    /// Every other variant of [`ApprovalError`]. One bad approval spoils the whole: it names its culprit.
+    pub fn verify(&self, roster: &RosterVerifier) -> Result<Retirement, ApprovalError> {
+        let message = statement(roster.organism(), &self.marker);
+        for approval in &self.approvals {
+            let member = usize::from(approval.member);
+            let name = roster.member_name(member);
+            let name =
+                name.ok_or(ApprovalError::UnknownMember { member: approval.member, members: roster.members() })?;
+            if !roster.is_signed_by(member, &message, &approval.signature) {
+                return Err(ApprovalError::BadSignature { member: name.to_owned() });
+            }
+        }
+        if self.approvals.len() < roster.quorum() {
+            return Err(ApprovalError::NoQuorum { have: self.approvals.len(), need: roster.quorum() });
+        }
+        Ok(Retirement { marker: self.marker.clone() })
+    }
+}
+
+/// A retirement as the log states it: announced or in effect.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Retirement {
+    marker: Vec<u8>,
+}
+
+impl Retirement {
+    /// The retirement a host's entry states, if it states one. The entry must come from a certified log: the committee checked
+    /// the approvals before it signed.
+    #[must_use]
+    pub fn of(entry: &Entry) -> Option<Self> {
+        match entry.kind.as_str() {
+            ANNOUNCED_KIND => {
+                ApprovedRetirement::from_bytes(&entry.body).ok().map(|approved| Self { marker: approved.marker })
+            }
+            RETIRED_KIND => RetirementMarker::from_bytes(&entry.body).ok().map(|_| Self { marker: entry.body.clone() }),
+            _ => None,
+        }
+    }
+
+    /// When, why, and who takes over.
+    #[must_use]
+    pub fn marker(&self) -> RetirementMarker<'_> {
+        RetirementMarker::from_bytes(&self.marker).expect("read once when this was made")
+    }
+
+    /// The marker's bytes, which are the last entry's body.
+    #[must_use]
+    pub fn to_bytes(&self) -> &[u8] {
+        &self.marker
+    }
+
+    /// Id of who takes over.
+    #[must_use]
+    pub fn successor(&self) -> Option<UniqueId> {
+        self.marker().replacement.map(|component| component.stable_id())
+    }
+
+    /// Whether it is in effect in a batch with this context, for a log that has `size` entries.
+    #[must_use]
+    pub fn is_due(&self, cx: &Context, size: u64) -> bool {
+        match self.marker().effective_at {
+            RetirementInstant::AtSequence(at) => size > at,
+            RetirementInstant::AtTimestamp(at) => cx.time_ms >= at,
+            RetirementInstant::AtTick(at) => cx.tick >= at.0,
+        }
+    }
+}
+
+impl std::fmt::Display for Retirement {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let marker = self.marker();
+        let reason = match marker.reason {
+            retirement::RetirementReason::Rotation => "rotation",
+            retirement::RetirementReason::Retired => "the service ends",
+            retirement::RetirementReason::OperatorExit => "its operator leaves",
+            retirement::RetirementReason::Emergency => "emergency",
+        };
+        match marker.replacement {
+            Some(component) => write!(f, "{reason}; {} takes over", component.stable_id()),
+            None => write!(f, "{reason}; nobody takes over"),
+        }
+    }
+}
