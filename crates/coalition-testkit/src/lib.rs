@@ -57,7 +57,9 @@ pub struct Committee {
 
 const START: Duration = Duration::from_secs(30);
 
-fn key(member: usize, purpose: u8) -> NodeKey {
+/// A member's secret key for a purpose: 1 checkpoint, 2 consensus, 3 node.
+#[must_use]
+pub fn key(member: usize, purpose: u8) -> NodeKey {
     let mut seed = [purpose; 32];
     seed[0] = u8::try_from(member).expect("small committees");
     NodeKey::from_bytes(seed)

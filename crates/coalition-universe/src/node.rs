@@ -54,7 +54,7 @@ pub struct NodeConfig {
     /// Whether other public nodes may find this one through mosaik's discovery. Members, bridges and other services are
     /// public; a requester's node is not.
     pub public: bool,
-    /// How long to wait for the relay before giving up.
+    /// How long a public node waits for the relay before giving up. A private one starts at once.
     pub start_timeout: Duration,
 }
 
@@ -124,6 +124,7 @@ pub trait Service: Send + Sync + 'static {
 /// A running peer. Dropping it closes its connections.
 pub struct Node {
     endpoint: Endpoint,
+    relay: String,
     addresses: Mutex<BTreeMap<PeerId, PeerAddress>>,
     connections: Arc<Connections>,
     answers: Arc<Answers>,
@@ -132,7 +133,7 @@ pub struct Node {
 }
 
 impl Node {
-    /// Starts a node and waits until its relay answers.
+    /// Starts a node. A public one waits until its relay answers.
     ///
     /// # Errors
     /// Every variant of [`NodeError`].
@@ -140,13 +141,14 @@ impl Node {
         for peer in &config.bootstrap {
             peer.to_endpoint()?;
         }
-        let relay = relay_mode(&config.relay)?;
+        let (relay, relay_url) = relay_mode(&config.relay)?;
         let alpn = alpn(&config.network_id);
         let endpoint = bind(&config, relay.clone(), alpn.clone()).await?;
-        if tokio::time::timeout(config.start_timeout, endpoint.online()).await.is_err() {
+        if config.public
+            && let Err(error) = online(&endpoint, &config.relay, config.start_timeout).await
+        {
             endpoint.close().await;
-            let waited_s = config.start_timeout.as_secs();
-            return Err(NodeError::RelayTimeout { relay: config.relay, waited_s });
+            return Err(error);
         }
         let answers = Arc::new(Answers::default());
         let connections = Arc::new(Connections::new(endpoint.clone(), alpn));
@@ -165,7 +167,7 @@ impl Node {
         }
         let accepting = tokio::spawn(server::accept(endpoint.clone(), Arc::clone(&answers)));
         let addresses = Mutex::new(config.bootstrap.into_iter().map(|address| (address.peer, address)).collect());
-        Ok(Arc::new(Self { endpoint, addresses, connections, answers, accepting, presence }))
+        Ok(Arc::new(Self { endpoint, relay: relay_url, addresses, connections, answers, accepting, presence }))
     }
 
     /// This node's identity.
@@ -174,10 +176,15 @@ impl Node {
         PeerId::from_mosaik(&self.endpoint.id())
     }
 
-    /// Where this node can be reached now.
+    /// Where this node can be reached: its sockets, and the relay even while it is still connecting to it.
     #[must_use]
     pub fn address(&self) -> PeerAddress {
-        PeerAddress::from_endpoint(&self.endpoint.addr())
+        let mut address = PeerAddress::from_endpoint(&self.endpoint.addr());
+        if address.direct.is_empty() {
+            let bound = self.endpoint.bound_sockets();
+            address.direct = bound.into_iter().filter(|socket| !socket.ip().is_unspecified()).collect();
+        }
+        PeerAddress { relay: address.relay.or_else(|| Some(self.relay.clone())), ..address }
     }
 
     /// Starts answering calls. A second call replaces the service.
@@ -265,10 +272,16 @@ impl Drop for Node {
     }
 }
 
-fn relay_mode(url: &str) -> Result<RelayMode, NodeError> {
+fn relay_mode(url: &str) -> Result<(RelayMode, String), NodeError> {
     let parsed: iroh::RelayUrl = url.parse().map_err(|_| NodeError::RelayUrl(url.into()))?;
     // No QUIC address discovery: a loopback relay offers none, and probing for it costs seconds at start.
-    Ok(RelayMode::Custom(RelayMap::from(iroh::RelayConfig::new(parsed, None))))
+    let shown = parsed.to_string();
+    Ok((RelayMode::Custom(RelayMap::from(iroh::RelayConfig::new(parsed, None))), shown))
+}
+
+async fn online(endpoint: &Endpoint, relay: &str, timeout: Duration) -> Result<(), NodeError> {
+    let late = |_| NodeError::RelayTimeout { relay: relay.to_owned(), waited_s: timeout.as_secs() };
+    tokio::time::timeout(timeout, endpoint.online()).await.map_err(late)
 }
 
 /// Peers of another universe share no protocol and fail in the handshake.

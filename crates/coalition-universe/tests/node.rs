@@ -57,6 +57,7 @@ async fn peers_call_each_other_and_survive_a_panic() {
     let started = std::time::Instant::now();
     let (server, client) = tokio::join!(node(&relay, 1), node(&relay, 2));
     println!("two nodes up in {:?}", started.elapsed());
+    assert!(server.address().relay.is_some(), "{:?}", server.address());
     server.serve(Arc::new(Echo));
     client.introduce(server.address());
     let peer = server.peer_id();
@@ -92,7 +93,7 @@ async fn a_missing_relay_is_named() {
         relay: "http://127.0.0.1:9".into(),
         bind: None,
         bootstrap: vec![],
-        public: false,
+        public: true,
         start_timeout: Duration::from_secs(1),
     })
     .await

@@ -1,0 +1,178 @@
+//! The committee's processes: where they listen, how they are started and killed.
+
+use std::{
+    io::{BufRead, BufReader},
+    net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::mpsc,
+    time::{Duration, Instant},
+};
+
+use coalition_testkit::{key, roster};
+use coalition_universe::PeerAddress;
+
+use crate::namespaces;
+
+/// Longest a member may take to come up.
+const START: Duration = Duration::from_secs(60);
+
+/// The organism under test.
+pub const ORGANISM: [u8; 32] = [0x70; 32];
+
+/// Addresses of everything.
+#[derive(Clone)]
+pub struct Places {
+    pub order: Vec<SocketAddr>,
+    pub nodes: Vec<SocketAddr>,
+    pub relay: SocketAddr,
+    pub namespaces: bool,
+}
+
+impl Places {
+    pub fn loopback(members: usize) -> Self {
+        let held: Vec<TcpListener> = (0..=2 * members).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+        let mut free = held.iter().map(|listener| listener.local_addr().unwrap());
+        let order = free.by_ref().take(members).collect();
+        let nodes = free.by_ref().take(members).collect();
+        Self { order, nodes, relay: free.next().unwrap(), namespaces: false }
+    }
+
+    pub fn namespaces(members: usize) -> Self {
+        let at = |host: usize, port: u16| {
+            SocketAddr::new(IpAddr::V4(Ipv4Addr::new(10, 77, 0, u8::try_from(host).unwrap())), port)
+        };
+        Self {
+            order: (0..members).map(|member| at(member + 1, 7_000)).collect(),
+            nodes: (0..members).map(|member| at(member + 1, 7_001)).collect(),
+            relay: at(namespaces::CLIENT_HOST, 3_340),
+            namespaces: true,
+        }
+    }
+
+    pub fn relay_url(&self) -> String {
+        format!("http://{}/", self.relay)
+    }
+
+    pub fn peer(&self, member: usize) -> PeerAddress {
+        let peer = key(member, 3).peer_id();
+        PeerAddress { peer, direct: vec![self.nodes[member]], relay: Some(self.relay_url()) }
+    }
+}
+
+/// The processes.
+pub struct Committee {
+    places: Places,
+    dir: PathBuf,
+    children: Vec<Option<Child>>,
+}
+
+impl Committee {
+    pub fn new(places: Places, dir: &Path) -> Self {
+        let children = places.order.iter().map(|_| None).collect();
+        Self { places, dir: dir.to_owned(), children }
+    }
+
+    pub fn len(&self) -> usize {
+        self.children.len()
+    }
+
+    pub fn log_dir(&self, member: usize) -> PathBuf {
+        self.dir.join(format!("m{member}")).join("logs").join("register")
+    }
+
+    pub fn is_up(&self, member: usize) -> bool {
+        self.children[member].is_some()
+    }
+
+    /// Starts a process and waits until it takes part. `false` when it ended instead.
+    pub fn start(&mut self, member: usize) -> bool {
+        let program = std::env::current_exe().unwrap();
+        let order: Vec<String> = self.places.order.iter().map(ToString::to_string).collect();
+        let mut command = if self.places.namespaces {
+            let mut command = Command::new("ip");
+            command.args(["netns", "exec", &namespaces::member(member)]).arg(program);
+            command
+        } else {
+            Command::new(program)
+        };
+        let log = std::fs::OpenOptions::new().create(true).append(true).open(self.dir.join(format!("m{member}.log")));
+        command
+            .arg("member")
+            .arg(member.to_string())
+            .arg(self.dir.join(format!("m{member}")))
+            .arg(order.join(","))
+            .arg(self.places.nodes[member].to_string())
+            .arg(self.places.relay_url())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(log.unwrap());
+        let mut child = command.spawn().unwrap();
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let (tell, told) = mpsc::channel();
+        std::thread::spawn(move || lines.map_while(Result::ok).for_each(|line| drop(tell.send(line))));
+        let ready = told.recv_timeout(START).is_ok_and(|line| line == "ready");
+        self.children[member] = Some(child);
+        ready
+    }
+
+    /// SIGKILL, and waits until the process is gone.
+    pub fn kill(&mut self, member: usize) {
+        if let Some(mut child) = self.children[member].take() {
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+    }
+
+    /// A process that ended by itself, with its status.
+    pub fn dead(&mut self) -> Option<(usize, String)> {
+        for (member, slot) in self.children.iter_mut().enumerate() {
+            if let Some(child) = slot
+                && let Some(status) = child.try_wait().unwrap()
+            {
+                *slot = None;
+                return Some((member, status.to_string()));
+            }
+        }
+        None
+    }
+
+    /// Closes every member's stdin, which asks it to stop, and waits.
+    pub fn stop_all(&mut self) -> Vec<String> {
+        let mut complaints = Vec::new();
+        for child in self.children.iter_mut().flatten() {
+            drop(child.stdin.take());
+        }
+        let until = Instant::now() + START;
+        for (member, slot) in self.children.iter_mut().enumerate() {
+            let Some(mut child) = slot.take() else { continue };
+            let status = loop {
+                match child.try_wait().unwrap() {
+                    Some(status) => break Some(status),
+                    None if Instant::now() > until => break None,
+                    None => std::thread::park_timeout(Duration::from_millis(20)),
+                }
+            };
+            match status {
+                Some(status) if status.success() => {}
+                Some(status) => complaints.push(format!("member {member} stopped with {status}")),
+                None => {
+                    child.kill().unwrap();
+                    child.wait().unwrap();
+                    complaints.push(format!("member {member} did not stop when asked"));
+                }
+            }
+        }
+        complaints
+    }
+
+    pub fn roster(&self) -> coalition::Roster {
+        roster(self.children.len())
+    }
+}
+
+impl Drop for Committee {
+    fn drop(&mut self) {
+        (0..self.children.len()).for_each(|member| self.kill(member));
+    }
+}

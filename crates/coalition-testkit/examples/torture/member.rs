@@ -1,0 +1,107 @@
+//! One member process: `member INDEX DATA_DIR ORDER_ADDRESSES NODE_ADDRESS RELAY_URL`. Says `ready`, ends when stdin closes.
+
+use std::{io::Read, net::SocketAddr, path::PathBuf, process::ExitCode, time::Duration};
+
+use coalition::UniqueId;
+use coalition_log::{Context, Draft, Entry, Machine, Refusal};
+use coalition_organism::{Member, MemberKeys, MemberSetup, OrderSetup, OrganismSetup};
+use coalition_testkit::{key, roster};
+use coalition_universe::{Node, NodeConfig, UNIVERSE};
+
+use crate::committee::ORGANISM;
+
+/// Commits every command, and refuses the same content twice: a write that took effect twice would show.
+#[derive(Default)]
+pub struct Register {
+    seen: std::collections::BTreeSet<Vec<u8>>,
+}
+
+impl Machine for Register {
+    fn decide(&self, _: &Context, command: &[u8]) -> Result<Vec<Draft>, Refusal> {
+        if self.seen.contains(command) {
+            return Err(Refusal::new("twice", "this content is in the log already"));
+        }
+        Ok(vec![Draft::new("register", command.to_vec())])
+    }
+
+    fn round(&self, _: &Context) -> Option<Vec<Draft>> {
+        None
+    }
+
+    fn evolve(&mut self, entry: &Entry) {
+        assert!(self.seen.insert(entry.body.clone()), "entry {} repeats an earlier one", entry.index);
+    }
+
+    fn wake_at_ms(&self, _: &Context) -> Option<u64> {
+        None
+    }
+}
+
+pub fn main(arguments: &[String]) -> ExitCode {
+    let [index, dir, order, node, relay] = arguments else { panic!("{arguments:?}") };
+    let addresses: Vec<SocketAddr> = order.split(',').map(|address| address.parse().unwrap()).collect();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let ended = runtime.block_on(run(
+        index.parse().unwrap(),
+        PathBuf::from(dir),
+        addresses,
+        node.parse().unwrap(),
+        relay.clone(),
+    ));
+    runtime.shutdown_timeout(Duration::from_millis(200));
+    match ended {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(reason) => {
+            eprintln!("{reason}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(
+    index: usize,
+    data_dir: PathBuf,
+    addresses: Vec<SocketAddr>,
+    bind: SocketAddr,
+    relay: String,
+) -> Result<(), String> {
+    std::fs::create_dir_all(&data_dir).map_err(|error| error.to_string())?;
+    let config = NodeConfig {
+        network_id: UNIVERSE.derive("torture"),
+        key: key(index, 3),
+        relay,
+        bind: Some(bind),
+        bootstrap: Vec::new(),
+        // A member must work while it is cut off from the relay.
+        public: false,
+        start_timeout: Duration::from_secs(20),
+    };
+    let node = Node::start(config).await.map_err(|error| error.to_string())?;
+    let roster = roster(addresses.len());
+    let organism = OrganismSetup {
+        id: UniqueId::from_bytes(ORGANISM),
+        name: "register".into(),
+        machine: Box::<Register>::default(),
+        clock: None,
+    };
+    let setup = MemberSetup {
+        roster,
+        member_index: index,
+        keys: MemberKeys { consensus: key(index, 2), checkpoint: key(index, 1) },
+        order: OrderSetup { listen: addresses[index], addresses, heartbeat_ms: 1_000 },
+        data_dir,
+        organisms: vec![organism],
+    };
+    let member =
+        Member::start(setup).await.map_err(|error| format!("{error}: {:?}", std::error::Error::source(&error)))?;
+    node.serve(member.service());
+    println!("ready");
+    let asked = tokio::task::spawn_blocking(|| std::io::stdin().read_to_end(&mut Vec::new()));
+    tokio::select! {
+        _ = asked => {}
+        error = member.failed() => return Err(format!("the member failed: {error}: {:?}", std::error::Error::source(&*error))),
+        () = node.closed() => return Err("the node closed".into()),
+    }
+    node.stop().await;
+    member.stop(Duration::from_secs(10)).await.map_err(|error| error.to_string())
+}
