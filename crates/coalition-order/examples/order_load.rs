@@ -1,6 +1,6 @@
 //! Measures a committee: one process per member on loopback, durable, commands of fixed size in a closed loop.
 //!
-//! `cargo run --release -p coalition-order --example order_load -- [members] [command bytes] [seconds per step] [heartbeat ms]`
+//! `cargo run --release -p coalition-order --example order_load -- [members] [command bytes] [seconds per step] [heartbeat ms] [worker threads]`
 //!
 //! Prints commands per second, time from submission to delivery at the submitter, resident memory, CPU and disk
 //! per member; first idle, then with 1, 16 and 256 commands under way in the whole committee; at last with one
@@ -28,7 +28,8 @@ fn main() {
         return member(&args[1..]);
     }
     let number = |i: usize, or: usize| args.get(i).map_or(or, |a| a.parse().unwrap());
-    parent(number(0, 4), number(1, 256), number(2, 10), number(3, 1_000));
+    let workers = OrderConfig::default().worker_threads;
+    parent(number(0, 4), number(1, 256), number(2, 10), number(3, 1_000), number(4, workers));
 }
 
 struct Seat {
@@ -49,7 +50,7 @@ impl Seat {
     }
 }
 
-fn parent(members: usize, bytes: usize, seconds: usize, heartbeat_ms: usize) {
+fn parent(members: usize, bytes: usize, seconds: usize, heartbeat_ms: usize, workers: usize) {
     let dir = tempfile::tempdir().unwrap();
     let held: Vec<TcpListener> = (0..members).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
     let ports: Vec<String> = held.iter().map(|l| l.local_addr().unwrap().port().to_string()).collect();
@@ -62,6 +63,7 @@ fn parent(members: usize, bytes: usize, seconds: usize, heartbeat_ms: usize) {
                 dir.path().to_str().unwrap(),
                 &bytes.to_string(),
                 &heartbeat_ms.to_string(),
+                &workers.to_string(),
             ])
             .args(&ports)
             .stdin(Stdio::piped())
@@ -136,7 +138,7 @@ fn member(args: &[String]) {
     let bytes: usize = args[2].parse().unwrap();
     let key = |i: u8| PrivateKey::decode(Copying(&[i + 1; 32])).unwrap();
     let address = |port: &String| SocketAddr::from(([127, 0, 0, 1], port.parse().unwrap()));
-    let roster: Vec<OrderMember> = args[4..]
+    let roster: Vec<OrderMember> = args[5..]
         .iter()
         .zip(0..)
         .map(|(port, i)| OrderMember {
@@ -150,6 +152,7 @@ fn member(args: &[String]) {
         roster,
         secret_key: Zeroizing::new([seat + 1; 32]),
         heartbeat_ms: args[3].parse().unwrap(),
+        worker_threads: args[4].parse().unwrap(),
         storage_dir: PathBuf::from(&args[1]).join(seat.to_string()),
         ..OrderConfig::default()
     };

@@ -46,6 +46,9 @@ pub enum OrderError {
         /// Fingerprint of the config.
         expected: String,
     },
+    /// The engine's journal cannot be opened.
+    #[error(transparent)]
+    Journal(Arc<JournalError>),
     /// The listen address cannot be bound.
     #[error("cannot listen on {address}; free the port or change the listen address")]
     Listen {
@@ -99,4 +102,50 @@ pub enum SubmitError {
     /// The engine has stopped or failed.
     #[error("the ordering engine is not running")]
     Stopped,
+}
+
+/// Why the engine's journal cannot be opened.
+#[derive(Debug, Error)]
+pub enum JournalError {
+    /// The operating system refused something.
+    #[error("cannot {action} {path}")]
+    Io {
+        /// The directory or file.
+        path: PathBuf,
+        /// What was tried.
+        action: &'static str,
+        /// What the operating system said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The directory was written before there was a journal.
+    #[error(
+        "{0} holds an ordering engine's data in an earlier layout, which this version cannot read; give this member an empty directory and a new key"
+    )]
+    EarlierLayout(PathBuf),
+    /// The journal is of another version.
+    #[error(
+        "{path} says {found:?}, which this version cannot read; use the version that wrote it, or an empty directory and a new key"
+    )]
+    Version {
+        /// The file that names the version.
+        path: PathBuf,
+        /// What it says.
+        found: String,
+    },
+    /// The journal was changed or lost since it was written.
+    #[error(
+        "{path} is damaged at byte {offset}: {why}; do not restore an older copy, this member's votes would be forgotten: give it an empty directory and a new key"
+    )]
+    Damaged {
+        /// The log file.
+        path: PathBuf,
+        /// Where.
+        offset: u64,
+        /// What is wrong there.
+        why: &'static str,
+    },
+    /// A file the journal did not make, or a second one for one blob.
+    #[error("{0} is no file of the journal; move it away, and find out how it got there")]
+    Stranger(PathBuf),
 }

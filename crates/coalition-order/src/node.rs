@@ -20,6 +20,7 @@ use commonware_stream::cups::{self, Cups};
 use commonware_stream::sake::{self, Sake};
 use commonware_utils::ordered::Map;
 use futures::future::{FutureExt as _, select_all};
+use rand_core_10::Rng as _;
 use tokio::sync::{mpsc, watch};
 
 use crate::application::Tempo;
@@ -27,13 +28,16 @@ use crate::block::BlockLimits;
 use crate::config::OrderConfig;
 use crate::delivery::Delivery;
 use crate::engine::{Channels, Membership, Ports, start_member};
-use crate::error::OrderError;
+use crate::error::{JournalError, OrderError};
 use crate::handle::{Control, Exit, HandleLimits, OrderHandle};
+use crate::journal::{JournaledStorage, WithStorage};
 use crate::mempool::{Mempool, RECENT_HEIGHTS};
 use crate::shared::Shared;
 
 /// Ordered batches per file. Part of the storage format.
 const BATCHES_PER_FILE: NonZeroU64 = NonZeroU64::new(4_096).expect("not zero");
+/// Bytes of a log file before the other one takes its turn: what is replayed after a crash is at most about twice that.
+const LOG_BYTES: u64 = 32 * 1024 * 1024;
 /// Side-channel messages kept each way.
 const GOSSIP_QUEUE: usize = 1_024;
 /// How long the engine's tasks get to end on their own.
@@ -97,13 +101,22 @@ impl Thread {
             .with_read_write_timeout(Duration::from_secs(20))
             .with_storage_directory(config.storage_dir.join("data"));
         let began = Instant::now();
+        let mut storage = None;
         let outcome = catch_unwind(AssertUnwindSafe(|| {
-            Runner::new(runtime).start(|context| async move {
+            Runner::new(runtime).start(|context| async {
+                let storage = match open_journal(context.child("journal"), &config.storage_dir) {
+                    Ok(opened) => storage.insert(opened).clone(),
+                    Err(error) => return OrderError::Journal(Arc::new(error)),
+                };
                 // The runtime flushes the file system before it starts, which waits for everybody's writes.
                 tracing::info!(ms = began.elapsed().as_millis(), "storage flushed and opened");
-                run_member(context, &config, membership, ports, control).await
+                run_member(context, storage, &config, membership, ports, control).await
             })
         }));
+        // Its threads end before the directory's lock does.
+        if let Some(storage) = storage {
+            storage.close();
+        }
         let error = match outcome {
             Ok(error) => error,
             Err(panic) => OrderError::Panicked(panic_text(panic.as_ref())),
@@ -121,9 +134,24 @@ impl Thread {
     }
 }
 
+/// Opens the journal. The runtime's own storage, in `data`, stays empty: what is in it was written by earlier versions.
+fn open_journal(mut context: Context, storage_dir: &Path) -> Result<JournaledStorage, JournalError> {
+    let (path, earlier) = (storage_dir.join("journal"), storage_dir.join("data"));
+    let failed = |source| JournalError::Io { path: earlier.clone(), action: "list", source };
+    for entry in std::fs::read_dir(&earlier).map_err(failed)? {
+        if entry.and_then(|e| e.file_type()).map_err(failed)?.is_dir() {
+            return Err(JournalError::EarlierLayout(earlier));
+        }
+    }
+    let mut key = [0; 32];
+    context.fill_bytes(&mut key);
+    JournaledStorage::open_directory(&path, &key, LOG_BYTES)
+}
+
 /// Runs until told to stop or until a part ends.
 async fn run_member(
     context: Context,
+    storage: JournaledStorage,
     config: &OrderConfig,
     membership: Membership,
     ports: Ports,
@@ -149,7 +177,8 @@ async fn run_member(
         gossip: channel(6, 1_024),
     };
     let network: Handle<()> = network.start();
-    let mut member = start_member(context.child("member"), membership, channels, oracle.clone(), oracle, ports).await;
+    let inner = WithStorage::new(context.child("member"), storage);
+    let mut member = start_member(inner, membership, channels, oracle.clone(), oracle, ports).await;
     member.tasks.push(("network", network));
     let tasks = std::mem::take(&mut member.tasks);
     let names: Vec<&'static str> = tasks.iter().map(|(name, _)| *name).collect();

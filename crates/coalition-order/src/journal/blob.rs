@@ -1,0 +1,146 @@
+//! One open blob. Reads and writes go straight to its file, in the caller's thread and the system's page cache.
+
+use std::sync::atomic::{AtomicU64, Ordering::Release};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use commonware_runtime::{Blob, BufMut as _, Error, Handle, IoBufMut, IoBufs, IoBufsMut, ReadOptions, WriteOptions};
+
+use super::core::{Durable, Failure};
+use super::disk::{Disk, DiskFile};
+use super::format::{Record, put_write};
+use super::storage::{Shared, last_change};
+
+/// Largest single write: a batch's length must fit 32 bits.
+const MAX_WRITE: usize = 1 << 30;
+
+/// A blob of a [`JournaledStorage`](super::JournaledStorage).
+pub(crate) struct JournaledBlob<D: Disk> {
+    shared: Arc<Shared<D>>,
+    id: u64,
+    file: Arc<D::File>,
+    last: Arc<AtomicU64>,
+    /// Held from a change of the file to its record, so that both come in one order.
+    changing: Mutex<()>,
+}
+
+impl<D: Disk> Drop for JournaledBlob<D> {
+    fn drop(&mut self) {
+        self.shared.released(self.id);
+    }
+}
+
+impl<D: Disk> JournaledBlob<D> {
+    pub(crate) fn new(shared: Arc<Shared<D>>, id: u64, file: Arc<D::File>, last: Arc<AtomicU64>) -> Self {
+        Self { shared, id, file, last, changing: Mutex::new(()) }
+    }
+
+    /// Length in bytes.
+    pub(crate) fn size(&self) -> Result<u64, Error> {
+        self.file.size().map_err(|_| Error::ReadFailed)
+    }
+
+    /// Resolves when all changes so far are durable.
+    pub(crate) async fn settled(&self) -> Result<(), Error> {
+        self.durable().await.map_err(Error::Io)
+    }
+
+    fn durable(&self) -> Durable<D> {
+        self.shared.journal.durable(last_change(&self.last))
+    }
+
+    /// Changes the file, then notes the change. A failure in between would leave a file the log does not explain.
+    fn change(
+        &self,
+        change: impl FnOnce(&D::File) -> std::io::Result<()>,
+        put: impl FnOnce(&mut Vec<u8>),
+    ) -> Result<(), Failure> {
+        let core = &self.shared.journal.core;
+        let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        change(&self.file).map_err(|error| core.fail(error))?;
+        let generation = core.changed(self.id, &self.file, put)?;
+        self.last.store(generation, Release);
+        Ok(())
+    }
+
+    fn write(&self, offset: u64, bytes: &[u8]) -> Result<(), Error> {
+        let end = offset.checked_add(bytes.len() as u64).filter(|end| i64::try_from(*end).is_ok());
+        if end.is_none() || bytes.len() > MAX_WRITE {
+            return Err(Error::OffsetOverflow);
+        }
+        let put = |to: &mut Vec<u8>| {
+            put_write(to, self.id, offset, bytes.len());
+            to.extend_from_slice(bytes);
+        };
+        self.change(|file| file.write_at(bytes, offset), put).map_err(Error::Io)
+    }
+
+    fn read_into(&self, offset: u64, len: usize, mut bufs: IoBufsMut) -> Result<IoBufsMut, Error> {
+        assert!(len <= bufs.capacity(), "{len} bytes do not fit a buffer of {}", bufs.capacity());
+        if let Some(buf) = bufs.as_single_mut() {
+            buf.clear();
+            buf.put_bytes(0, len);
+            self.file.read_at(buf.as_mut(), offset)?;
+            return Ok(bufs);
+        }
+        let mut bytes = vec![0; len];
+        self.file.read_at(&mut bytes, offset)?;
+        if bufs.is_empty() {
+            bufs.put_slice(&bytes);
+        } else if bufs.len() == len {
+            bufs.copy_from_slice(&bytes);
+        } else {
+            // Several buffers that are neither empty nor full cannot be cut to size from outside their crate.
+            return Err(Error::ReadFailed);
+        }
+        Ok(bufs)
+    }
+}
+
+impl<D: Disk> Blob for JournaledBlob<D> {
+    async fn read_at_buf(
+        &self,
+        offset: u64,
+        len: usize,
+        bufs: impl Into<IoBufsMut> + Send,
+        _options: ReadOptions,
+    ) -> Result<IoBufsMut, Error> {
+        self.read_into(offset, len, bufs.into())
+    }
+
+    async fn read_at(&self, offset: u64, len: usize, _options: ReadOptions) -> Result<IoBufsMut, Error> {
+        // Before anything is allocated: the length may come from damaged content.
+        if offset.checked_add(len as u64).is_none_or(|end| self.file.size().is_ok_and(|size| end > size)) {
+            return Err(Error::BlobInsufficientLength);
+        }
+        let mut buf = IoBufMut::zeroed(len);
+        self.file.read_at(buf.as_mut(), offset)?;
+        Ok(buf.into())
+    }
+
+    async fn write_at(&self, offset: u64, bufs: impl Into<IoBufs> + Send, options: WriteOptions) -> Result<(), Error> {
+        let bufs = bufs.into();
+        if bufs.is_empty() {
+            return Ok(());
+        }
+        self.write(offset, bufs.coalesce().as_ref())?;
+        if options.contains(WriteOptions::SYNC) {
+            self.settled().await?;
+        }
+        Ok(())
+    }
+
+    async fn resize(&self, len: u64) -> Result<(), Error> {
+        let put = |to: &mut Vec<u8>| Record::Resize { id: self.id, len }.put(to);
+        self.change(|file| file.resize(len), put).map_err(Error::Io)
+    }
+
+    async fn sync(&self) -> Result<(), Error> {
+        self.settled().await
+    }
+
+    async fn start_sync(&self) -> Handle<()> {
+        let durable = self.durable();
+        durable.request();
+        Handle::from_future(async move { durable.await.map_err(Error::Io) })
+    }
+}
