@@ -133,6 +133,8 @@ pub(crate) struct FakeBackend {
     pub(crate) provision_fails: Mutex<Option<(FailureKind, bool)>>,
     /// Whether the host answers.
     pub(crate) visible: Mutex<bool>,
+    /// How often it was told to stop something while it did not answer.
+    pub(crate) unheard: Mutex<u32>,
     /// Makes every watch report this end.
     pub(crate) exits: Mutex<Option<LogEnd>>,
 }
@@ -153,6 +155,7 @@ impl FakeBackend {
             created: Mutex::default(),
             provision_fails: Mutex::default(),
             visible: Mutex::new(true),
+            unheard: Mutex::default(),
             exits: Mutex::default(),
         })
     }
@@ -238,7 +241,7 @@ impl Backend for FakeBackend {
     }
 
     async fn stop(&self, name: &InstanceName) -> Result<Option<Exit>, BackendError> {
-        self.seen()?;
+        self.seen().inspect_err(|_| *self.unheard.lock().unwrap() += 1)?;
         let there = self.running.lock().unwrap().contains(name);
         Ok(there.then_some(Exit { end: LogEnd::Exited, usage: USED }))
     }

@@ -1,171 +1,14 @@
 //! The provider loop on the committee's real machine: every way a grant can go, crashes at every record, privacy.
 
-use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 
-use coalition::ProviderId;
 use coalition_compute::{GrantEnd, GrantStage, LogEnd, RefusalReason, RequestStage, UsageMetrics};
-use compute_bridge::backend::{Backend, FailureKind, InstanceName};
+use compute_bridge::backend::{FailureKind, InstanceName};
 use compute_bridge::backends::BareMetalBackend;
-use compute_bridge::fleet::Fleet;
-use compute_bridge::image::{ChunkSource, ImageStore};
-use compute_bridge::journal::{Journal, JournalError, Outcome, Stage};
-use compute_bridge::provider::{Parts, Tuning, serve};
-use compute_bridge::status::Status;
-use ed25519_dalek::SigningKey;
-use tokio::sync::oneshot;
-use tokio::task::JoinHandle;
+use compute_bridge::journal::Outcome;
 
 use super::harness::*;
-
-const IMAGE: &[u8] = b"an image that no backend of fables looks at";
-
-/// A world a bridge can be started in again and again.
-struct World {
-    dir: tempfile::TempDir,
-    market: Arc<MemoryMarket>,
-    channel: Arc<MemoryChannel>,
-    backends: Vec<Arc<dyn Backend>>,
-    image: Vec<u8>,
-    drain: bool,
-}
-
-struct Bridge {
-    stop: Option<oneshot::Sender<()>>,
-    task: JoinHandle<Result<(), JournalError>>,
-    journal: Journal,
-    status: Arc<Status>,
-    fleet: Fleet,
-}
-
-fn signer() -> SigningKey {
-    SigningKey::from_bytes(&[77; 32])
-}
-
-fn provider() -> ProviderId {
-    ProviderId::from_public_key(&signer().verifying_key().to_bytes())
-}
-
-impl World {
-    fn new(backends: Vec<Arc<dyn Backend>>) -> Self {
-        let (market, channel) = (MemoryMarket::new(), Arc::new(MemoryChannel::default()));
-        Self { dir: tempfile::tempdir().unwrap(), market, channel, backends, image: IMAGE.to_vec(), drain: false }
-    }
-
-    fn path(&self) -> &Path {
-        self.dir.path()
-    }
-
-    fn start(&self) -> Bridge {
-        self.start_losing_power(None)
-    }
-
-    fn start_losing_power(&self, after: Option<u64>) -> Bridge {
-        let journal = Journal::open(self.path()).unwrap();
-        if let Some(bytes) = after {
-            journal.lose_power_after(bytes);
-        }
-        let (status, fleet) = (Status::new(provider()), Fleet::new(self.backends.clone()).unwrap());
-        let image = self.image.clone();
-        let source = move |_: &[u8]| Ok(Box::new(MemorySource::new(&image)) as Box<dyn ChunkSource>);
-        let parts = Parts {
-            signer: signer(),
-            peer: [9; 32],
-            market: Arc::clone(&self.market) as _,
-            opener: Arc::clone(&self.channel) as _,
-            replier: Arc::clone(&self.channel) as _,
-            source: Arc::new(source),
-            images: ImageStore::open(&self.path().join("images"), 1 << 30, 1 << 30).unwrap(),
-            fleet: fleet.clone(),
-            journal: journal.clone(),
-            status: Arc::clone(&status),
-            tuning: Tuning {
-                capacity_refresh: Duration::from_secs(2),
-                max_concurrent_grants: 8,
-                open_timeout: Duration::from_secs(2),
-                image_timeout: SOON,
-                reply_timeout: SOON,
-                orphan_grace: Duration::from_millis(300),
-                default_disk_mib: 64,
-                max_disk_mib: 256,
-                drain: self.drain,
-            },
-        };
-        let (stop, stopped) = oneshot::channel::<()>();
-        let task = tokio::spawn(serve(parts, async move {
-            let _ = stopped.await;
-        }));
-        Bridge { stop: Some(stop), task, journal, status, fleet }
-    }
-
-    async fn card(&self) {
-        eventually("the card", || {
-            let _ = self.market.execute(None);
-            self.market.read(|fold| fold.view().state().providers().get(&provider())?.card.as_ref().map(|_| ()))
-        })
-        .await;
-    }
-
-    fn ask(&self, seed: u8, seconds: u32) -> Requester {
-        let requester = requester(&self.market, seed, &self.image, seconds, |_| {});
-        requester.submit(&self.market, &self.channel);
-        requester
-    }
-
-    async fn stage(
-        &self,
-        requester: &Requester,
-        what: &str,
-        wanted: impl Fn(&GrantStage) -> bool,
-    ) -> coalition_compute::GrantRecord {
-        eventually(what, || self.market.record(&requester.id()).filter(|record| wanted(&record.stage))).await
-    }
-
-    async fn ended(&self, requester: &Requester) -> GrantEnd {
-        match self.stage(requester, "the end of the grant", |stage| matches!(stage, GrantStage::Ended(_))).await.stage {
-            GrantStage::Ended(end) => end,
-            other => panic!("{other:?}"),
-        }
-    }
-
-    async fn receipt(&self, requester: &Requester) -> coalition_shuffle::SshAccessReceipt {
-        eventually("the receipt", || requester.receipt(&self.channel)).await
-    }
-}
-
-impl Bridge {
-    async fn stop(mut self) {
-        if let Some(stop) = self.stop.take() {
-            let _ = stop.send(());
-        }
-        self.task.await.unwrap().unwrap();
-    }
-
-    /// As `kill -9`: nothing gets to clean up.
-    async fn kill(self) {
-        self.task.abort();
-        let _ = self.task.await;
-    }
-
-    async fn closed(&self, requester: &Requester) -> Outcome {
-        let id = requester.id();
-        eventually("the journal to close the grant", || match self.journal.get(&id)?.stage {
-            Stage::Closed(outcome) => Some(outcome),
-            _ => None,
-        })
-        .await
-    }
-}
-
-fn fable() -> (World, Arc<FakeBackend>) {
-    let backend = FakeBackend::new("metal");
-    (World::new(vec![Arc::clone(&backend) as _]), backend)
-}
-
-fn no_instances(backend: &FakeBackend) -> bool {
-    backend.running.lock().unwrap().is_empty()
-}
+use super::world::*;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_request_becomes_a_machine_and_a_certified_log() {
@@ -277,7 +120,7 @@ async fn blindness_of_the_bridge_ends_nothing() {
     assert_eq!(bridge.journal.get(&requester.id()).unwrap().stage.name(), "replied");
     assert_eq!(backend.running.lock().unwrap().len(), 1);
     requester.end(&world.market);
-    tokio::time::sleep(Duration::from_millis(300)).await;
+    eventually("the bridge to try to stop it twice", || (*backend.unheard.lock().unwrap() >= 2).then_some(())).await;
     assert_eq!(bridge.journal.get(&requester.id()).unwrap().stage.name(), "stopping", "unseen is not gone");
     *backend.visible.lock().unwrap() = true;
     assert_eq!(world.ended(&requester).await, GrantEnd::Logged(LogEnd::EndedByRequester));
@@ -317,8 +160,10 @@ async fn a_killed_bridge_goes_on_where_it_stood_and_keeps_healthy_work() {
     bridge.kill().await;
     let bridge = world.start();
     world.card().await;
-    // Longer than the grace period of the sweep.
-    tokio::time::sleep(Duration::from_millis(900)).await;
+    // A stray that appeared with the new bridge marks the time: once the sweep destroys it, the grace period is over for all.
+    let stray = InstanceName::try_from("f".repeat(32)).unwrap();
+    backend.running.lock().unwrap().insert(stray.clone());
+    eventually("the sweep", || backend.terminated.lock().unwrap().contains(&stray).then_some(())).await;
     assert_eq!(*backend.running.lock().unwrap(), before);
     assert_eq!(world.channel.replies.lock().unwrap()[&requester.id()].len(), 1, "one receipt, sent once");
     requester.end(&world.market);
@@ -392,15 +237,15 @@ async fn life_with_power_loss(bytes: u64) -> u64 {
     // Whichever comes first: the power loss, or the receipt and then the end.
     let lived = async {
         eventually("receipt or power loss", || {
-            (requester.receipt(&world.channel).is_some() || first.task.is_finished()).then_some(())
+            (requester.receipt(&world.channel).is_some() || first.is_over()).then_some(())
         })
         .await;
-        if !first.task.is_finished() {
+        if !first.is_over() {
             requester.end(&world.market);
         }
         eventually("end or power loss", || {
             let closed = first.journal.get(&requester.id()).is_some_and(|state| state.is_closed());
-            (closed || first.task.is_finished()).then_some(())
+            (closed || first.is_over()).then_some(())
         })
         .await;
     };
@@ -505,13 +350,4 @@ async fn on_a_real_machine_with_nothing_of_the_requester_on_disk_or_in_the_log()
     assert_eq!(std::fs::read_dir(host.grants_dir()).unwrap().count(), 0, "nothing is left on the host");
     bridge.stop().await;
     backend.disconnect().await;
-}
-
-fn files_below(dir: &Path) -> Vec<std::path::PathBuf> {
-    let mut found = Vec::new();
-    for entry in std::fs::read_dir(dir).unwrap() {
-        let path = entry.unwrap().path();
-        if path.is_dir() { found.extend(files_below(&path)) } else { found.push(path) }
-    }
-    found
 }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use compute_bridge::backend::FailureKind;
 use compute_bridge::ssh::{SshError, SshHost, SshTarget, file_blake3, quote};
 
-use super::harness::{Host, SOON, write_key};
+use super::harness::{Host, SOON, eventually, write_key};
 
 /// What every server must do for us.
 async fn behaves(ssh: &SshHost, dir: &Path) {
@@ -112,11 +112,13 @@ async fn a_server_that_dies_in_the_middle_is_noticed_and_found_again() {
     let mut host = Host::start().await;
     let ssh = std::sync::Arc::new(SshHost::new(host.target.clone()));
     ssh.connect().await.unwrap();
+    let begun = host.dir.path().join("begun");
     let waiting = tokio::spawn({
         let ssh = std::sync::Arc::clone(&ssh);
-        async move { ssh.exec("a long command", "sleep 60", SOON * 3).await }
+        let command = format!("touch {}; sleep 60", begun.display());
+        async move { ssh.exec("a long command", &command, SOON * 3).await }
     });
-    tokio::time::sleep(Duration::from_millis(200)).await;
+    eventually("the command to run", || begun.exists().then_some(())).await;
     let stopped = Instant::now();
     host.stop().await;
     let error = waiting.await.unwrap().unwrap_err();
