@@ -157,7 +157,7 @@ impl std::fmt::Debug for Workload {
     }
 }
 
-/// The keys made for one grant: the machine's host key, and the public half of the requester's login key.
+/// The keys of one grant: the machine's host key, made for it, and the public half of the requester's login key.
 #[derive(Debug)]
 pub struct InstanceKeys {
     /// Host key, OpenSSH private key text.

@@ -15,6 +15,8 @@ use crate::seal::ReceiverKey;
 use crate::tdh2::{DecryptionShare, PublicParams, Tdh2Error, VerifiedShare};
 
 const PENDING_VERSION: u8 = 1;
+/// The same for a request whose envelope names the requester's own login key.
+const PENDING_OWN_KEY_VERSION: u8 = 2;
 const PENDING_BYTES: usize = 1 + 4 * 32 + CELL_BYTES;
 
 /// Why a provider's or requester's step failed.
@@ -200,6 +202,8 @@ pub struct PendingRequest {
     scope: CellScope,
     request: RequestId,
     cell: RequestCell,
+    /// Whether the envelope names the requester's own login key, so that the receipt brings none.
+    own_key: bool,
 }
 
 impl PendingRequest {
@@ -221,7 +225,7 @@ impl PendingRequest {
         let key = ReceiverKey::generate(rng);
         let envelope = Envelope { peer_id: peer, peer_x25519: key.public(), workload: workload.clone() };
         let sealed = SealedRequest::build(&envelope, params, &scope, request, rng).map_err(ClientError::Seal)?;
-        Ok(Self { key, scope, request, cell: sealed.cell })
+        Ok(Self { key, scope, request, cell: sealed.cell, own_key: workload.ssh_authorized_key.is_some() })
     }
 
     /// The cell, to be submitted to every member; submitting it again is harmless.
@@ -248,15 +252,21 @@ impl PendingRequest {
     /// [`ClientError::Reply`] or [`ClientError::Receipt`]; a bad reply does not exclude a good one.
     pub fn open_reply(&self, reply: &[u8]) -> Result<SshAccessReceipt, ClientError> {
         let reply = ReplyCell::from_bytes(reply).map_err(ClientError::Reply)?;
-        Ok(SshAccessReceipt::unseal_with(&reply, &self.key, &self.scope.seal_context(self.request))?)
+        let receipt = SshAccessReceipt::unseal_with(&reply, &self.key, &self.scope.seal_context(self.request))?;
+        if receipt.ssh_key_private.is_empty() && !self.own_key {
+            let rule = "a private key, since the request named no key of its own";
+            return Err(ReceiptError::Field { field: "ssh_key_private", rule }.into());
+        }
+        Ok(receipt)
     }
 
     /// Bytes with which another process of the requester can go on: secret, to be kept like a private key.
-    /// `0x01 ‖ secret key (32) ‖ coalition (32) ‖ compute organism (32) ‖ request (32) ‖ cell (4,096)`.
+    /// `0x01 ‖ secret key (32) ‖ coalition (32) ‖ compute organism (32) ‖ request (32) ‖ cell (4,096)`; `0x02` first when the
+    /// envelope names the requester's own login key.
     #[must_use]
     pub fn to_secret_bytes(&self) -> Zeroizing<Vec<u8>> {
         let mut out = Zeroizing::new(Vec::with_capacity(PENDING_BYTES));
-        out.push(PENDING_VERSION);
+        out.push(if self.own_key { PENDING_OWN_KEY_VERSION } else { PENDING_VERSION });
         out.extend_from_slice(self.key.expose().as_ref());
         for id in [self.scope.coalition.as_bytes(), self.scope.compute.as_bytes(), self.request.as_bytes()] {
             out.extend_from_slice(id);
@@ -280,10 +290,11 @@ impl PendingRequest {
         };
         let scope = CellScope { coalition: UniqueId::from_bytes(*field(1)), compute: UniqueId::from_bytes(*field(2)) };
         let request = RequestId::from_bytes(*field(3));
-        if version != PENDING_VERSION || cell.request() != request {
+        if !matches!(version, PENDING_VERSION | PENDING_OWN_KEY_VERSION) || cell.request() != request {
             return Err(ClientError::Saved);
         }
-        Ok(Self { key: ReceiverKey::from_bytes(&field(0)), scope, request, cell })
+        let own_key = version == PENDING_OWN_KEY_VERSION;
+        Ok(Self { key: ReceiverKey::from_bytes(&field(0)), scope, request, cell, own_key })
     }
 }
 

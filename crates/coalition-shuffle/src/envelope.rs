@@ -89,7 +89,8 @@ pub struct WorkloadSpec {
     pub command: Vec<String>,
     /// Environment variables, names distinct.
     pub env: Vec<(String, String)>,
-    /// One line as in `authorized_keys`, admitted beside the per-grant key.
+    /// One line as in `authorized_keys`: the only key that may log in. Without it the provider makes a key pair for the
+    /// grant and sends its private half with the receipt.
     pub ssh_authorized_key: Option<String>,
 }
 

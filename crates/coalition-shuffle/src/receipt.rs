@@ -80,7 +80,8 @@ pub struct SshAccessReceipt {
     pub instance_port: u16,
     /// User to log in as.
     pub user: String,
-    /// The per-grant private key, OpenSSH PEM.
+    /// The per-grant private key, OpenSSH PEM; empty when the requester's envelope named a key of its own, which then is
+    /// the one that may log in.
     pub ssh_key_private: Vec<u8>,
     /// The key the SSH server will show.
     #[zeroize(skip)]
@@ -156,13 +157,14 @@ impl SshAccessReceipt {
         };
         let key = self.ssh_key_private.as_slice();
         let pem = key.starts_with(b"-----BEGIN ") && key.len() <= MAX_PRIVATE_KEY_BYTES && key.is_ascii();
+        let key = pem || key.is_empty();
         let told = self.isolation.len() <= MAX_ISOLATION_BYTES && !self.isolation.chars().any(char::is_control);
         let point = CompressedEdwardsY(self.ssh_host_key.0).decompress().is_some();
         let rules = [
             ("instance_host", "a DNS name or address", word(&self.instance_host, MAX_HOST_BYTES, host)),
             ("instance_port", "1 to 65535", self.instance_port != 0),
             ("user", "a Unix user name", word(&self.user, MAX_USER_BYTES, user)),
-            ("ssh_key_private", "an ASCII PEM of at most 2,400 bytes", pem),
+            ("ssh_key_private", "an ASCII PEM of at most 2,400 bytes, or empty", key),
             ("ssh_host_key", "an Ed25519 public key", point),
             ("isolation", "one line of at most 512 bytes", told),
         ];

@@ -2,6 +2,7 @@
 
 mod card;
 mod grant;
+mod login;
 mod serve;
 mod sweep;
 

@@ -7,13 +7,12 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use coalition_compute::{Command, ComputeGrant, OfferName, RefusalCode, RefusalReason, ServeGrant, Signed};
-use coalition_host::keys::{self, KeyPair};
-use coalition_shuffle::{CellId, Envelope, Posture, ReplyCell, SshAccessReceipt, SshHostKey};
-use russh::keys::PublicKey;
+use coalition_shuffle::{CellId, Envelope, Posture, ReplyCell, SshAccessReceipt};
 
 use super::grant::{Backoff, Work};
+use super::login::{GrantKeys, Login};
 use super::{Context, WRITE};
-use crate::backend::{BackendError, FailureKind, InstanceKeys, InstanceName, Order, ProvisionedInstance, Workload};
+use crate::backend::{BackendError, FailureKind, InstanceName, Order, ProvisionedInstance, Workload};
 use crate::channel::OpenError;
 use crate::fleet::{Attempt, AttemptLog, AttemptResult, JournalStop, ProvisionError, chain};
 use crate::image::{HeldImage, ImageError};
@@ -25,6 +24,7 @@ use crate::market::MarketError;
 pub(super) struct Prepared {
     image: HeldImage,
     workload: Workload,
+    login: Login,
 }
 
 /// Opens the envelope, checks it against the grant, and has the image here.
@@ -32,6 +32,10 @@ pub(super) async fn prepare(work: &mut Work, grant: &ComputeGrant) -> Result<Pre
     let envelope = open(work, grant).await?;
     let wanted = &envelope.workload;
     check(grant, &envelope)?;
+    let login = Login::of(wanted.ssh_authorized_key.as_deref()).map_err(|error| {
+        tracing::warn!(grant = %work.id, %error, "nobody could log in; nothing is started");
+        RefusalReason::Other
+    })?;
     let parts = &work.context.parts;
     let disk_mib = if wanted.disk_mib == 0 { parts.tuning.default_disk_mib } else { wanted.disk_mib };
     if disk_mib > parts.tuning.max_disk_mib {
@@ -56,7 +60,7 @@ pub(super) async fn prepare(work: &mut Work, grant: &ComputeGrant) -> Result<Pre
         }
     })?;
     let workload = Workload { command: wanted.command.clone(), env: wanted.env.clone(), disk_mib };
-    Ok(Prepared { image, workload })
+    Ok(Prepared { image, workload, login })
 }
 
 /// The envelope, opened at most once per process.
@@ -104,36 +108,22 @@ fn check(grant: &ComputeGrant, envelope: &Envelope) -> Result<(), RefusalReason>
     }
 }
 
-/// The keys of one grant: both made here, for this grant alone.
-fn make_keys() -> Result<(InstanceKeys, KeyPair), String> {
-    let (host, login) = (keys::generate("grant-host"), keys::generate("grant"));
-    let host_public = ed25519_of(&host.public_openssh).ok_or("a fresh host key is unreadable")?;
-    let keys =
-        InstanceKeys { host_private: host.private_openssh, host_public, login_public: login.public_openssh.clone() };
-    Ok((keys, login))
-}
-
-fn ed25519_of(openssh: &str) -> Option<SshHostKey> {
-    let key = PublicKey::from_openssh(openssh).ok()?;
-    key.key_data().ed25519().map(|key| SshHostKey(key.0))
-}
-
 /// Has the fleet provision, seals the receipt, and writes both down together.
 pub(super) async fn provision(work: &Work, grant: &ComputeGrant, ready: &Prepared) -> Result<(), JournalError> {
-    let (keys, login) = match make_keys() {
-        Ok(made) => made,
-        Err(problem) => {
-            tracing::error!(grant = %work.id, problem, "no keys");
+    let keys = match ready.login.keys() {
+        Ok(keys) => keys,
+        Err(error) => {
+            tracing::error!(grant = %work.id, %error, "no keys");
             return work.record(Event::Refusing(RefusalReason::BackendFailed)).await;
         }
     };
-    let order = Order { grant, image: ready.image.image(), workload: &ready.workload, keys: &keys };
+    let order = Order { grant, image: ready.image.image(), workload: &ready.workload, keys: &keys.instance };
     let mut log = Attempts { work, grant, backend: None };
     let provisioned = work.context.parts.fleet.provision_for_grant(order, &mut log).await;
     match provisioned {
         Ok(instance) => {
             work.context.parts.status.attempt(&instance.backend, None);
-            running(work, grant, instance, &keys, &login).await
+            running(work, grant, instance, &keys).await
         }
         Err(ProvisionError::Journal(JournalStop(error))) => Err(error),
         Err(ProvisionError::Exhausted(attempts)) => {
@@ -164,11 +154,10 @@ async fn running(
     work: &Work,
     grant: &ComputeGrant,
     instance: ProvisionedInstance,
-    keys: &InstanceKeys,
-    login: &KeyPair,
+    keys: &GrantKeys,
 ) -> Result<(), JournalError> {
     let sealed = match &work.envelope {
-        Some(envelope) => seal(work, grant, envelope, &instance, keys, login),
+        Some(envelope) => seal(work, grant, envelope, &instance, keys),
         None => Err("the envelope is gone".to_owned()),
     };
     match sealed {
@@ -189,15 +178,14 @@ fn seal(
     grant: &ComputeGrant,
     envelope: &Envelope,
     instance: &ProvisionedInstance,
-    keys: &InstanceKeys,
-    login: &KeyPair,
+    keys: &GrantKeys,
 ) -> Result<ReplyCell, String> {
     let receipt = SshAccessReceipt {
         instance_host: instance.host.clone(),
         instance_port: instance.port,
         user: instance.user.clone(),
-        ssh_key_private: login.private_openssh.expose().as_bytes().to_vec(),
-        ssh_host_key: keys.host_public,
+        ssh_key_private: keys.login_private.as_ref().map_or_else(Vec::new, |key| key.expose().as_bytes().to_vec()),
+        ssh_host_key: keys.instance.host_public,
         grant_id: grant.request_id,
         valid_to: grant.valid_to,
         isolation: instance.isolation_text.clone(),

@@ -12,6 +12,8 @@ mod harness;
 mod hosts;
 mod image;
 mod journal;
+mod login;
 mod program;
 mod provider;
 mod ssh;
+mod world;
