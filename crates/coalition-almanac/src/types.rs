@@ -4,8 +4,10 @@
 //! encoding: bytes that decode but would not be produced by the encoder are refused.
 
 use coalition::UniqueId;
+pub use coalition::codec::{DecodeError, SignatureBytes};
+use coalition::codec::{decode, encode};
 use ed25519_dalek::{Signature, Signer, SigningKey, VerifyingKey};
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde::{Deserialize, Serialize};
 
 /// Entry kind of a tick.
 pub const TICK_KIND: &str = "almanac.tick";
@@ -18,7 +20,6 @@ pub const MAX_BODY_BYTES: usize = 1_024;
 /// Largest number of members in a timestamp vector.
 pub const MAX_MEMBERS: usize = 64;
 
-const VERSION: u8 = 1;
 const OBSERVATION_DOMAIN: &[u8] = b"coalition.almanac/observation/1\0";
 
 /// Body of an `almanac.tick` entry.
@@ -29,36 +30,6 @@ pub struct AlmanacTickBody {
     /// For each roster member, in roster order: its newest wall-clock reading (Unix milliseconds) since the tick before.
     /// `None` when the member was not heard. Advisory.
     pub timestamps: Vec<Option<u64>>,
-}
-
-/// An Ed25519 signature (serde has no impl for 64-byte arrays).
-#[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SignatureBytes([u8; 32], [u8; 32]);
-
-impl SignatureBytes {
-    /// Wraps the 64 bytes of a signature.
-    #[must_use]
-    pub fn new(bytes: &[u8; 64]) -> Self {
-        let (mut r, mut s) = ([0; 32], [0; 32]);
-        r.copy_from_slice(&bytes[..32]);
-        s.copy_from_slice(&bytes[32..]);
-        Self(r, s)
-    }
-
-    /// The 64 bytes of the signature.
-    #[must_use]
-    pub fn to_bytes(self) -> [u8; 64] {
-        let mut out = [0; 64];
-        out[..32].copy_from_slice(&self.0);
-        out[32..].copy_from_slice(&self.1);
-        out
-    }
-}
-
-impl std::fmt::Debug for SignatureBytes {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "SignatureBytes({:02x}{:02x}…)", self.0[0], self.0[1])
-    }
 }
 
 /// One member's reading of its own wall clock.
@@ -155,47 +126,4 @@ impl Observation {
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, DecodeError> {
         decode(bytes, MAX_COMMAND_BYTES)
     }
-}
-
-/// Why bytes were refused.
-#[derive(Debug, thiserror::Error)]
-pub enum DecodeError {
-    /// Longer than the limit.
-    #[error("{given} bytes exceed the limit of {limit}")]
-    TooLong {
-        /// Length found.
-        given: usize,
-        /// Length allowed.
-        limit: usize,
-    },
-    /// No bytes, or a version this build does not know.
-    #[error("unknown version {given:?}; this build knows version {VERSION}")]
-    Version {
-        /// First byte found, if any.
-        given: Option<u8>,
-    },
-    /// The payload does not parse.
-    #[error("the bytes after the version do not parse")]
-    Damaged(#[source] postcard::Error),
-    /// The payload parses but is not what the encoder produces.
-    #[error("the bytes are not in canonical form; encode the value again")]
-    NotCanonical,
-}
-
-fn encode<T: Serialize>(value: &T) -> Vec<u8> {
-    postcard::to_extend(value, vec![VERSION]).expect("plain data with known lengths always serialises into a Vec")
-}
-
-fn decode<T: Serialize + DeserializeOwned>(bytes: &[u8], limit: usize) -> Result<T, DecodeError> {
-    if bytes.len() > limit {
-        return Err(DecodeError::TooLong { given: bytes.len(), limit });
-    }
-    let Some((&VERSION, payload)) = bytes.split_first() else {
-        return Err(DecodeError::Version { given: bytes.first().copied() });
-    };
-    let value: T = postcard::from_bytes(payload).map_err(DecodeError::Damaged)?;
-    if encode(&value) != bytes {
-        return Err(DecodeError::NotCanonical);
-    }
-    Ok(value)
 }

@@ -5,6 +5,7 @@
 //! another kind of statement. Replay at the same market is stopped by the statements themselves: cards carry a growing
 //! sequence, logs a number, and everything else happens at most once in the life of a request.
 
+pub use coalition::codec::SignatureBytes;
 use coalition::{ProviderId, RequestId, UniqueId};
 use ed25519_dalek::{Signature, Signer, SigningKey, VerifyingKey};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -25,40 +26,6 @@ pub trait Statement: Serialize + DeserializeOwned {
     /// [`Invalid`] naming the first field that breaks one.
     fn check(&self) -> Result<(), Invalid> {
         Ok(())
-    }
-}
-
-/// An Ed25519 signature. Hex as text, 64 raw bytes in binary.
-#[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct SignatureBytes(Halves);
-
-#[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-struct Halves(#[serde(with = "codec::hex_bytes")] [u8; 32], #[serde(with = "codec::hex_bytes")] [u8; 32]);
-
-impl SignatureBytes {
-    /// Wraps the 64 bytes of a signature.
-    #[must_use]
-    pub fn new(bytes: &[u8; 64]) -> Self {
-        let mut halves = Halves([0; 32], [0; 32]);
-        halves.0.copy_from_slice(&bytes[..32]);
-        halves.1.copy_from_slice(&bytes[32..]);
-        Self(halves)
-    }
-
-    /// The 64 bytes of the signature.
-    #[must_use]
-    pub fn to_bytes(self) -> [u8; 64] {
-        let mut out = [0; 64];
-        out[..32].copy_from_slice(&self.0.0);
-        out[32..].copy_from_slice(&self.0.1);
-        out
-    }
-}
-
-impl std::fmt::Debug for SignatureBytes {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "SignatureBytes({}…)", hex::encode(&self.0.0[..4]))
     }
 }
 

@@ -7,6 +7,7 @@
 //! * [`identity`]: the id type and the one way to hash several things into it.
 //! * [`organism`], [`lattice`], [`modules`], [`tickets`], and [`CoalitionConfig`]: the configs, as consts or values.
 //! * [`committee`]: rosters, and the content a committee organism publishes.
+//! * [`codec`]: the one encoding of commands and entry bodies.
 //! * [`published`]: the self-contained handshake in its hex and TOML forms; [`ids`]: every id it derives.
 //! * [`retirement`]: the last commit of every component.
 //! * [`political_theory`]: published stances.
@@ -15,6 +16,7 @@
 mod bytes;
 // Private: a public module of the crate's own name would make `use coalition::*` ambiguous.
 mod coalition;
+pub mod codec;
 pub mod committee;
 pub mod identity;
 pub mod ids;
