@@ -1,6 +1,7 @@
 //! One member: authenticates the caller, looks the grant up in the certified log, lets the machine decide.
 
 use std::{
+    path::Path,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -8,13 +9,18 @@ use std::{
 use coalition::RequestId;
 use coalition_compute::MarketView;
 use coalition_organism::Follower;
-use coalition_shuffle::{Answer, Ask, GrantAuthorization, Member, MemberStats, Outcome, Refusal};
+use coalition_shuffle::{
+    Answer, Ask, CellId, GrantAuthorization, Member, MemberStats, Outcome, Refusal, member::Command,
+};
 use coalition_universe::{Fault, PeerId, Service};
 use futures::future::BoxFuture;
 use rand_core::OsRng;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
-use crate::ASK;
+use crate::{
+    ASK,
+    cells::{CellFiles, CellStoreError},
+};
 
 /// How long a member waits for a grant it has not seen yet: the provider may follow the log a moment ahead of it.
 const GRANT_WAIT: Duration = Duration::from_secs(3);
@@ -27,6 +33,9 @@ struct Inner {
     machine: Mutex<Member>,
     market: Follower<MarketView>,
     posted: Notify,
+    /// Where cells are kept; taken before the machine's lock is, never after it. `None` for a member that keeps none.
+    files: Option<Arc<Mutex<CellFiles>>>,
+    failure: watch::Sender<Option<Arc<CellStoreError>>>,
 }
 
 /// A running member of the unseal committee.
@@ -36,17 +45,34 @@ pub struct UnsealMember {
 }
 
 impl UnsealMember {
-    /// Starts a member that judges by the certified market it follows. Must be called inside a tokio runtime.
+    /// Starts a member that judges by the certified market it follows, and forgets its cells when it ends. Must be called
+    /// inside a tokio runtime.
     #[must_use]
     pub fn start(machine: Member, market: Follower<MarketView>) -> Self {
-        let inner = Arc::new(Inner { machine: Mutex::new(machine), market, posted: Notify::new() });
+        Self::run(machine, market, None)
+    }
+
+    /// Starts a member that keeps its cells in a directory of its own, and takes up those that are there.
+    ///
+    /// # Errors
+    /// [`CellStoreError`] when the directory cannot be used or another process uses it.
+    pub fn open(mut machine: Member, market: Follower<MarketView>, dir: &Path) -> Result<Self, CellStoreError> {
+        let files = CellFiles::open(dir, &mut machine, now_ms())?;
+        Ok(Self::run(machine, market, Some(Arc::new(Mutex::new(files)))))
+    }
+
+    fn run(machine: Member, market: Follower<MarketView>, files: Option<Arc<Mutex<CellFiles>>>) -> Self {
+        let (failure, machine) = (watch::channel(None).0, Mutex::new(machine));
+        let inner = Arc::new(Inner { machine, market, posted: Notify::new(), files, failure });
         let weak = Arc::downgrade(&inner);
         tokio::spawn(async move {
             let mut due = tokio::time::interval(SWEEP);
             loop {
                 due.tick().await;
                 let Some(inner) = weak.upgrade() else { return };
-                inner.machine().sweep(now_ms());
+                let now_ms = now_ms();
+                inner.machine().sweep(now_ms);
+                let _ = inner.with_files(move |files| files.sweep(now_ms)).await;
             }
         });
         Self { inner }
@@ -56,6 +82,19 @@ impl UnsealMember {
     #[must_use]
     pub fn service(&self) -> Arc<dyn Service> {
         Arc::new(self.clone())
+    }
+
+    /// Resolves when the member can no longer keep what it accepts; its process must end then.
+    pub async fn failed(&self) -> Arc<CellStoreError> {
+        let mut failure = self.inner.failure.subscribe();
+        loop {
+            if let Some(error) = failure.borrow_and_update().clone() {
+                return error;
+            }
+            if failure.changed().await.is_err() {
+                return std::future::pending().await;
+            }
+        }
     }
 
     /// How much it holds.
@@ -79,7 +118,7 @@ impl Service for UnsealMember {
                 return Err(Fault::new("unknown_method", format!("an unseal member does not answer {method}")));
             }
             let answer = match Ask::decode(&body) {
-                Ok(ask) => inner.answer(*caller.as_bytes(), ask).await,
+                Ok(ask) => inner.answer(*caller.as_bytes(), ask).await?,
                 Err(_) => Answer::Refused(Refusal::Malformed),
             };
             answer.encode().map_err(|error| Fault::new("internal", error.to_string()))
@@ -92,7 +131,39 @@ impl Inner {
         self.machine.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn answer(&self, caller: [u8; 32], ask: Ask) -> Answer {
+    /// Does something with the files, if this member has any, on a thread that may wait for the disk. The first failure is
+    /// the member's end.
+    async fn with_files(
+        &self,
+        act: impl FnOnce(&mut CellFiles) -> Result<(), CellStoreError> + Send + 'static,
+    ) -> Result<(), Fault> {
+        let Some(files) = self.files.clone() else { return Ok(()) };
+        let run = move || act(&mut files.lock().unwrap_or_else(PoisonError::into_inner));
+        match tokio::task::spawn_blocking(run).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(error)) => {
+                self.failure.send_if_modified(|known| {
+                    let is_first = known.is_none();
+                    known.get_or_insert_with(|| Arc::new(error));
+                    is_first
+                });
+                Err(Fault::new("disk", "this member's disk refuses; it is stopping"))
+            }
+            Err(error) => Err(Fault::new("internal", error.to_string())),
+        }
+    }
+
+    /// Has a cell the machine holds on disk, for as long as the machine holds it.
+    async fn keep(&self, id: CellId) -> Result<(), Fault> {
+        if self.files.is_none() {
+            return Ok(());
+        }
+        let held = self.machine().held_cell(&id).map(|(expires_at_ms, bytes)| (expires_at_ms, bytes.to_vec()));
+        let Some((expires_at_ms, bytes)) = held else { return Ok(()) };
+        self.with_files(move |files| files.hold(id, expires_at_ms, &bytes)).await
+    }
+
+    async fn answer(&self, caller: [u8; 32], ask: Ask) -> Result<Answer, Fault> {
         let grant = match ask.grant_needed() {
             Some(request) => self.grant(request).await,
             None => None,
@@ -100,7 +171,7 @@ impl Inner {
         let fetching = matches!(ask, Ask::FetchReply { .. });
         let command = match ask.into_command(caller, grant) {
             Ok(command) => command,
-            Err(refusal) => return Answer::Refused(refusal),
+            Err(refusal) => return Ok(Answer::Refused(refusal)),
         };
         let until = tokio::time::Instant::now() + REPLY_WAIT;
         loop {
@@ -108,11 +179,17 @@ impl Inner {
             let posted = self.posted.notified();
             let outcome = self.machine().apply(now_ms(), &command, &mut OsRng);
             let empty = fetching && matches!(&outcome, Ok(Outcome::Replies(replies)) if replies.is_empty());
+            // Said only once it is so, also when another submission of the same cell is just being written.
+            match (&outcome, &command) {
+                (Ok(Outcome::Held(submission)), _) => self.keep(submission.cell).await?,
+                (Ok(Outcome::Share(_)), Command::RequestShare { cell_id, .. }) => self.keep(*cell_id).await?,
+                _ => (),
+            }
             if matches!(outcome, Ok(Outcome::Posted(_))) {
                 self.posted.notify_waiters();
             }
             if !empty || tokio::time::timeout_at(until, posted).await.is_err() {
-                return outcome.into();
+                return Ok(outcome.into());
             }
         }
     }

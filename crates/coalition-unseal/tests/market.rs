@@ -4,11 +4,11 @@
 
 use std::{sync::Arc, time::Duration};
 
-use coalition::{AlmanacTick, ProviderId, RateQ64, Roster, UniqueId};
+use coalition::{AlmanacTick, ProviderId, RateQ64, RequestId, Roster, UniqueId};
 use coalition_almanac::{AlmanacMachine, AlmanacParams, AlmanacTickBody, Observers, TICK_KIND};
 use coalition_compute::{
-    Capabilities, Command, ComputeMachine, ComputeParams, ComputeRequest, DeclaredRates, MarketView, Offer, PostCard,
-    ProviderCard, Region, Signed, anonymous_requester, request_id,
+    Capabilities, Command, ComputeGrant, ComputeMachine, ComputeParams, ComputeRequest, DeclaredRates, MarketView,
+    Offer, PostCard, ProviderCard, Region, Signed, anonymous_requester, request_id,
 };
 use coalition_log::{Entry, Machine};
 use coalition_organism::{Follower, Organism, random_write_id};
@@ -18,7 +18,7 @@ use coalition_shuffle::{
 };
 use coalition_testkit::{Carried, Committee};
 use coalition_universe::{Node, NodeKey};
-use coalition_unseal::{ShuffleClient, ShuffleError, UnsealMember};
+use coalition_unseal::{CellStoreError, ShuffleClient, ShuffleError, UnsealMember};
 use ed25519_dalek::SigningKey;
 use rand_core::OsRng;
 
@@ -124,18 +124,66 @@ struct Unseal {
     params: coalition_shuffle::PublicParams,
 }
 
+/// What an unseal committee has on its disks: key shares, and a directory for each member.
+struct Disks {
+    dealt: DealerOutput,
+    dir: tempfile::TempDir,
+}
+
+impl Disks {
+    fn new() -> Self {
+        Self { dealt: DealerOutput::deal(2, 3, &mut OsRng).unwrap(), dir: tempfile::tempdir().unwrap() }
+    }
+
+    fn of(&self, member: usize) -> std::path::PathBuf {
+        self.dir.path().join(member.to_string())
+    }
+
+    /// Everything on all disks.
+    fn bytes(&self) -> Vec<u8> {
+        let mut all = Vec::new();
+        for member in 0..self.dealt.shares.len() {
+            for file in std::fs::read_dir(self.of(member)).unwrap() {
+                let path = file.unwrap().path();
+                all.extend(path.to_str().unwrap().as_bytes());
+                all.extend(std::fs::read(path).unwrap());
+            }
+        }
+        all
+    }
+}
+
 impl Unseal {
-    async fn start(committee: &Committee) -> Self {
-        let dealt = DealerOutput::deal(2, 3, &mut OsRng).unwrap();
+    async fn start(committee: &Committee, disks: &Disks) -> Self {
         let mut nodes = Vec::new();
-        for share in dealt.shares {
+        for (i, share) in disks.dealt.shares.iter().enumerate() {
             let node = committee.client().await;
-            let follower = Follower::spawn(committee.organism(&node, "compute"), market());
-            let machine = Member::new(dealt.params.clone(), share, scope(), MemberLimits::default()).unwrap();
-            node.serve(UnsealMember::start(machine, follower).service());
+            let open = || {
+                let follower = Follower::spawn(committee.organism(&node, "compute"), market());
+                let params = disks.dealt.params.clone();
+                let machine = Member::new(params, share.clone(), scope(), MemberLimits::default()).unwrap();
+                UnsealMember::open(machine, follower, &disks.of(i))
+            };
+            // A predecessor's last call may still be running down.
+            let deadline = tokio::time::Instant::now() + SOON;
+            let member = loop {
+                match open() {
+                    Ok(member) => break member,
+                    Err(CellStoreError::Busy(_)) if tokio::time::Instant::now() < deadline => {
+                        tokio::time::sleep(Duration::from_millis(10)).await;
+                    }
+                    Err(error) => panic!("{error}"),
+                }
+            };
+            node.serve(member.service());
             nodes.push(node);
         }
-        Self { nodes, params: dealt.params }
+        Self { nodes, params: disks.dealt.params.clone() }
+    }
+
+    /// Every member ends without a word to anybody, all at once.
+    async fn crash(self) {
+        futures::future::join_all(self.nodes.iter().map(|node| node.stop())).await;
     }
 
     fn client(&self, node: &Arc<Node>) -> ShuffleClient {
@@ -145,7 +193,7 @@ impl Unseal {
     }
 }
 
-fn receipt(grant: coalition::RequestId) -> SshAccessReceipt {
+fn receipt(grant: RequestId) -> SshAccessReceipt {
     SshAccessReceipt {
         instance_host: "127.0.0.1".into(),
         instance_port: 2222,
@@ -159,54 +207,120 @@ fn receipt(grant: coalition::RequestId) -> SshAccessReceipt {
     }
 }
 
+/// A provider with a card in the market.
+struct Provider {
+    node: Arc<Node>,
+    view: Follower<MarketView>,
+}
+
+impl Provider {
+    /// One key for its node and its signatures.
+    async fn start(committee: &Committee) -> Self {
+        let key = SigningKey::from_bytes(&[42; 32]);
+        let node = committee.client_with(NodeKey::from_bytes([42; 32])).await;
+        let compute = committee.organism(&node, "compute");
+        let post = PostCard { sequence: 1, card: card(&key, AlmanacTick(0)) };
+        write(&compute, Command::RegisterCard(Signed::sign(post, &key, &compute_id()).unwrap())).await;
+        Self { node, view: Follower::spawn(compute, market()) }
+    }
+
+    async fn granted(&self, id: RequestId) -> ComputeGrant {
+        self.view.wait_for(SOON, |market| market.grant(&id).map(|record| record.grant.clone())).await.unwrap()
+    }
+}
+
+/// A requester with everything made for this one request.
+struct Requester {
+    node: Arc<Node>,
+    key: SigningKey,
+    pending: PendingRequest,
+}
+
+const NONCE: [u8; 16] = [3; 16];
+
+impl Requester {
+    async fn seal(committee: &Committee, unseal: &Unseal) -> Self {
+        let (node, key) = (committee.client().await, SigningKey::from_bytes(&[9; 32]));
+        let id = request_id(&compute_id(), &key.verifying_key().to_bytes(), &NONCE);
+        let peer = RotatingPeer::from_bytes(*node.peer_id().as_bytes());
+        let pending = PendingRequest::build(&workload(), peer, &unseal.params, scope(), id, &mut OsRng).unwrap();
+        Self { node, key, pending }
+    }
+
+    async fn order(&self, committee: &Committee) {
+        let statement = request(&self.key, NONCE, &self.pending, AlmanacTick(10_000));
+        let submit = Signed::sign(statement, &self.key, &compute_id()).unwrap();
+        write(&committee.organism(&self.node, "compute"), Command::SubmitRequest(submit)).await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_sealed_request_reaches_the_winner_and_nobody_else() {
     let committee = committee().await;
-    let unseal = Unseal::start(&committee).await;
-
-    // The provider's bridge: one key for its node and its signatures.
-    let bridge_key = SigningKey::from_bytes(&[42; 32]);
-    let bridge = committee.client_with(NodeKey::from_bytes([42; 32])).await;
-    let compute = committee.organism(&bridge, "compute");
-    let view = Follower::spawn(compute.clone(), market());
-    let post = PostCard { sequence: 1, card: card(&bridge_key, AlmanacTick(0)) };
-    write(&compute, Command::RegisterCard(Signed::sign(post, &bridge_key, &compute_id()).unwrap())).await;
-
-    // The requester: everything made for this one request.
-    let rotating = committee.client().await;
-    let request_key = SigningKey::from_bytes(&[9; 32]);
-    let nonce = [3; 16];
-    let id = request_id(&compute_id(), &request_key.verifying_key().to_bytes(), &nonce);
-    let peer = RotatingPeer::from_bytes(*rotating.peer_id().as_bytes());
-    let shuffle = unseal.client(&rotating);
-    let pending = PendingRequest::build(&workload(), peer, &unseal.params, scope(), id, &mut OsRng).unwrap();
-    assert_eq!(shuffle.submit_cell(pending.cell(), SOON).await.unwrap().accepted, 3);
+    let disks = Disks::new();
+    let unseal = Unseal::start(&committee, &disks).await;
+    let provider = Provider::start(&committee).await;
+    let requester = Requester::seal(&committee, &unseal).await;
+    let (id, cell) = (requester.pending.request(), requester.pending.cell_id());
+    let shuffle = unseal.client(&requester.node);
+    assert_eq!(shuffle.submit_cell(requester.pending.cell(), SOON).await.unwrap().accepted, 3);
 
     // Before the grant, nobody opens it.
-    let provider_side = unseal.client(&bridge);
-    let early = provider_side.open_cell(id, pending.cell_id(), Duration::from_secs(1)).await.unwrap_err();
+    let provider_side = unseal.client(&provider.node);
+    let early = provider_side.open_cell(id, cell, Duration::from_secs(1)).await.unwrap_err();
     assert!(matches!(early, ShuffleError::TooFew { done: 0, need: 2, .. }), "{early}");
 
-    let statement = request(&request_key, nonce, &pending, AlmanacTick(10_000));
-    let requester_compute = committee.organism(&rotating, "compute");
-    let submit = Signed::sign(statement, &request_key, &compute_id()).unwrap();
-    write(&requester_compute, Command::SubmitRequest(submit)).await;
-    let grant = view.wait_for(SOON, |market| market.grant(&id).map(|record| record.grant.clone())).await.unwrap();
-    assert_eq!(grant.endpoint_hint.provider_peer, *bridge.peer_id().as_bytes());
+    requester.order(&committee).await;
+    let grant = provider.granted(id).await;
+    assert_eq!(grant.endpoint_hint.provider_peer, *provider.node.peer_id().as_bytes());
 
     // One member is down: any two suffice. A stranger gets nothing even now.
     unseal.nodes[0].stop().await;
-    let envelope = provider_side.open_cell(id, pending.cell_id(), SOON).await.unwrap();
+    let envelope = provider_side.open_cell(id, cell, SOON).await.unwrap();
     assert_eq!(envelope.workload.image_hash, grant.image_hash);
     let stranger = unseal.client(&committee.client().await);
-    let refused = stranger.open_cell(id, pending.cell_id(), Duration::from_secs(2)).await.unwrap_err().to_string();
+    let refused = stranger.open_cell(id, cell, Duration::from_secs(2)).await.unwrap_err().to_string();
     assert!(refused.contains("not the provider"), "{refused}");
 
     let reply = receipt(id).seal_to(&envelope.peer_x25519, &scope().seal_context(id), &mut OsRng).unwrap();
     assert_eq!(provider_side.post_reply(envelope.peer_id, id, &reply, SOON).await.unwrap(), 2);
-    let got = shuffle.fetch_receipt(&pending, SOON).await.unwrap();
+    let got = shuffle.fetch_receipt(&requester.pending, SOON).await.unwrap();
     assert_eq!(got.ssh_key_private, PEM);
     assert_eq!(got.grant_id, id);
-    drop((view, compute, requester_compute));
+    drop((provider, requester));
+    committee.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cell_accepted_before_every_member_crashed_is_opened_after() {
+    let committee = committee().await;
+    let disks = Disks::new();
+    let unseal = Unseal::start(&committee, &disks).await;
+    let provider = Provider::start(&committee).await;
+    let requester = Requester::seal(&committee, &unseal).await;
+    let submitted = unseal.client(&requester.node).submit_cell(requester.pending.cell(), SOON).await.unwrap();
+    assert_eq!(submitted.accepted, 3);
+    unseal.crash().await;
+
+    // Nothing on the disks says who submitted it.
+    let on_disk = disks.bytes();
+    let contains = |mark: &[u8]| on_disk.windows(mark.len()).any(|window| window == mark);
+    let peer = requester.node.peer_id();
+    assert!(!contains(peer.as_bytes()) && !contains(peer.to_string().as_bytes()));
+    assert!(contains(requester.pending.cell().as_bytes()), "the cell is there");
+
+    let unseal = Unseal::start(&committee, &disks).await;
+    requester.order(&committee).await;
+    let grant = provider.granted(requester.pending.request()).await;
+    let open = |unseal: &Unseal| {
+        let (client, pending) = (unseal.client(&provider.node), &requester.pending);
+        async move { client.open_cell(pending.request(), pending.cell_id(), SOON).await.unwrap() }
+    };
+    assert_eq!(open(&unseal).await.workload.image_hash, grant.image_hash);
+    // Once more: after the shares went out, the cell is held until the grant ends.
+    unseal.crash().await;
+    let unseal = Unseal::start(&committee, &disks).await;
+    assert_eq!(open(&unseal).await.workload.image_hash, grant.image_hash);
+    drop((provider, requester));
     committee.stop().await;
 }

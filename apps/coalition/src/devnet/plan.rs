@@ -160,6 +160,7 @@ impl Plan<'_> {
         UnsealConfig {
             name: name.to_owned(),
             share: PathBuf::from("../keys").join(share_file(name)),
+            data_dir: Some(format!("../data/{name}").into()),
             peers: self.member_peers(),
             network: self.network(name, self.manifest.ports.unseal_nodes[index]),
         }

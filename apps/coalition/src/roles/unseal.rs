@@ -6,7 +6,7 @@ use coalition_compute::MarketView;
 use coalition_organism::{Follower, Organism};
 use coalition_shuffle::Member;
 use coalition_universe::Node;
-use coalition_unseal::UnsealMember;
+use coalition_unseal::{CellStoreError, UnsealMember};
 use serde_json::json;
 
 use super::{
@@ -16,7 +16,8 @@ use super::{
 use crate::{
     config_file::{self, relative_to},
     devnet::keys::load_share,
-    error::{CliError, Context, Result},
+    error::{CliError, Context, Kind, Result},
+    home::private_dir,
     session::say_goodbye,
     view,
 };
@@ -39,15 +40,35 @@ pub(super) async fn start(path: &Path) -> Result<Running> {
     let organism = Organism::connect(Arc::clone(&node), compute.id, compute.roster)
         .or_input("config_invalid", || "the market's roster cannot be used".into())?;
     let market = Follower::spawn(organism, MarketView::new(compute.id, compute.params));
-    let member = UnsealMember::start(machine, market);
+    let member = match config.data_dir.map(|dir| relative_to(path, &dir)) {
+        Some(dir) => {
+            private_dir(&dir)?;
+            UnsealMember::open(machine, market, &dir.join("cells")).map_err(|error| disk_error(&config.name, error))?
+        }
+        None => {
+            tracing::warn!("no `data_dir` in the config: a restart forgets the requests it holds");
+            UnsealMember::start(machine, market)
+        }
+    };
     node.serve(member.service());
     tracing::warn!(?setup, "the unseal key comes from this setup");
     let ready = json!({ "name": config.name, "node": node.address().to_string() });
     let gone = Arc::clone(&node);
+    let name = config.name;
     let failed = async move {
-        gone.closed().await;
-        CliError::fault("node_closed", "the node's endpoint has closed")
+        tokio::select! {
+            error = member.failed() => CliError::fault("disk", format!("{name} cannot go on")).because(error),
+            () = gone.closed() => CliError::fault("node_closed", "the node's endpoint has closed"),
+        }
     };
     let stop = async move { say_goodbye(&node).await };
     Ok(Running { ready, failed: Box::pin(failed), stop: Box::pin(stop) })
+}
+
+fn disk_error(name: &str, error: CellStoreError) -> CliError {
+    let message = format!("{name} cannot start");
+    match error {
+        CellStoreError::Busy(_) => CliError::new(Kind::Conflict, "already_running", message).because(error),
+        _ => CliError::fault("disk", message).because(error),
+    }
 }

@@ -3,7 +3,8 @@
 //! The driver around it authenticates peers, reads the clock, and verifies certified grants; everything is decided here.
 //! A member releases its decryption share of a cell to one party only: the provider that a certified grant names for the
 //! request the cell was made for. It hands a reply to one party only: the peer it is addressed to. It holds no more than
-//! its [`MemberLimits`] allow, forgets on time, and keeps nothing on disk.
+//! its [`MemberLimits`] allow, and forgets on time. What is to survive its process, the driver keeps
+//! ([`Member::held_cell`], [`Member::restore_cell`]).
 //!
 //! **Logging.** Nothing this module returns for a person to read (refusals, statistics, `Debug`) contains a peer
 //! identity; a driver logs those and nothing else about a caller.
@@ -428,8 +429,14 @@ impl Member {
         self.replies.post(to, grant, &reply, expires_at_ms, &self.limits)
     }
 
+    /// Until when a cell is held, and its bytes; `None` when it is not.
+    #[must_use]
+    pub fn held_cell(&self, id: &CellId) -> Option<(u64, &[u8])> {
+        self.cells.get(id).map(|stored| (stored.expires_at_ms, &*stored.bytes))
+    }
+
     /// The cells held, with their expiry, for a successor process on the same host ([`Member::restore_cell`]). Nothing
-    /// tells who submitted them. Drivers that need no hand-over keep cells in memory only.
+    /// tells who submitted them.
     pub fn export_cells(&self) -> impl Iterator<Item = (u64, &[u8])> {
         self.cells.iter().map(|(_, stored)| (stored.expires_at_ms, &*stored.bytes))
     }
