@@ -1,6 +1,6 @@
 //! What goes wrong, as a person and as a script read it: kind, cause chain, hint, exit status (decision D16).
 
-use std::{error::Error as StdError, fmt, process::ExitCode};
+use std::{error::Error as StdError, fmt, io::ErrorKind, process::ExitCode};
 
 use serde_json::{Value, json};
 
@@ -187,6 +187,23 @@ impl CliError {
         ExitCode::from(self.status())
     }
 
+    /// Whether it comes of a disk, or a quota on it, without room.
+    #[must_use]
+    pub fn is_disk_full(&self) -> bool {
+        let full = |cause: &(dyn StdError + 'static)| {
+            let error = cause.downcast_ref::<std::io::Error>();
+            error.is_some_and(|error| matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded))
+        };
+        let mut next = self.0.cause.as_deref().map(|cause| cause as &(dyn StdError + 'static));
+        while let Some(cause) = next {
+            if full(cause) {
+                return true;
+            }
+            next = cause.source();
+        }
+        false
+    }
+
     /// The messages of the causes, outermost first. A cause whose text its parent already ends with is left out, because
     /// some libraries print their source as well as returning it.
     #[must_use]
@@ -285,6 +302,17 @@ mod tests {
             "it failed\n  because: outer\n  because: inner: the root\n  still there: a machine\n\nhint: run `x`"
         );
         assert_eq!(error.to_json()["error"]["status"], 3);
+    }
+
+    #[test]
+    fn a_full_disk_is_seen_through_its_causes() {
+        #[derive(Debug, thiserror::Error)]
+        #[error("cannot append to /data/x")]
+        struct Append(#[source] std::io::Error);
+        let failed = |kind: ErrorKind| CliError::fault("disk", "stopped").because(Append(kind.into()));
+        assert!(failed(ErrorKind::StorageFull).is_disk_full());
+        assert!(!failed(ErrorKind::PermissionDenied).is_disk_full());
+        assert!(!CliError::fault("disk", "stopped").is_disk_full());
     }
 
     #[test]

@@ -76,7 +76,11 @@ fn explain(error: &clap::Error, arguments: &[OsString]) -> ExitCode {
 /// Logs go to stderr: for roles always, for commands only when asked for. `COALITION_LOG` overrides both.
 fn start_logging(cli: &Cli) {
     let is_role = matches!(cli.command, cli::Command::Run(_));
+    let is_bridge = matches!(cli.command, cli::Command::Run(cli::RunCommand::Bridge(_)));
+    let bridge_filter = roles::bridge::log_filter();
     let default = match (is_role, cli.global.verbose) {
+        // Whatever is asked for, no library that names requesters' network identities.
+        _ if is_bridge => &bridge_filter,
         (false, 0) => "off",
         (true, 0) => {
             "warn,iroh=off,iroh_gossip=off,coalition_cli=info,compute_bridge=info,coalition_organism=info,coalition_unseal=info"

@@ -1,8 +1,10 @@
 //! Keeps the roles of a coalition running as child processes: starts them in waves, waits until each is ready, restarts the
-//! ones that crash, stops all in order.
+//! ones that crash, stops all in order. A committee counts as ready when a quorum of it is.
 //!
 //! Children are started by one thread that lives as long as they do. The kernel tells a child that its parent is gone when
 //! the *thread* that started it ends, so a thread of a pool would not do.
+
+mod readiness;
 
 use std::{
     fs,
@@ -19,12 +21,13 @@ use nix::{
 };
 use serde_json::Value;
 use tokio::{
-    io::{AsyncBufReadExt, AsyncReadExt, BufReader},
-    process::{Child, Command},
+    io::{AsyncBufReadExt, BufReader, Lines},
+    process::{Child, ChildStdout, Command},
     sync::{mpsc, watch},
-    task::LocalSet,
+    task::{JoinHandle, LocalSet},
 };
 
+use self::readiness::{FirstStart, Readiness};
 use crate::{error::CliError, home::private_dir, roles::SUPERVISOR_VARIABLE};
 
 /// How long a role may take to become ready.
@@ -53,6 +56,17 @@ pub struct Role {
     pub log: PathBuf,
     /// Roles of one wave start together, after those of lower ones are ready; they stop before them.
     pub wave: usize,
+    /// The committee it is a member of, if it is of one.
+    pub committee: Option<Committee>,
+}
+
+/// Roles of one wave that do their work together although some of them are down.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Committee {
+    /// Its name, for people: `market`.
+    pub name: &'static str,
+    /// How many of its roles must be up.
+    pub quorum: usize,
 }
 
 /// What happened to a role.
@@ -69,9 +83,9 @@ pub enum Event {
         /// From its start.
         took: Duration,
     },
-    /// Every role serves.
+    /// Every role serves, but for members of committees that do without them.
     AllReady,
-    /// It ended by itself and will be started again.
+    /// It ended by itself, or did not start, and will be started again.
     Crashed {
         /// Its name.
         role: String,
@@ -80,7 +94,7 @@ pub enum Event {
         /// When it is started again.
         again_in: Duration,
     },
-    /// It could not be started the first time; everything is being stopped.
+    /// It could not be started the first time and is not done without; everything is being stopped.
     Failed(CliError),
 }
 
@@ -136,26 +150,25 @@ impl Drop for Supervisor {
 type Report = mpsc::UnboundedSender<Event>;
 
 async fn supervise(program: PathBuf, roles: Vec<Role>, report: Report, mut stopped: watch::Receiver<bool>) {
-    let mut waves: Vec<(watch::Sender<bool>, Vec<tokio::task::JoinHandle<()>>)> = Vec::new();
+    let mut waves: Vec<(watch::Sender<bool>, Vec<JoinHandle<()>>)> = Vec::new();
     let last = roles.iter().map(|role| role.wave).max().unwrap_or(0);
     let mut failed = false;
     'starting: for wave in 0..=last {
         let (stop, stop_wave) = watch::channel(false);
         let (ready, mut readiness) = mpsc::unbounded_channel();
-        let members = roles.iter().filter(|role| role.wave == wave);
-        let tasks: Vec<_> = members
-            .map(|role| {
-                let keeper = Keeper { program: program.clone(), role: role.clone(), report: report.clone() };
-                tokio::task::spawn_local(keeper.run(stop_wave.clone(), ready.clone()))
-            })
-            .collect();
-        let mut missing = tasks.len();
-        waves.push((stop, tasks));
-        while missing > 0 {
+        let members: Vec<&Role> = roles.iter().filter(|role| role.wave == wave).collect();
+        let tasks = members.iter().map(|role| {
+            let keeper = Keeper { program: program.clone(), role: (*role).clone(), report: report.clone() };
+            tokio::task::spawn_local(keeper.run(stop_wave.clone(), ready.clone()))
+        });
+        waves.push((stop, tasks.collect()));
+        let mut readiness_of = Readiness::new(&members);
+        while !readiness_of.is_reached() {
             tokio::select! {
-                is_ready = readiness.recv() => match is_ready {
-                    Some(true) => missing -= 1,
-                    _ => { failed = true; break 'starting }
+                Some(came) = readiness.recv() => if let Err(error) = readiness_of.note(came) {
+                    let _ = report.send(Event::Failed(error));
+                    failed = true;
+                    break 'starting;
                 },
                 _ = stopped.wait_for(|stop| *stop) => break 'starting,
             }
@@ -177,12 +190,12 @@ async fn supervise(program: PathBuf, roles: Vec<Role>, report: Report, mut stopp
 
 /// What came of starting a process.
 enum Start {
-    /// It serves, and says this about itself.
-    Ready(Child, Value),
+    /// It serves, says this about itself, and then what it says at its end.
+    Ready(Child, Value, JoinHandle<Option<String>>),
     /// Told to stop before it was ready.
     Stopped(Child),
-    /// It did not get there.
-    Failed(Option<Child>, CliError),
+    /// It did not get there: how, as a continuation of its name, and its last words.
+    Failed(Option<Child>, String, Option<String>),
 }
 
 /// Keeps one role running.
@@ -193,41 +206,39 @@ struct Keeper {
 }
 
 impl Keeper {
-    async fn run(self, mut stop: watch::Receiver<bool>, ready: mpsc::UnboundedSender<bool>) {
+    async fn run(self, mut stop: watch::Receiver<bool>, ready: mpsc::UnboundedSender<FirstStart>) {
         let (mut backoff, mut first) = (BACKOFF_MIN, true);
         loop {
             let started = Instant::now();
-            let how = match self.start(&mut stop).await {
-                Start::Ready(child, details) => {
+            let (how, words) = match self.start(&mut stop).await {
+                Start::Ready(child, details, words) => {
                     self.announce(&child, &details, started.elapsed());
                     if std::mem::take(&mut first) {
-                        let _ = ready.send(true);
+                        let _ = ready.send((self.role.name.clone(), Ok(())));
                     }
                     match watch_child(child, &mut stop).await {
-                        Some(how) => how,
+                        Some(how) => (how, words.await.ok().flatten()),
                         None => return,
                     }
                 }
                 Start::Stopped(child) => return end(child).await,
-                Start::Failed(child, error) if first => {
+                Start::Failed(child, how, words) => {
                     if let Some(child) = child {
                         end(child).await;
                     }
-                    let _ = self.report.send(Event::Failed(error));
-                    let _ = ready.send(false);
-                    return;
-                }
-                Start::Failed(child, error) => {
-                    if let Some(child) = child {
-                        end(child).await;
+                    if first {
+                        let _ = ready.send((self.role.name.clone(), Err(self.failure(&how, words.clone()))));
                     }
-                    error.to_string()
+                    if self.role.committee.is_none() && first {
+                        return;
+                    }
+                    (how, words)
                 }
             };
             if started.elapsed() > STEADY {
                 backoff = BACKOFF_MIN;
             }
-            let how = match last_words(&self.role.log) {
+            let how = match words.or_else(|| last_words(&self.role.log)) {
                 Some(words) => format!("{how}: {words}"),
                 None => how,
             };
@@ -243,36 +254,28 @@ impl Keeper {
     async fn start(&self, stop: &mut watch::Receiver<bool>) -> Start {
         let mut child = match self.spawn() {
             Ok(child) => child,
-            Err(error) => return Start::Failed(None, error),
+            Err(error) => return Start::Failed(None, "cannot be started".into(), Some(error.to_string())),
         };
         let Some(stdout) = child.stdout.take() else {
-            return Start::Failed(Some(child), CliError::fault("spawn", "a child without stdout"));
+            return Start::Failed(Some(child), "has no output".into(), None);
         };
-        let mut lines = BufReader::new(stdout);
-        let mut line = String::new();
+        let mut lines = BufReader::new(stdout).lines();
         let waited = tokio::select! {
-            read = tokio::time::timeout(READY_WAIT, lines.read_line(&mut line)) => read,
+            read = tokio::time::timeout(READY_WAIT, lines.next_line()) => read,
             _ = stop.wait_for(|stop| *stop) => return Start::Stopped(child),
         };
-        let ready =
-            serde_json::from_str::<Value>(&line).ok().and_then(|mut value| Some(value.get_mut("ready")?.take()));
-        match (waited, ready) {
-            (Ok(Ok(_)), Some(ready)) => {
-                // Nothing else is expected on stdout; whatever comes must not block the child.
-                tokio::task::spawn_local(async move {
-                    let mut sink = [0; 1_024];
-                    while lines.read(&mut sink).await.is_ok_and(|read| read > 0) {}
-                });
-                Start::Ready(child, ready)
-            }
-            (Err(_), _) => {
-                Start::Failed(Some(child), self.failure(&format!("was not ready within {} s", READY_WAIT.as_secs())))
-            }
-            _ => {
-                let how = tokio::time::timeout(STOP_WAIT, child.wait()).await.ok().and_then(Result::ok);
-                Start::Failed(Some(child), self.failure(&how.map_or_else(|| "said nothing".to_owned(), exit_words)))
-            }
+        let Ok(line) = waited else {
+            let how = format!("was not ready within {} s", READY_WAIT.as_secs());
+            return Start::Failed(Some(child), how, None);
+        };
+        let line = line.ok().flatten().unwrap_or_default();
+        if let Some(ready) = said(&line, "ready") {
+            return Start::Ready(child, ready, tokio::task::spawn_local(last_said(lines)));
         }
+        let how = tokio::time::timeout(STOP_WAIT, child.wait()).await.ok().and_then(Result::ok);
+        let how = how.map_or_else(|| "said nothing".to_owned(), exit_words);
+        let words = said(&line, "failed").and_then(|words| Some(words.as_str()?.to_owned()));
+        Start::Failed(Some(child), how, words)
     }
 
     fn spawn(&self) -> Result<Child, CliError> {
@@ -303,11 +306,28 @@ impl Keeper {
         let _ = self.report.send(Event::Ready { role, pid, details, took });
     }
 
-    fn failure(&self, how: &str) -> CliError {
+    fn failure(&self, how: &str, words: Option<String>) -> CliError {
         let message = format!("{} {how}", self.role.name);
-        let words = last_words(&self.role.log).unwrap_or_else(|| "it said nothing".into());
+        let words = words.or_else(|| last_words(&self.role.log)).unwrap_or_else(|| "it said nothing".into());
         CliError::fault("role_failed", message).because(words).hint(format!("its log is {}", self.role.log.display()))
     }
+}
+
+/// What a line of a role's stdout says under this key.
+fn said(line: &str, key: &str) -> Option<Value> {
+    serde_json::from_str::<Value>(line).ok()?.get_mut(key).map(Value::take)
+}
+
+/// Reads a role's stdout to its end, so that it never blocks. Answers why the role ended, if it says so: its log may be on
+/// a disk that takes nothing any more.
+async fn last_said(mut lines: Lines<BufReader<ChildStdout>>) -> Option<String> {
+    let mut words = None;
+    while let Ok(Some(line)) = lines.next_line().await {
+        if let Some(Value::String(failed)) = said(&line, "failed") {
+            words = Some(failed);
+        }
+    }
+    words
 }
 
 /// Waits until a child ends by itself (answers how) or is told to stop (stops it, answers nothing).
@@ -378,7 +398,7 @@ mod tests {
     fn role(dir: &Path, name: &str, wave: usize, script: &str) -> Role {
         let config = dir.join(name);
         fs::write(&config, script).unwrap();
-        Role { name: name.into(), kind: "x", config, log: dir.join("logs").join(name), wave }
+        Role { name: name.into(), kind: "x", config, log: dir.join("logs").join(name), wave, committee: None }
     }
 
     const SERVE: &str = "echo '{\"ready\":{\"details\":{\"n\":1}}}'\nexec sleep 600\n";
@@ -442,6 +462,61 @@ mod tests {
         assert!(shown.contains("broken ended with status 3") && shown.contains("no such thing"), "{shown}");
         assert!(tokio::time::timeout(Duration::from_secs(20), supervisor.next()).await.unwrap().is_none());
         assert!(is_gone(pid));
+    }
+
+    #[tokio::test]
+    async fn a_quorum_starts_without_the_member_that_fails_and_it_is_tried_again() {
+        let dir = tempfile::tempdir().unwrap();
+        // Its log is nowhere to be written to; what it says at its end comes another way.
+        let late = "[ -e $0.mended ] && { echo '{\"ready\":{}}'; exec sleep 600; }\necho '{\"failed\":\"no such thing\"}'\nexit 3\n";
+        let committee = Some(Committee { name: "market", quorum: 2 });
+        let member = |name: &str, script| Role { committee, ..role(dir.path(), name, 0, script) };
+        let roles = vec![member("a", SERVE), member("b", SERVE), member("c", late), role(dir.path(), "next", 1, SERVE)];
+        let mut supervisor = Supervisor::start(&player(dir.path()), roles).unwrap();
+        let (mut ready, mut told) = (std::collections::BTreeSet::new(), Vec::new());
+        loop {
+            match next(&mut supervisor).await {
+                Event::Ready { role, .. } => drop(ready.insert(role)),
+                Event::Crashed { role, how, .. } => told.push((role, how)),
+                Event::AllReady => break,
+                Event::Failed(error) => panic!("{error}"),
+            }
+        }
+        assert_eq!(ready.iter().map(String::as_str).collect::<Vec<_>>(), ["a", "b", "next"]);
+        assert_eq!(told[0], ("c".to_owned(), "ended with status 3: no such thing".to_owned()));
+        fs::write(dir.path().join("c.mended"), "").unwrap();
+        loop {
+            match next(&mut supervisor).await {
+                Event::Ready { role, .. } => {
+                    assert_eq!(role, "c");
+                    break;
+                }
+                Event::Crashed { role, .. } => assert_eq!(role, "c"),
+                other => panic!("{other:?}"),
+            }
+        }
+        supervisor.stop().await;
+    }
+
+    #[tokio::test]
+    async fn without_a_quorum_nothing_is_left_running() {
+        let dir = tempfile::tempdir().unwrap();
+        let broken = "echo 'error: no such thing' >&2\nexit 3\n";
+        let committee = Some(Committee { name: "market", quorum: 2 });
+        let member = |name: &str, script| Role { committee, ..role(dir.path(), name, 0, script) };
+        let roles = vec![member("a", SERVE), member("b", broken), member("c", broken)];
+        let mut supervisor = Supervisor::start(&player(dir.path()), roles).unwrap();
+        let (mut pids, mut failed) = (Vec::new(), None);
+        while let Ok(Some(event)) = tokio::time::timeout(Duration::from_secs(20), supervisor.next()).await {
+            match event {
+                Event::Ready { pid, .. } => pids.push(pid),
+                Event::Failed(error) => failed = Some(error.to_string()),
+                Event::Crashed { .. } | Event::AllReady => (),
+            }
+        }
+        let shown = failed.unwrap();
+        assert!(shown.contains("b and c did not start") && shown.contains("no such thing"), "{shown}");
+        assert!(pids.into_iter().all(is_gone));
     }
 
     #[test]

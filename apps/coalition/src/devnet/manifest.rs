@@ -8,6 +8,8 @@ use serde::{Deserialize, Serialize};
 
 /// Members of the committee that runs Almanac and Compute: the least that survives one that lies.
 pub const MEMBERS: usize = 4;
+/// How many of them must be up.
+pub const MEMBERS_QUORUM: usize = MEMBERS - (MEMBERS - 1) / 3;
 /// Members of the unseal committee.
 pub const UNSEAL_MEMBERS: usize = 3;
 /// Unseal members that open a cell together.

@@ -1,6 +1,6 @@
 //! `coalition run bridge`: a provider, which is what the `compute-bridge` program is too.
 
-use std::path::Path;
+use std::{error::Error, path::Path, sync::Arc};
 
 use compute_bridge::{Bridge, BridgeError, config::BridgeConfig};
 use futures::FutureExt;
@@ -9,6 +9,16 @@ use tokio::sync::oneshot;
 
 use super::{Running, config::node_error};
 use crate::error::{CliError, Kind, Result};
+
+/// What a bridge of this program logs: what the standalone one does, and this program's own lines. Whatever verbosity is
+/// asked for, nothing that names the network identities of requesters.
+#[must_use]
+pub fn log_filter() -> String {
+    format!("{},coalition_cli=info", compute_bridge::LOG_FILTER)
+}
+
+/// Why a bridge ended, for everybody who waits for it.
+type Cause = Arc<dyn Error + Send + Sync>;
 
 pub(super) async fn start(path: &Path) -> Result<Running> {
     let config = BridgeConfig::load(path).map_err(|error| refused(BridgeError::Config(error)))?;
@@ -25,20 +35,23 @@ pub(super) async fn start(path: &Path) -> Result<Running> {
     let ended = async move {
         match serving.await {
             Ok(Ok(())) => None,
-            Ok(Err(error)) => Some(compute_bridge::explain(&error)),
-            Err(error) => Some(error.to_string()),
+            Ok(Err(error)) => Some(Arc::new(error) as Cause),
+            Err(error) => Some(Arc::new(error) as Cause),
         }
     };
     let ended = ended.boxed().shared();
     let watched = ended.clone();
     let failed = async move {
-        let how = watched.await.unwrap_or_else(|| "it ended by itself".into());
-        CliError::fault("bridge_failed", "the bridge cannot go on").because(how)
+        let failed = CliError::fault("bridge_failed", "the bridge cannot go on");
+        match watched.await {
+            Some(error) => failed.because(error),
+            None => failed.because("it ended by itself"),
+        }
     };
     let stop = async move {
         let _ = stop.send(());
-        if let Some(how) = ended.await {
-            tracing::warn!(%how, "the bridge stopped uncleanly");
+        if let Some(error) = ended.await {
+            tracing::warn!(%error, "the bridge stopped uncleanly");
         }
     };
     Ok(Running { ready, failed: Box::pin(failed), stop: Box::pin(stop) })

@@ -1,10 +1,10 @@
 //! Roles: what runs as a process of its own, from its own config, on one machine or on many.
 //!
 //! Every role prints one JSON line `{"ready": …}` on stdout when it serves, logs to stderr, and stops on SIGINT or SIGTERM, or
-//! when it cannot go on. On SIGHUP it ends at once, as in a crash: a bridge leaves its grants running for its next start.
+//! when it cannot go on; one that is supervised then prints `{"failed": …}` as well, for a disk that takes no log any more. On SIGHUP it ends at once, as in a crash: a bridge leaves its grants running for its next start.
 //! `coalition up` starts these same processes; when it dies, they get SIGHUP.
 
-mod bridge;
+pub mod bridge;
 pub mod config;
 pub mod host;
 mod member;
@@ -47,7 +47,12 @@ pub fn run(command: &RunCommand) -> Result<()> {
     follow_supervisor()?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let runtime = runtime.or_fault("runtime", || "cannot start the runtime".into())?;
-    let ended = runtime.block_on(serve(command));
+    let ended = runtime.block_on(serve(command)).map_err(|error| explain_disk(error, which(command).1));
+    if let Err(error) = &ended
+        && std::env::var_os(SUPERVISOR_VARIABLE).is_some()
+    {
+        say(&json!({ "failed": error.to_string() }));
+    }
     // Whatever still hangs must not keep the process: everything durable is released by now.
     runtime.shutdown_timeout(Duration::from_millis(500));
     ended
@@ -121,10 +126,26 @@ async fn start(command: &RunCommand, path: &Path) -> Result<Running> {
 
 /// The ready line is read by whoever started the process, before anything else on stdout.
 fn announce(role: &str, details: &Value) {
+    say(&json!({ "ready": { "role": role, "pid": std::process::id(), "details": details } }));
+}
+
+fn say(line: &Value) {
     use std::io::Write;
-    let line = json!({ "ready": { "role": role, "pid": std::process::id(), "details": details } });
     let mut out = std::io::stdout().lock();
     let _ = writeln!(out, "{line}").and_then(|()| out.flush());
+}
+
+/// A full disk is the operator's to mend: which one, and what happens then.
+fn explain_disk(error: CliError, config: &Path) -> CliError {
+    if !error.is_disk_full() {
+        return error;
+    }
+    let dir = config.parent().and_then(|dir| dir.canonicalize().ok()).unwrap_or_default();
+    error.and_hint(&format!(
+        "the disk is full: free some space on it (`df -h {}` shows it) and start this again, which `coalition up` does by \
+         itself; nothing that was acknowledged is lost",
+        dir.display()
+    ))
 }
 
 /// Asks the kernel for SIGHUP when the supervising process ends, and checks that it has not ended already.
