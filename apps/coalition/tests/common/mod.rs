@@ -2,6 +2,8 @@
 
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used)]
 
+pub mod running;
+
 use std::{
     path::{Path, PathBuf},
     process::{Command, Output},
