@@ -9,7 +9,7 @@ use coalition_almanac::{AlmanacParams, Ticks};
 use coalition_compute::{
     At, CardView, Command, ComputeGrant, ComputeParams, GrantEnd, GrantRecord, GrantStage, MarketView, UsageMetrics,
 };
-use coalition_log::{Entry, Fold, FoldFault, Refusal};
+use coalition_log::{Entry, Fold, FoldFault, Refusal, retirement::RETIRED_CODE};
 use coalition_organism::{Follower, Organism, WriteError, WriteId};
 use serde::Serialize;
 
@@ -258,6 +258,9 @@ impl Market for LiveMarket {
         match self.organism.write(id, command.to_bytes(), deadline).await {
             Ok(_) => Ok(()),
             Err(WriteError::Refused(refusal)) => Err(MarketError::Refused(refusal)),
+            Err(WriteError::Retired(retirement)) => {
+                Err(MarketError::Refused(Refusal::new(RETIRED_CODE, format!("the market has retired ({retirement})"))))
+            }
             Err(other) => Err(MarketError::Unavailable(other)),
         }
     }

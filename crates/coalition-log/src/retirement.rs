@@ -25,6 +25,9 @@ pub const RETIRED_KIND: &str = "committee.retired";
 
 const _: () = assert!(ANNOUNCED_KIND.len() <= MAX_KIND_BYTES);
 
+/// Code of every refusal of a retired organism.
+pub const RETIRED_CODE: &str = "retired";
+
 const STATEMENT: &[u8] = b"coalition/retirement-approval/v1";
 
 /// A marker longer than this names its successor in some strange way; its approvals would not fit an entry any more.

@@ -13,13 +13,12 @@ use coalition_log::{
     checkpoint::{CertifiedCheckpoint, RosterError, RosterVerifier, SignedCheckpoint},
     entry::WriteId,
     evidence::Evidence,
-    retirement::{ApprovedRetirement, RETIRED_KIND, Retirement},
+    retirement::{ApprovedRetirement, RETIRED_CODE, RETIRED_KIND, Retirement},
 };
 use coalition_universe::{CallError, Node, PeerId};
 use tokio::time::Instant;
 
 use crate::{
-    ending::RETIRED_CODE,
     error::{ReadError, WriteError},
     outbox::Outbox,
     wire::{self, MAX_COMMAND_BYTES, Payload, method},

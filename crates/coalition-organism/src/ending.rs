@@ -4,11 +4,8 @@ use coalition::{EvidencePointer, RetirementInstant};
 use coalition_log::{
     Context, Draft, Entry, Refusal,
     checkpoint::RosterVerifier,
-    retirement::{ANNOUNCED_KIND, ApprovedRetirement, RETIRED_KIND, Retirement},
+    retirement::{ANNOUNCED_KIND, ApprovedRetirement, RETIRED_CODE, RETIRED_KIND, Retirement},
 };
-
-/// Code of every refusal of a retired organism.
-pub(crate) const RETIRED_CODE: &str = "retired";
 
 /// Where an organism stands between its first entry and its last.
 #[derive(Clone, Debug, Default)]

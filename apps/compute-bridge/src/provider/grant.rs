@@ -8,7 +8,7 @@ use coalition::{AlmanacRange, AlmanacTick, RequestId};
 use coalition_compute::{
     Command, ComputeLog, LogEnd, RefusalCode, RefusalReason, RefuseGrant, Signed, Statement, UsageMetrics,
 };
-use coalition_log::Refusal;
+use coalition_log::{Refusal, retirement::RETIRED_CODE};
 use coalition_shuffle::Envelope;
 
 use super::{Context, WRITE, refusal_word, serve};
@@ -270,7 +270,8 @@ impl Work {
             return Some(wanted);
         }
         let over = [RefusalCode::GrantEnded, RefusalCode::UnknownGrant, RefusalCode::WrongKey];
-        over.iter().any(|code| refusal.code == code.as_str()).then_some(Outcome::Lapsed)
+        let is_over = over.iter().any(|code| refusal.code == code.as_str()) || refusal.code == RETIRED_CODE;
+        is_over.then_some(Outcome::Lapsed)
     }
 
     async fn write_refusal(&self, state: &GrantState) -> Result<(), JournalError> {

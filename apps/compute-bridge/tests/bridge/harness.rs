@@ -14,7 +14,7 @@ use coalition_compute::*;
 use coalition_host::keys;
 use coalition_host::types::IsolationLevel;
 use coalition_log::entry::WriteId;
-use coalition_log::{Context, Entry, Fold, Machine};
+use coalition_log::{Context, Entry, Fold, Machine, Refusal, retirement::RETIRED_CODE};
 use coalition_organism::WriteError;
 use coalition_shuffle::{
     CellId, CellScope, DealerOutput, Envelope, ReceiverKey, ReplyCell, RotatingPeer, SshAccessReceipt, SshHostKey,
@@ -266,8 +266,9 @@ struct Book {
     machine: ComputeMachine,
     fold: MarketFold,
     entries: Vec<Entry>,
-    writes: BTreeMap<[u8; 16], Result<(), coalition_log::Refusal>>,
+    writes: BTreeMap<[u8; 16], Result<(), Refusal>>,
     online: bool,
+    retired: bool,
 }
 
 /// The real machine and the real fold, ordered by a mutex instead of a committee.
@@ -285,7 +286,7 @@ impl MemoryMarket {
     pub(crate) fn new() -> Arc<Self> {
         let machine = ComputeMachine::new(organism(), params()).unwrap();
         let fold = MarketFold::new(organism(), params());
-        let book = Book { machine, fold, entries: Vec::new(), writes: BTreeMap::new(), online: true };
+        let book = Book { machine, fold, entries: Vec::new(), writes: BTreeMap::new(), online: true, retired: false };
         Arc::new(Self {
             started_ms: now_ms() - 10_000,
             book: Mutex::new(book),
@@ -301,6 +302,11 @@ impl MemoryMarket {
 
     pub(crate) fn set_online(&self, online: bool) {
         self.book.lock().unwrap().online = online;
+    }
+
+    /// As after the market's last entry.
+    pub(crate) fn retire(&self) {
+        self.book.lock().unwrap().retired = true;
     }
 
     /// Executes one command, then everything that is due.
@@ -390,7 +396,13 @@ impl Market for MemoryMarket {
     }
 
     async fn write(&self, id: WriteId, command: Command, deadline: Duration) -> Result<(), MarketError> {
-        let online = self.book.lock().unwrap().online;
+        let (online, retired) = {
+            let book = self.book.lock().unwrap();
+            (book.online, book.retired)
+        };
+        if retired {
+            return Err(MarketError::Refused(Refusal::new(RETIRED_CODE, "the market has retired")));
+        }
         if !online {
             tokio::time::sleep(deadline.min(Duration::from_millis(20))).await;
             return Err(MarketError::Unavailable(WriteError::Deadline { waited_ms: 20, last: None }));

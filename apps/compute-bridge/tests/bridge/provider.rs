@@ -149,6 +149,19 @@ async fn an_unreachable_market_delays_the_log_and_loses_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_grant_of_a_retired_market_still_ends_and_leaves_nothing_running() {
+    let (world, backend) = fable();
+    let bridge = world.start();
+    world.card().await;
+    let requester = world.ask(1, 2);
+    world.receipt(&requester).await;
+    world.market.retire();
+    assert_eq!(bridge.closed(&requester).await, Outcome::Lapsed, "nobody can take its log any more");
+    assert!(backend.running.lock().unwrap().is_empty());
+    bridge.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_killed_bridge_goes_on_where_it_stood_and_keeps_healthy_work() {
     let (world, backend) = fable();
     let bridge = world.start();
