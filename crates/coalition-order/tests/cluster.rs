@@ -8,7 +8,9 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use coalition_order::{Batch, Delivery, OrderConfig, OrderError, OrderHandle, OrderMember, SubmitError, start};
+use coalition_order::{
+    Batch, Delivery, JournalError, OrderConfig, OrderError, OrderHandle, OrderMember, SubmitError, start,
+};
 use commonware_codec::{Copying, DecodeExt as _, Encode as _};
 use commonware_cryptography::Signer as _;
 use commonware_cryptography::ed25519::PrivateKey;
@@ -318,6 +320,36 @@ async fn a_panic_inside_surfaces() {
     assert!(matches!(error, OrderError::Panicked(_)), "{error}");
     assert!(deliveries.recv().await.is_none());
     assert_eq!(handle.submit(vec![1]), Err(SubmitError::Stopped));
+}
+
+#[tokio::test]
+async fn storage_that_cannot_be_trusted_is_refused_in_words() {
+    init_logs();
+    let dir = tempfile::tempdir().unwrap();
+    let config = configs(dir.path(), 1, |c| c.heartbeat_ms = 50).remove(0);
+    let refused = async || {
+        let (handle, _deliveries) = start(config.clone()).unwrap();
+        tokio::time::timeout(DEADLINE, handle.wait_failed()).await.unwrap()
+    };
+    // What versions before the journal left.
+    let earlier = config.storage_dir.join("data").join("order-consensus");
+    std::fs::create_dir_all(&earlier).unwrap();
+    let error = refused().await;
+    assert!(matches!(&error, OrderError::Journal(e) if matches!(**e, JournalError::EarlierLayout(_))), "{error}");
+    std::fs::remove_dir(&earlier).unwrap();
+
+    let (handle, mut deliveries) = start(config.clone()).unwrap();
+    for _ in 0..3 {
+        tokio::time::timeout(DEADLINE, deliveries.recv()).await.unwrap().unwrap().acknowledge();
+    }
+    handle.stop(Duration::from_secs(20)).await.unwrap();
+    let log = config.storage_dir.join("journal").join("log-a");
+    let mut bytes = std::fs::read(&log).unwrap();
+    bytes[512 + 40] ^= 1; // in the checksum of the second batch
+    std::fs::write(&log, bytes).unwrap();
+    let error = refused().await;
+    assert!(matches!(&error, OrderError::Journal(e) if matches!(**e, JournalError::Damaged { .. })), "{error}");
+    assert!(error.to_string().contains("log-a is damaged at byte 512"), "{error}");
 }
 
 fn now_ms() -> u64 {
