@@ -93,6 +93,8 @@ fn start_logging(cli: &Cli) {
     let filter = std::env::var("COALITION_LOG").unwrap_or_else(|_| default.to_owned());
     let Ok(filter) = EnvFilter::try_new(&filter) else { return };
     let logs = fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).with_target(true);
+    // Else a line that cannot be written, for want of room on the disk say, is complained about on stderr, which panics.
+    let logs = logs.log_internal_errors(false);
     // Already set only in tests that call this twice.
     let _ = if is_role { logs.try_init() } else { logs.without_time().try_init() };
 }

@@ -133,5 +133,7 @@ fn logging(json: bool) {
     let filter = EnvFilter::try_from_env("COMPUTE_BRIDGE_LOG").unwrap_or_else(|_| EnvFilter::new(LOG_FILTER));
     let colour = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
     let base = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colour).with_writer(std::io::stderr);
+    // Else a line that cannot be written, for want of room on the disk say, is complained about on stderr, which panics.
+    let base = base.log_internal_errors(false);
     if json { base.json().init() } else { base.with_target(false).init() }
 }
