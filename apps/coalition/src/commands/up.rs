@@ -209,8 +209,7 @@ impl Coalition {
             }
             Event::Crashed { role, how, again_in } => {
                 steps.pause();
-                steps.output().warn(crashed(&role, &how, again_in));
-                self.is_down(&role, how);
+                self.tell_crash(&role, how, again_in, steps.output());
             }
             Event::AllReady | Event::Failed(_) => (),
         }
@@ -229,16 +228,18 @@ impl Coalition {
                     output.event(&line, &format!("{role} is back, pid {pid}"));
                     self.is_up(role, pid, place(&details));
                 }
-                Event::Crashed { role, how, again_in } => {
-                    let line = json!({ "event": "crashed", "role": role, "how": how });
-                    output.event(&line, &output.paint_err(Paint::Warn, &crashed(&role, &how, again_in)));
-                    self.is_down(&role, how);
-                }
+                Event::Crashed { role, how, again_in } => self.tell_crash(&role, how, again_in, output),
                 Event::AllReady => (),
                 Event::Failed(error) => return Err(error),
             }
         }
         Err(CliError::fault("role_failed", "the roles have ended"))
+    }
+
+    fn tell_crash(&mut self, role: &str, how: String, again_in: Duration, output: &Output) {
+        let line = json!({ "event": "crashed", "role": role, "how": how });
+        output.event(&line, &output.paint_err(Paint::Warn, &crashed(role, &how, again_in)));
+        self.is_down(role, how);
     }
 
     /// Stops every role in order and waits until none is left.

@@ -29,6 +29,8 @@ pub fn alone() -> MutexGuard<'static, ()> {
 pub struct Up {
     pub child: Child,
     pub said: Value,
+    /// What it told before that.
+    pub told: Vec<Value>,
     lines: Mutex<Receiver<String>>,
 }
 
@@ -47,13 +49,13 @@ impl Up {
         while let Ok(line) = receive.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
             let value: Value = serde_json::from_str(&line).unwrap_or_else(|error| panic!("{error}: {line}"));
             if value["up"] == true {
-                return Self { child, said: value, lines: Mutex::new(receive) };
+                return Self { child, said: value, told: seen, lines: Mutex::new(receive) };
             }
-            seen.push(line);
+            seen.push(value);
         }
         let _ = child.kill();
         let _ = child.wait();
-        panic!("it did not come up:\n{}\n{}", seen.join("\n"), logs(&env.home()));
+        panic!("it did not come up:\n{seen:#?}\n{}", logs(&env.home()));
     }
 
     /// The processes of all roles that are up.
@@ -143,7 +145,9 @@ pub const SMALL: [&str; 10] =
 pub fn request(env: &Environment, extra: &[&str]) -> Ran {
     let mut arguments = vec!["--json", "request"];
     arguments.extend(SMALL);
-    arguments.extend(["--for", "10m"]);
+    if !extra.contains(&"--for") {
+        arguments.extend(["--for", "10m"]);
+    }
     arguments.extend(extra);
     env.run(&arguments)
 }
