@@ -1,18 +1,19 @@
 //! Collecting cosignatures until a quorum stands behind one head. Pure.
 //!
 //! Every member signs at the same batch boundaries, so cosignatures for one size meet. What is kept per member is
-//! bounded: a member that signs nonsense crowds out only its own lines.
+//! bounded: a member that signs nonsense crowds out only its own lines. It is kept beyond the certificate, because a
+//! member that lies to some shows them another head than to the rest, and either may come first.
 
 use std::collections::{BTreeMap, VecDeque};
 
+use coalition::UniqueId;
 use coalition_log::{
     checkpoint::{CertifiedCheckpoint, CertifyError, Checkpoint, RosterVerifier, SignatureLine, SignedCheckpoint},
     equivocation::Equivocation,
-    tree::Hash,
 };
 
-/// Heads remembered per member while they wait for a quorum.
-const WAITING_PER_MEMBER: usize = 64;
+/// Cosignatures remembered per member, certified or not: they wait for a quorum, and for a contradiction.
+const REMEMBERED_PER_MEMBER: usize = 64;
 
 /// What a cosignature led to.
 #[derive(Debug)]
@@ -28,16 +29,16 @@ pub(crate) enum Progress {
 /// One organism's cosignatures.
 pub(crate) struct Certifier {
     verifier: RosterVerifier,
-    heads: BTreeMap<(u64, Hash), BTreeMap<usize, SignatureLine>>,
-    waiting: Vec<VecDeque<(u64, Hash)>>,
+    /// What each member signed last, one head for a size: the first it showed this member.
+    signed: Vec<VecDeque<(Checkpoint, SignatureLine)>>,
     certified: Option<CertifiedCheckpoint>,
 }
 
 impl Certifier {
     /// Starts from the newest certificate known.
     pub(crate) fn new(verifier: RosterVerifier, certified: Option<CertifiedCheckpoint>) -> Self {
-        let waiting = vec![VecDeque::new(); verifier.members()];
-        Self { verifier, heads: BTreeMap::new(), waiting, certified }
+        let signed = vec![VecDeque::new(); verifier.members()];
+        Self { verifier, signed, certified }
     }
 
     /// The newest certificate.
@@ -50,33 +51,31 @@ impl Certifier {
         self.certified.as_ref().map_or(0, CertifiedCheckpoint::size)
     }
 
-    /// Takes one member's signed checkpoint, ours included.
+    /// Takes one member's signed checkpoint, ours included. One of a size that is long certified is still compared with
+    /// what its signer signed before.
     ///
     /// # Errors
     /// [`CertifyError`] when the line is not a member's valid cosignature.
     pub(crate) fn cosigned(&mut self, checkpoint: Checkpoint, line: SignatureLine) -> Result<Progress, CertifyError> {
         let member = self.verifier.verify_line(&checkpoint, &line)?;
-        if !self.is_news(checkpoint.size) {
-            return Ok(Progress::Waiting);
-        }
-        let head = (checkpoint.size, checkpoint.root);
         if let Some(proofs) = self.contradiction(member, &checkpoint, &line) {
             return Ok(Progress::Equivocated(proofs));
         }
-        if self.heads.entry(head).or_default().insert(member, line).is_none() {
-            self.remember(member, head);
-        }
-        let lines = &self.heads[&head];
-        if lines.len() < self.verifier.quorum() {
+        self.remember(member, checkpoint, line);
+        if !self.is_news(checkpoint.size) {
             return Ok(Progress::Waiting);
         }
-        let note = SignedCheckpoint { checkpoint, signatures: lines.values().cloned().collect() };
-        let certified = self.verifier.certify(&note)?;
-        self.accept(certified.clone());
+        let signatures = self.lines(&checkpoint);
+        if signatures.len() < self.verifier.quorum() {
+            return Ok(Progress::Waiting);
+        }
+        let certified = self.verifier.certify(&SignedCheckpoint { checkpoint, signatures })?;
+        self.certified = Some(certified.clone());
         Ok(Progress::Certified(certified))
     }
 
-    /// Takes a certificate another member assembled; `true` when it is news.
+    /// Takes a certificate another member assembled, if it is news. Its lines are not compared with what their signers
+    /// signed before: [`Certifier::cosigned`] does that, with each of them.
     ///
     /// # Errors
     /// [`CertifyError`] when it is none.
@@ -85,7 +84,7 @@ impl Certifier {
             return Ok(None);
         }
         let certified = self.verifier.certify(note)?;
-        self.accept(certified.clone());
+        self.certified = Some(certified.clone());
         Ok(Some(certified))
     }
 
@@ -94,37 +93,49 @@ impl Certifier {
         self.certified.as_ref().is_none_or(|certified| size > certified.size())
     }
 
-    fn accept(&mut self, certified: CertifiedCheckpoint) {
-        let size = certified.size();
-        self.heads.retain(|&(waiting, _), _| waiting > size);
-        for heads in &mut self.waiting {
-            heads.retain(|&(waiting, _)| waiting > size);
-        }
-        self.certified = Some(certified);
+    /// The cosignatures of one head, in the order of the roster.
+    fn lines(&self, head: &Checkpoint) -> Vec<SignatureLine> {
+        let line = |signed: &VecDeque<(Checkpoint, SignatureLine)>| {
+            signed.iter().find(|(known, _)| known == head).map(|(_, line)| line.clone())
+        };
+        self.signed.iter().filter_map(line).collect()
     }
 
-    fn remember(&mut self, member: usize, head: (u64, Hash)) {
-        self.waiting[member].push_back(head);
-        if self.waiting[member].len() <= WAITING_PER_MEMBER {
+    /// A repetition keeps the first line.
+    fn remember(&mut self, member: usize, checkpoint: Checkpoint, line: SignatureLine) {
+        let signed = &mut self.signed[member];
+        if signed.iter().any(|(known, _)| known.size == checkpoint.size) {
             return;
         }
-        let Some(oldest) = self.waiting[member].pop_front() else { return };
-        if let Some(lines) = self.heads.get_mut(&oldest) {
-            lines.remove(&member);
-            if lines.is_empty() {
-                self.heads.remove(&oldest);
-            }
+        if signed.len() == REMEMBERED_PER_MEMBER {
+            signed.pop_front();
         }
+        signed.push_back((checkpoint, line));
     }
 
     fn contradiction(&self, member: usize, checkpoint: &Checkpoint, line: &SignatureLine) -> Option<Vec<Equivocation>> {
-        let (size, root) = (checkpoint.size, checkpoint.root);
-        let other = self.waiting[member].iter().find(|&&(s, r)| s == size && r != root)?;
-        let earlier = self.heads.get(other)?.get(&member)?;
-        let note = |root, line: &SignatureLine| SignedCheckpoint {
-            checkpoint: Checkpoint { root, ..*checkpoint },
+        let contradicts = |known: &Checkpoint| known.size == checkpoint.size && known.root != checkpoint.root;
+        let (earlier, earlier_line) = self.signed[member].iter().find(|(known, _)| contradicts(known))?;
+        let note = |checkpoint: &Checkpoint, line: &SignatureLine| SignedCheckpoint {
+            checkpoint: *checkpoint,
             signatures: vec![line.clone()],
         };
-        Some(Equivocation::between(&self.verifier, &note(other.1, earlier), &note(root, line)))
+        Some(Equivocation::between(&self.verifier, &note(earlier, earlier_line), &note(checkpoint, line)))
+    }
+}
+
+/// Which members seem to have missed the newest certificate. Bounded by members and organisms.
+#[derive(Debug, Default)]
+pub(crate) struct Stragglers {
+    heard: BTreeMap<(usize, UniqueId), u64>,
+}
+
+impl Stragglers {
+    /// Notes that `member` sent its cosignature of `size` entries, and says whether it should get the certificate of
+    /// `published` entries: because it signs less, or because it repeats itself at that size, which a member does only
+    /// while it lacks the certificate. In an idle committee nothing else would ever tell it.
+    pub(crate) fn missed(&mut self, member: usize, organism: UniqueId, size: u64, published: Option<u64>) -> bool {
+        let again = self.heard.insert((member, organism), size) == Some(size);
+        published.is_some_and(|published| published > size || (published == size && again))
     }
 }

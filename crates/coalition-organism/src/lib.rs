@@ -23,6 +23,8 @@ mod execution;
 mod follower;
 mod member;
 mod outbox;
+#[cfg(test)]
+mod simulation;
 mod wire;
 
 pub use client::{Committed, Organism, random_write_id};

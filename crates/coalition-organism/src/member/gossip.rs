@@ -7,6 +7,7 @@ use coalition_order::OrderHandle;
 use tokio::sync::mpsc;
 
 use crate::{
+    certifier::Stragglers,
     member::{
         MemberError,
         executor::{cosigned, sign_head},
@@ -29,10 +30,11 @@ impl Gossiper {
     pub(crate) async fn run(self, mut inbox: mpsc::Receiver<(usize, Vec<u8>)>) -> Result<(), MemberError> {
         let mut repeat = tokio::time::interval(REPEAT);
         repeat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut stragglers = Stragglers::default();
         loop {
             tokio::select! {
                 message = inbox.recv() => match message {
-                    Some((sender, bytes)) => self.message(sender, &bytes)?,
+                    Some((sender, bytes)) => self.message(&mut stragglers, sender, &bytes)?,
                     None => return Ok(()),
                 },
                 _ = repeat.tick() => self.repeat()?,
@@ -40,7 +42,7 @@ impl Gossiper {
         }
     }
 
-    fn message(&self, sender: usize, bytes: &[u8]) -> Result<(), MemberError> {
+    fn message(&self, stragglers: &mut Stragglers, sender: usize, bytes: &[u8]) -> Result<(), MemberError> {
         let (organism, checkpoint, certificate) = match wire::decode::<Gossip>(bytes) {
             Ok(Gossip::Cosigned { organism, checkpoint }) => (organism, checkpoint, false),
             Ok(Gossip::Certified { organism, checkpoint }) => (organism, checkpoint, true),
@@ -58,16 +60,23 @@ impl Gossiper {
             }
         };
         if certificate {
-            return organism.learned(&note);
+            if organism.certificate().is_some_and(|newest| note.checkpoint.size <= newest.size()) {
+                return Ok(());
+            }
+            organism.learned(&note)?;
+            // Its lines may contradict what their signers told this member.
+            return organism.cosigned(&note);
         }
-        self.help_if_behind(organism, sender, &note);
+        self.help_if_behind(stragglers, organism, sender, &note);
         organism.cosigned(&note)
     }
 
-    /// A member that still signs what is long certified gets the certificate.
-    fn help_if_behind(&self, organism: &Hosted, sender: usize, note: &SignedCheckpoint) {
+    /// A member that still signs what is certified gets the certificate.
+    fn help_if_behind(&self, stragglers: &mut Stragglers, organism: &Hosted, sender: usize, note: &SignedCheckpoint) {
         let published = organism.certified().borrow().clone();
-        if let Some(certificate) = published.filter(|certificate| certificate.size() > note.checkpoint.size) {
+        let size = published.as_ref().map(CertifiedCheckpoint::size);
+        let missed = stragglers.missed(sender, organism.id, note.checkpoint.size, size);
+        if let Some(certificate) = published.filter(|_| missed) {
             let checkpoint = certificate.note().to_string();
             self.order.send_to(sender, wire::encode(&Gossip::Certified { organism: organism.id, checkpoint }));
         }
