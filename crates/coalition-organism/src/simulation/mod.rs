@@ -23,6 +23,7 @@ mod member;
 mod network;
 mod order;
 mod plan;
+mod regressions;
 mod report;
 mod rng;
 mod serve;
