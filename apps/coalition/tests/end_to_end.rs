@@ -269,6 +269,8 @@ fn a_retired_market_takes_no_request_and_names_its_successor() {
     let refused = request(&env, &[]).expect_status(5);
     assert_eq!(refused.json()["error"]["code"], "retired");
     assert!(refused.out.contains(&successor), "{}", refused.out);
+    assert!(!refused.out.contains("sealed"), "nothing is sent to a market that has retired: {}", refused.out);
+    assert!(env.run(&["market"]).expect_status(0).err.contains(&successor));
     assert_eq!(retire(&pass(3)).expect_status(5).json()["error"]["code"], "retired");
     let status = env.run(&["--json", "status"]).json();
     assert_eq!(status["network"]["retirement"]["successor"], successor.as_str());

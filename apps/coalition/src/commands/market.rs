@@ -23,6 +23,10 @@ pub async fn run(home: &Home, args: &MarketArgs, output: &Output) -> Result<()> 
     let now = session.now().await?;
     let cards: Vec<CardView> = market.read(|view| view.cards(now).collect());
     let open = market.read(|view| view.state().open_count());
+    if let Some((retirement, in_effect)) = market.retirement() {
+        let state = if in_effect { "has retired" } else { "is about to retire" };
+        output.warn(format!("this market {state}: {retirement}"));
+    }
     drop(market);
     session.close().await;
     let offers = select(&cards, args);

@@ -12,6 +12,7 @@ use coalition_compute::{
     Command, ComputeGrant, ComputeRequest, EndGrant, GrantStage, MarketView, RequestEnd, RequestStatus, Signed,
     Statement, WithdrawRequest, anonymous_requester, request_id,
 };
+use coalition_log::retirement::Retirement;
 use coalition_organism::{Committed, Follower, Organism, WriteError, random_write_id};
 use coalition_shuffle::{PendingRequest, SshAccessReceipt, WorkloadSpec};
 use coalition_universe::NodeKey;
@@ -67,6 +68,9 @@ pub async fn run(home: &Home, request: &Request, steps: &mut Steps) -> Result<Gr
     steps.begin("joining the coalition");
     let session = Session::open(home).await?;
     let market = session.market().await?;
+    if let Some((retirement, true)) = market.retirement() {
+        return Err(retired(&retirement));
+    }
     let now = session.now().await?;
     let cards: Vec<_> = market.read(|view| view.cards(now).collect());
     let snapshot = Snapshot { cards: &cards, params: &session.compute.params, now };
@@ -389,12 +393,14 @@ impl<'a> Attempt<'a> {
 pub(crate) async fn write(market: &Organism, command: &Command) -> Result<Committed> {
     market.write(random_write_id(), command.to_bytes(), WRITE_WAIT).await.map_err(|error| match error {
         WriteError::Refused(refusal) => CliError::new(Kind::Refused, refusal.code, refusal.message),
-        WriteError::Retired(retirement) => {
-            CliError::new(Kind::Refused, "retired", format!("the market has retired ({retirement})"))
-                .hint("get the successor's config from its operator")
-        }
+        WriteError::Retired(retirement) => retired(&retirement),
         other => CliError::new(Kind::TimedOut, "not_certified", "the committee did not certify it").because(other),
     })
+}
+
+fn retired(retirement: &Retirement) -> CliError {
+    CliError::new(Kind::Refused, "retired", format!("the market has retired ({retirement})"))
+        .hint("get the successor's config from its operator")
 }
 
 /// A grant newer than attempt `after`, or how the request ended.
