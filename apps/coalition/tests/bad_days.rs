@@ -92,17 +92,18 @@ impl Drop for SmallDisk {
     }
 }
 
-/// Waits until each of these roles is told to have ended for want of room, and checks what is said.
+/// Waits until each of these roles is told to have ended for want of room, in words that name the disk and what to do. A role
+/// that is started again while the disk is full ends again, so the first of its ends need not be the one that says so.
 fn wait_told_full(up: &Up, env: &Environment, roles: &[&str]) {
+    let disk = env.home().display().to_string();
     let mut waiting: BTreeSet<&str> = roles.iter().copied().collect();
     up.wait_told(&format!("a full disk by each of {roles:?}"), |told| {
         let (role, how) = (told["role"].as_str()?, told["how"].as_str()?);
-        if told["event"] == "crashed" && waiting.contains(role) {
-            let disk = env.home().display().to_string();
-            for said in ["No space left on device", "the disk is full", "free some space", &disk] {
-                assert!(how.contains(said), "{role}: {said:?} is not in {how}");
-            }
-            assert!(!how.contains("panicked"), "{how}");
+        assert!(!how.contains("panicked") && !how.contains("status 101"), "{role}: {how}");
+        if ["No space left on device", "the disk is full", "free some space", &disk]
+            .iter()
+            .all(|said| how.contains(said))
+        {
             waiting.remove(role);
         }
         waiting.is_empty().then_some(())
@@ -151,9 +152,17 @@ fn a_full_disk_stops_who_writes_and_loses_nothing_acknowledged() {
     let ordered = before["granted"].clone();
     disk.fill();
 
-    // Members write on every tick of the clock, so they stop at once; a bridge when it has something to write down.
-    wait_told_full(&up, &env, &MEMBERS);
-    wait_told_full(&up, &env, &["bridge"]);
+    // Members write on every tick of the clock, so they stop at once. Which of a member's parts is told to have failed is not
+    // settled: what comes of the engine's failure may be seen before it. A bridge goes on until it has something to write.
+    let mut ended: BTreeSet<&str> = MEMBERS.into();
+    up.wait_told("every member's end", |told| {
+        if told["event"] == "crashed" {
+            let how = told["how"].as_str()?;
+            assert!(!how.contains("panicked") && !how.contains("status 101"), "{told}");
+            ended.remove(told["role"].as_str()?);
+        }
+        ended.is_empty().then_some(())
+    });
     let refused = env.run(&["--json", "request", "--image", "hello.tar", "--for", "1m", "--max-rate", "0.1"]);
     assert_ne!(refused.status, 0, "{refused:?}");
     assert!(refused.objects().iter().all(|line| line["step"] != "ordered"), "{refused:?}");
@@ -173,26 +182,32 @@ fn a_full_disk_stops_who_writes_and_loses_nothing_acknowledged() {
     up.stop();
 
     disk.free();
+    // What a host could not clean away for want of room is an orphan of the next bridge; it need not be a patient one here.
+    let boot = home.roles().join("bridge.toml");
+    let text = std::fs::read_to_string(&boot).unwrap();
+    std::fs::write(&boot, text.replace("[provider]\n", "[provider]\norphan_grace_sec = 2\n")).unwrap();
     let up = Up::start(&env, &[]);
     let after = env.run(&["--json", "log", &long]).expect_status(0).json();
     assert_eq!(after["granted"]["grant"], ordered["grant"], "{after}");
-    env.run(&["ssh", &long, "--", "true"]).expect_status(0);
-    env.run(&["end", &long, "--wait", "2m"]).expect_status(0);
-    wait_for("the short grant's final log", || {
-        let log = env.run(&["--json", "log", &short]).expect_status(0).json();
-        log["granted"]["stage"].as_str()?.starts_with("ended").then_some(())
-    });
+    // Stopping ended what ran; what could not be logged then is logged now.
+    for grant in [&long, &short] {
+        wait_for("the final log", || {
+            let log = env.run(&["--json", "log", grant]).expect_status(0).json();
+            log["granted"]["stage"].as_str()?.starts_with("ended").then_some(())
+        });
+    }
     for grant in [&long, &short] {
         let log = env.run(&["--json", "log", grant, "--evidence", "usage.evidence"]).expect_status(0).json();
         assert!(!log["logs"].as_array().unwrap().is_empty(), "{log}");
         let hex = env.home().join("coalition.hex").display().to_string();
         env.run(&["verify", "usage.evidence", "--config", &hex]).expect_status(0);
     }
+    wait_for("the host to be clean", || unfinished(&home.data("host")).is_empty().then_some(()));
     // Nothing acknowledged on the way is missing, and the market goes on.
     granted(&env, &["--for", "1m"]);
     up.stop();
-    assert_eq!(unfinished(&env.home()), Vec::<PathBuf>::new());
     assert_eq!(processes_below(&env.home()), Vec::<String>::new());
+    assert_eq!(unfinished(&env.home()), Vec::<PathBuf>::new());
 }
 
 #[test]
@@ -235,7 +250,8 @@ fn damaged_files_are_named_and_left_alone() {
         }
         back.is_empty().then_some(())
     });
-    env.run(&["status"]).expect_status(0);
+    // A member that is still catching up may be the one that is asked.
+    wait_for("a healthy coalition", || (env.run(&["status"]).status == 0).then_some(()));
     up.stop();
 
     // Without a quorum nothing starts, and everybody who failed is named.

@@ -225,8 +225,10 @@ impl Coalition {
                 Event::Ready { role, pid, details, .. } => {
                     let restarts = self.roles.get(&role).map_or(0, |status| status.restarts + 1);
                     let line = json!({ "event": "ready", "role": role, "pid": pid, "restarts": restarts });
-                    output.event(&line, &format!("{role} is back, pid {pid}"));
+                    let told = format!("{role} is back, pid {pid}");
+                    // Whoever is told finds the same in the status file.
                     self.is_up(role, pid, place(&details));
+                    output.event(&line, &told);
                 }
                 Event::Crashed { role, how, again_in } => self.tell_crash(&role, how, again_in, output),
                 Event::AllReady => (),
@@ -238,8 +240,9 @@ impl Coalition {
 
     fn tell_crash(&mut self, role: &str, how: String, again_in: Duration, output: &Output) {
         let line = json!({ "event": "crashed", "role": role, "how": how });
-        output.event(&line, &output.paint_err(Paint::Warn, &crashed(role, &how, again_in)));
+        let told = crashed(role, &how, again_in);
         self.is_down(role, how);
+        output.event(&line, &output.paint_err(Paint::Warn, &told));
     }
 
     /// Stops every role in order and waits until none is left.
