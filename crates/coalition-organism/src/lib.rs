@@ -23,6 +23,7 @@ mod execution;
 mod follower;
 mod member;
 mod outbox;
+mod receipt;
 #[cfg(test)]
 mod simulation;
 mod wire;

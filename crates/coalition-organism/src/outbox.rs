@@ -12,6 +12,7 @@ use tokio::{
 use crate::{
     client::{CALL_TIMEOUT, Committed, Shared, call_member, millis},
     error::WriteError,
+    receipt,
     wire::{self, Payload, Write, WriteAnswer, WriteRequest, method},
 };
 
@@ -108,10 +109,10 @@ async fn deliver(shared: &Shared, mut batch: Vec<Parcel>) {
         let Some(longest) = batch.iter().map(Parcel::left).max() else { return };
         let timeout = longest.min(CALL_TIMEOUT);
         let wait_ms = u32::try_from(millis(timeout.mul_f32(0.8))).unwrap_or(u32::MAX);
-        let writes = batch.iter().map(|parcel| parcel.write.clone()).collect();
-        let request = wire::encode(&WriteRequest { organism: shared.id, writes, wait_ms });
-        let (position, answer) = call_member(shared, method::WRITE, request, timeout).await;
-        let failure = match read_answers(answer, batch.len()) {
+        let writes: Vec<Write> = batch.iter().map(|parcel| parcel.write.clone()).collect();
+        let request = WriteRequest { organism: shared.id, writes, wait_ms };
+        let (position, answer) = call_member(shared, method::WRITE, wire::encode(&request), timeout).await;
+        let failure = match read_answers(shared, answer, &request.writes) {
             Ok(answers) => {
                 batch = settle(batch, answers);
                 "not certified in time".to_owned()
@@ -129,13 +130,14 @@ async fn deliver(shared: &Shared, mut batch: Vec<Parcel>) {
     }
 }
 
-fn read_answers(answer: Result<Vec<u8>, CallError>, expected: usize) -> Result<Vec<WriteAnswer>, String> {
+fn read_answers(
+    shared: &Shared,
+    answer: Result<Vec<u8>, CallError>,
+    writes: &[Write],
+) -> Result<Vec<WriteAnswer>, String> {
     let bytes = answer.map_err(|error| error.to_string())?;
-    let answers: Vec<WriteAnswer> = wire::decode(&bytes).map_err(|error| error.to_string())?;
-    if answers.len() != expected {
-        return Err(format!("{} answers to {expected} writes", answers.len()));
-    }
-    Ok(answers)
+    let reply = wire::decode(&bytes).map_err(|error| error.to_string())?;
+    receipt::verify(&shared.verifier, writes, reply)
 }
 
 /// Hands out the answers there are; returns the writes still open.

@@ -86,6 +86,24 @@ pub(crate) enum WriteAnswer {
     Pending,
 }
 
+/// Answer to [`WriteRequest`]; the client takes no acknowledgement without its proof.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct WriteReply {
+    /// One for each write, in order.
+    pub(crate) answers: Vec<WriteAnswer>,
+    /// The certified checkpoint, as a signed note, that every proof leads to.
+    pub(crate) head: Option<String>,
+    /// One for each entry the answers name, in order.
+    pub(crate) proofs: Vec<ProvenEntry>,
+}
+
+/// An entry and its inclusion path.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ProvenEntry {
+    pub(crate) bytes: Vec<u8>,
+    pub(crate) path: Vec<Hash>,
+}
+
 /// `organism.head`: the newest certificate, waiting for one beyond `newer_than` entries.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct HeadRequest {
@@ -171,7 +189,7 @@ mod tests {
             let _ = decode::<Ordered>(&bytes);
             let _ = decode::<Gossip>(&bytes);
             let _ = decode::<WriteRequest>(&bytes);
-            let _ = decode::<Vec<WriteAnswer>>(&bytes);
+            let _ = decode::<WriteReply>(&bytes);
             let mut longer = encode(&HeadRequest { organism: UniqueId::from_bytes([1; 32]), newer_than: None, wait_ms: 1 });
             longer.push(0);
             prop_assert!(decode::<HeadRequest>(&longer).is_err());

@@ -12,6 +12,7 @@ use tokio::time::Instant;
 use crate::{
     execution::{Outcome, pointers},
     member::hosted::Hosted,
+    receipt,
     wire::{
         self, EvidenceRequest, FollowAnswer, FollowRequest, HeadRequest, MAX_COMMAND_BYTES, MAX_RANGE_BYTES,
         MAX_WAIT_MS, Malformed, Ordered, Write, WriteAnswer, WriteRequest, method,
@@ -55,7 +56,9 @@ impl Call {
         let until = until(request.wait_ms);
         let answers = join_all(request.writes.into_iter().map(|write| self.write_one(organism, write, until))).await;
         let answers: Vec<WriteAnswer> = answers.into_iter().collect::<Result<_, _>>()?;
-        Ok(wire::encode(&answers))
+        let head = organism.certified().borrow().clone();
+        let reply = receipt::prove(&organism.log, head.as_ref(), answers).map_err(|error| failed(organism, &error))?;
+        Ok(wire::encode(&reply))
     }
 
     async fn write_one(&self, organism: &Hosted, write: Write, until: Instant) -> Result<WriteAnswer, Fault> {
