@@ -1,6 +1,6 @@
 //! What goes wrong, as a person and as a script read it: kind, cause chain, hint, exit status (decision D16).
 
-use std::{error::Error as StdError, fmt, io::ErrorKind, process::ExitCode};
+use std::{error::Error as StdError, fmt, io::ErrorKind, process::ExitCode, sync::Arc};
 
 use serde_json::{Value, json};
 
@@ -191,7 +191,8 @@ impl CliError {
     #[must_use]
     pub fn is_disk_full(&self) -> bool {
         let full = |cause: &(dyn StdError + 'static)| {
-            let error = cause.downcast_ref::<std::io::Error>();
+            let shared = || cause.downcast_ref::<Arc<std::io::Error>>().map(Arc::as_ref);
+            let error = cause.downcast_ref::<std::io::Error>().or_else(shared);
             error.is_some_and(|error| matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded))
         };
         let mut next = self.0.cause.as_deref().map(|cause| cause as &(dyn StdError + 'static));
@@ -309,8 +310,13 @@ mod tests {
         #[derive(Debug, thiserror::Error)]
         #[error("cannot append to /data/x")]
         struct Append(#[source] std::io::Error);
+        #[derive(Debug, thiserror::Error)]
+        #[error("cannot append to /data/y")]
+        struct Shared(#[source] Arc<std::io::Error>);
         let failed = |kind: ErrorKind| CliError::fault("disk", "stopped").because(Append(kind.into()));
         assert!(failed(ErrorKind::StorageFull).is_disk_full());
+        let shared = Shared(Arc::new(ErrorKind::StorageFull.into()));
+        assert!(CliError::fault("disk", "stopped").because(shared).is_disk_full());
         assert!(!failed(ErrorKind::PermissionDenied).is_disk_full());
         assert!(!CliError::fault("disk", "stopped").is_disk_full());
     }

@@ -152,17 +152,8 @@ fn a_full_disk_stops_who_writes_and_loses_nothing_acknowledged() {
     let ordered = before["granted"].clone();
     disk.fill();
 
-    // Members write on every tick of the clock, so they stop at once. Which of a member's parts is told to have failed is not
-    // settled: what comes of the engine's failure may be seen before it. A bridge goes on until it has something to write.
-    let mut ended: BTreeSet<&str> = MEMBERS.into();
-    up.wait_told("every member's end", |told| {
-        if told["event"] == "crashed" {
-            let how = told["how"].as_str()?;
-            assert!(!how.contains("panicked") && !how.contains("status 101"), "{told}");
-            ended.remove(told["role"].as_str()?);
-        }
-        ended.is_empty().then_some(())
-    });
+    // Members write on every tick of the clock, so they stop at once. A bridge goes on until it has something to write.
+    wait_told_full(&up, &env, &MEMBERS);
     let refused = env.run(&["--json", "request", "--image", "hello.tar", "--for", "1m", "--max-rate", "0.1"]);
     assert_ne!(refused.status, 0, "{refused:?}");
     assert!(refused.objects().iter().all(|line| line["step"] != "ordered"), "{refused:?}");

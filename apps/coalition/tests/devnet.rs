@@ -168,6 +168,23 @@ fn a_port_in_use_is_named_with_its_role() {
 }
 
 #[test]
+fn a_port_that_its_last_holder_is_about_to_free_is_waited_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let home = Home::locate(Some(dir.path())).unwrap();
+    let devnet = devnet::open_or_create(&home, "dev", &sale()).unwrap();
+    let ports = devnet.manifest.ports;
+    let taken = std::net::TcpListener::bind(("127.0.0.1", ports.member_orders[0])).unwrap();
+    let (begun, has_begun) = std::sync::mpsc::channel();
+    let checking = std::thread::spawn(move || {
+        begun.send(()).unwrap();
+        devnet::check_ports(&ports)
+    });
+    has_begun.recv().unwrap();
+    drop(taken);
+    checking.join().unwrap().unwrap();
+}
+
+#[test]
 fn a_coalition_of_another_making_is_left_alone() {
     let dir = tempfile::tempdir().unwrap();
     let home = Home::locate(Some(dir.path())).unwrap();

@@ -1,5 +1,5 @@
 //! Policies: what they refuse to be, their text, and their bytes and fingerprints, which must never change.
-#![allow(clippy::unwrap_used, clippy::print_stderr, clippy::print_stdout, clippy::expect_used)]
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod common;
 
@@ -12,27 +12,17 @@ use coalition_attest::{
 };
 use common::id;
 use proptest::prelude::*;
-use serde::Deserialize;
+use serde_json::{Value, json};
 
-#[derive(Deserialize)]
-struct Golden {
-    intel_root: String,
-    development_root: String,
-    measurements: String,
-    report_data: String,
-    policies: Vec<GoldenPolicy>,
-}
+/// Set to 1 to write the golden file anew: a difference is a new version of the format.
+const REWRITE: &str = "COALITION_REWRITE_VECTORS";
 
-#[derive(Deserialize)]
-struct GoldenPolicy {
-    name: String,
-    toml: String,
-    bytes: String,
-    fingerprint: String,
+fn path(name: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/vectors").join(name)
 }
 
 fn file(name: &str) -> Vec<u8> {
-    std::fs::read(PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/vectors").join(name)).unwrap()
+    std::fs::read(path(name)).unwrap()
 }
 
 fn development() -> TrustRoot {
@@ -68,52 +58,31 @@ fn policies() -> Vec<(&'static str, Policy)> {
 
 #[test]
 fn golden_values_never_change() {
-    let golden: Golden = serde_json::from_slice(&file("policy.json")).unwrap();
-    let mut claims = Measurements::of_mrtd(Mrtd([0; 48]));
-    Register::ALL.into_iter().for_each(|register| claims.set(register, value(register.number())));
-    let binding = Binding { purpose: "p", network: id(1), key: b"k", config: id(2), nonce: id(3) };
-    assert_eq!(TrustRoot::Intel.id().to_string(), golden.intel_root);
-    assert_eq!(development().id().to_string(), golden.development_root);
-    assert_eq!(claims.fingerprint().to_string(), golden.measurements);
-    assert_eq!(hex::encode(binding.report_data()), golden.report_data);
-    let made = policies();
-    assert_eq!(made.len(), golden.policies.len());
-    for ((name, policy), golden) in made.into_iter().zip(golden.policies) {
-        assert_eq!(name, golden.name);
-        assert_eq!(toml::to_string(&policy).unwrap(), golden.toml, "{name}");
-        assert_eq!(toml::from_str::<Policy>(&golden.toml).unwrap(), policy, "{name}");
-        assert_eq!(hex::encode(policy.to_bytes()), golden.bytes, "{name}");
-        assert_eq!(policy.fingerprint().to_string(), golden.fingerprint, "{name}");
-        assert_eq!(policy.acl_rule(), AclRule::Policy(policy.fingerprint()));
-    }
-}
-
-/// Prints the golden file; for looking at, when a format gets a new version. Nothing ever writes it.
-#[test]
-#[ignore = "prints the golden file"]
-fn print_golden() {
     let mut claims = Measurements::of_mrtd(Mrtd([0; 48]));
     Register::ALL.into_iter().for_each(|register| claims.set(register, value(register.number())));
     let binding = Binding { purpose: "p", network: id(1), key: b"k", config: id(2), nonce: id(3) };
     let policies: Vec<_> = policies()
         .into_iter()
         .map(|(name, policy)| {
-            serde_json::json!({
-                "name": name,
-                "toml": toml::to_string(&policy).unwrap(),
-                "bytes": hex::encode(policy.to_bytes()),
-                "fingerprint": policy.fingerprint().to_string(),
-            })
+            let text = toml::to_string(&policy).unwrap();
+            assert_eq!(toml::from_str::<Policy>(&text).unwrap(), policy, "{name}");
+            assert_eq!(policy.acl_rule(), AclRule::Policy(policy.fingerprint()));
+            let bytes = hex::encode(policy.to_bytes());
+            json!({ "name": name, "toml": text, "bytes": bytes, "fingerprint": policy.fingerprint().to_string() })
         })
         .collect();
-    let golden = serde_json::json!({
+    let computed = json!({
         "intel_root": TrustRoot::Intel.id().to_string(),
         "development_root": development().id().to_string(),
         "measurements": claims.fingerprint().to_string(),
         "report_data": hex::encode(binding.report_data()),
         "policies": policies,
     });
-    println!("{}", serde_json::to_string_pretty(&golden).unwrap());
+    if std::env::var_os(REWRITE).is_some_and(|v| v == "1") {
+        std::fs::write(path("policy.json"), serde_json::to_string_pretty(&computed).unwrap() + "\n").unwrap();
+    }
+    let golden: Value = serde_json::from_slice(&file("policy.json")).unwrap();
+    assert_eq!(golden, computed, "set {REWRITE}=1 to rewrite the file, and give the format a new version");
 }
 
 #[test]

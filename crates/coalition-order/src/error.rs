@@ -20,7 +20,7 @@ pub enum OrderError {
     /// A key of the roster is not an Ed25519 public key.
     #[error("the public key of member {0} is not an Ed25519 key; correct the roster")]
     BadKey(usize),
-    /// The storage directory could not be created, read or written.
+    /// The storage directory could not be created, read or written. After a failed write or flush nothing is tried again.
     #[error("storage directory {path} is not usable")]
     Storage {
         /// The directory or file.
@@ -61,7 +61,7 @@ pub enum OrderError {
     /// The engine's thread could not be started.
     #[error("cannot start the ordering thread")]
     Thread(#[source] Arc<std::io::Error>),
-    /// The engine panicked. A failed write or fsync is deliberately fatal and arrives here too.
+    /// The engine panicked.
     #[error("the ordering engine failed: {0}; restart the process")]
     Panicked(String),
     /// A part of the engine ended although nobody asked it to.

@@ -113,17 +113,21 @@ impl Thread {
                 run_member(context, storage, &config, membership, ports, control).await
             })
         }));
-        // Its threads end before the directory's lock does.
-        if let Some(storage) = storage {
-            storage.close();
-        }
         let error = match outcome {
             Ok(error) => error,
             Err(panic) => OrderError::Panicked(panic_text(panic.as_ref())),
         };
-        let error = match (shared.dropped.load(Relaxed), error) {
-            (height, OrderError::Ended(_)) if height > 0 => OrderError::Dropped(height),
-            (_, error) => error,
+        // What the engine says of a failed write is that it failed; the journal knows why.
+        let failure = storage.as_ref().and_then(JournaledStorage::failure);
+        // Its threads end before the directory's lock does.
+        if let Some(storage) = storage {
+            storage.close();
+        }
+        let error = match (failure, shared.dropped.load(Relaxed), error) {
+            (_, _, OrderError::Stopped) => OrderError::Stopped,
+            (Some(source), _, _) => OrderError::Storage { path: config.storage_dir.clone(), source },
+            (None, height, OrderError::Ended(_)) if height > 0 => OrderError::Dropped(height),
+            (None, _, error) => error,
         };
         match &error {
             OrderError::Stopped => tracing::info!("ordering engine stopped"),

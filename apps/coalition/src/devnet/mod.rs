@@ -8,6 +8,7 @@ pub mod plan;
 use std::{
     fs,
     net::{TcpListener, UdpSocket},
+    time::{Duration, Instant},
 };
 
 use coalition::PublishedConfig;
@@ -94,19 +95,28 @@ fn free_ports() -> Result<Ports> {
     })
 }
 
-/// Checks that every port of the coalition is free, before anything is started.
+/// How long a port may stay taken: roles of a supervisor that was killed end by themselves, each once its last write is on disk.
+const PORT_GRACE: Duration = Duration::from_secs(3);
+
+/// Checks that every port of the coalition is free, or becomes so within three seconds, before anything is started.
 ///
 /// # Errors
 /// [`Kind::Conflict`] naming the port, the role that needs it and how to find who has it.
 pub fn check_ports(ports: &Ports) -> Result<()> {
+    let deadline = Instant::now() + PORT_GRACE;
     for (role, transport, address) in ports.all() {
-        let bound = match transport {
+        let bind = || match transport {
             Transport::Tcp => TcpListener::bind(address).map(drop),
             Transport::Udp => UdpSocket::bind(address).map(drop),
         };
+        let mut bound = bind();
+        while bound.is_err() && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(20));
+            bound = bind();
+        }
         if let Err(error) = bound {
             let (name, flag) = if transport == Transport::Tcp { ("TCP", 't') } else { ("UDP", 'u') };
-            let message = format!("{role} needs {name} port {address}, and something else has it");
+            let message = format!("{role} needs {name} port {address}, and something else keeps it");
             let hint = format!(
                 "see what it is with `ss -{flag}lnp 'sport = :{}'` and stop it, or move this coalition to other ports with \
                  `coalition up --new-ports`",

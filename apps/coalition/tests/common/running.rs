@@ -105,10 +105,12 @@ impl Drop for Up {
     }
 }
 
+/// Whether any thread of it still runs. The first thread may be over while another waits for the disk and keeps every socket
+/// open; one that all threads have left and nobody has waited for yet counts as gone.
 pub fn is_alive(pid: i32) -> bool {
-    // A process that ended but was not waited for by its new parent yet counts as gone.
-    std::fs::read_to_string(format!("/proc/{pid}/stat"))
-        .is_ok_and(|stat| !stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with(['Z', 'X'])))
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let runs = |stat: String| !stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with(['Z', 'X']));
+    threads.into_iter().any(|thread| std::fs::read_to_string(thread.path().join("stat")).is_ok_and(runs))
 }
 
 /// Asks again until there is an answer; the deadline is for a machine that is far too busy.

@@ -83,6 +83,11 @@ impl<D: Disk> JournaledStorage<D> {
         Ok(Self { shared: Arc::new(Shared { journal, names: Mutex::new(names) }) })
     }
 
+    /// What ended it for good, if something did.
+    pub(crate) fn failure(&self) -> Option<Arc<std::io::Error>> {
+        self.shared.journal.core.lock().failure.clone()
+    }
+
     /// Ends the journal's threads. Everything that waits or comes later fails.
     pub(crate) fn close(&self) {
         self.shared.journal.close();

@@ -240,17 +240,23 @@ impl Member {
 
 type Task = tokio::task::JoinHandle<Result<(), MemberError>>;
 
+/// How long a loop that merely ended leaves the word to the one that failed.
+const CAUSE_GRACE: Duration = Duration::from_secs(1);
+
 fn supervise(
     what: &'static str,
     report: watch::Sender<Option<Arc<MemberError>>>,
     task: Task,
 ) -> tokio::task::JoinHandle<()> {
     tokio::spawn(async move {
-        let error = match task.await {
-            Ok(Ok(())) | Err(_) => MemberError::Ended(what),
-            Ok(Err(error)) => error,
-        };
-        fail(&report, error);
+        match task.await {
+            Ok(Err(error)) => fail(&report, error),
+            // A loop ends when what feeds it has: that one knows the cause, and may still be about to tell it.
+            Ok(Ok(())) | Err(_) => drop(tokio::spawn(async move {
+                tokio::time::sleep(CAUSE_GRACE).await;
+                fail(&report, MemberError::Ended(what));
+            })),
+        }
     })
 }
 
