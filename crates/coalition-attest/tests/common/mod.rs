@@ -1,5 +1,5 @@
 //! What the test files share: where vectors of others lie, and a development root with a guest.
-#![allow(dead_code, unreachable_pub)]
+#![allow(dead_code, unreachable_pub, clippy::print_stderr)]
 
 use std::path::PathBuf;
 use std::sync::LazyLock;
