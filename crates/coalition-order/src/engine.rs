@@ -35,7 +35,8 @@ use crate::application::{Batcher, Tempo};
 use crate::block::{BatchBlock, BlockLimits};
 use crate::delivery::Delivery;
 use crate::frames::framed_len;
-use crate::gossip::{self, FRAME_BYTES, Inbound, Outbound, Seats};
+use crate::gossip::{self, FRAME_BYTES, Outbound, Seats};
+use crate::inbox::InboxSender;
 use crate::mempool::RECENT_HEIGHTS;
 use crate::shared::Shared;
 use crate::sink::{Observer, Sink};
@@ -125,7 +126,7 @@ pub(crate) struct Ports {
     pub(crate) shared: Arc<Shared>,
     pub(crate) deliveries: mpsc::Sender<Delivery>,
     pub(crate) outbound: mpsc::Receiver<Outbound>,
-    pub(crate) inbox: mpsc::Sender<Inbound>,
+    pub(crate) inbox: InboxSender,
 }
 
 /// A running member.
@@ -323,7 +324,7 @@ fn start_gossip<E, S, R>(
     commands: Channel<S, R>,
     gossip: Channel<S, R>,
     outbound: mpsc::Receiver<Outbound>,
-    inbox: mpsc::Sender<Inbound>,
+    inbox: InboxSender,
 ) -> Vec<(&'static str, Handle<()>)>
 where
     E: Clock + Spawner,

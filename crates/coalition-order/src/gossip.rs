@@ -11,6 +11,7 @@ use commonware_runtime::Clock;
 use tokio::sync::mpsc;
 
 use crate::frames::{self, framed_len};
+use crate::inbox::InboxSender;
 use crate::mempool::{Added, Origin};
 use crate::shared::{Shared, millis};
 
@@ -32,9 +33,6 @@ pub(crate) struct Outbound {
     pub(crate) to: Option<usize>,
     pub(crate) message: Bytes,
 }
-
-/// A message of the side channel: roster index of the sender, and the bytes.
-pub(crate) type Inbound = (usize, Vec<u8>);
 
 /// Gossips this process's commands until they are ordered.
 pub(crate) async fn send_commands<E: Clock, S: LimitedSender<PublicKey = PublicKey>>(
@@ -153,7 +151,7 @@ pub(crate) async fn receive_gossip<R: Receiver<PublicKey = PublicKey>>(
     seats: Seats,
     max_bytes: usize,
     mut receiver: R,
-    inbox: mpsc::Sender<Inbound>,
+    inbox: InboxSender,
 ) {
     while let Ok((peer, message)) = receiver.recv().await {
         let Some(index) = seats.iter().position(|k| *k == peer) else { continue };
@@ -162,7 +160,7 @@ pub(crate) async fn receive_gossip<R: Receiver<PublicKey = PublicKey>>(
             continue;
         };
         for item in items {
-            if inbox.try_send((index, item.to_vec())).is_err() {
+            if !inbox.offer(index, item.to_vec()) {
                 shared.gossip_dropped.fetch_add(1, Relaxed);
             }
         }

@@ -9,7 +9,8 @@ use tokio::sync::{mpsc, watch};
 
 use crate::command::CommandId;
 use crate::error::{OrderError, SubmitError};
-use crate::gossip::{Inbound, Outbound};
+use crate::gossip::Outbound;
+use crate::inbox::GossipInbox;
 use crate::mempool::{Added, Origin};
 use crate::shared::Shared;
 
@@ -45,7 +46,7 @@ struct Inner {
     shared: Arc<Shared>,
     limits: HandleLimits,
     outbound: mpsc::Sender<Outbound>,
-    inbox: Mutex<Option<mpsc::Receiver<Inbound>>>,
+    inbox: Mutex<Option<GossipInbox>>,
     control: mpsc::UnboundedSender<Control>,
     exit: watch::Receiver<Exit>,
 }
@@ -90,7 +91,7 @@ impl OrderHandle {
         shared: Arc<Shared>,
         limits: HandleLimits,
         outbound: mpsc::Sender<Outbound>,
-        inbox: mpsc::Receiver<Inbound>,
+        inbox: GossipInbox,
         control: mpsc::UnboundedSender<Control>,
         exit: watch::Receiver<Exit>,
     ) -> Self {
@@ -156,9 +157,8 @@ impl OrderHandle {
         }
     }
 
-    /// What other members sent with [`gossip`](Self::gossip) and [`send_to`](Self::send_to): roster index of the sender, as
-    /// the network authenticated it, and the bytes. `Some` for the first caller only. Holds 1,024 messages; more are dropped.
-    pub fn gossip_inbox(&self) -> Option<mpsc::Receiver<(usize, Vec<u8>)>> {
+    /// What other members sent with [`gossip`](Self::gossip) and [`send_to`](Self::send_to). `Some` for the first caller only.
+    pub fn gossip_inbox(&self) -> Option<GossipInbox> {
         self.inner.inbox.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 

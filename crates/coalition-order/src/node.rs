@@ -30,6 +30,7 @@ use crate::delivery::Delivery;
 use crate::engine::{Channels, Membership, Ports, start_member};
 use crate::error::{JournalError, OrderError};
 use crate::handle::{Control, Exit, HandleLimits, OrderHandle};
+use crate::inbox::inbox;
 use crate::journal::{JournaledStorage, WithStorage};
 use crate::mempool::{Mempool, RECENT_HEIGHTS};
 use crate::shared::Shared;
@@ -61,7 +62,7 @@ pub fn start(config: OrderConfig) -> Result<(OrderHandle, mpsc::Receiver<Deliver
     let shared = Arc::new(Shared::new(pool));
     let (deliver, deliveries) = mpsc::channel(config.max_unacknowledged);
     let (outbound, outbound_rx) = mpsc::channel(GOSSIP_QUEUE);
-    let (inbox_tx, inbox) = mpsc::channel(GOSSIP_QUEUE);
+    let (inbox_tx, inbox) = inbox(config.roster.len());
     let (control, control_rx) = mpsc::unbounded_channel();
     let (exit_tx, exit) = watch::channel(None);
     let limits = HandleLimits {

@@ -26,6 +26,8 @@ mod frames;
 mod gossip;
 #[path = "../src/handle.rs"]
 mod handle;
+#[path = "../src/inbox.rs"]
+mod inbox;
 #[path = "../src/mempool.rs"]
 mod mempool;
 #[path = "../src/pacing.rs"]
@@ -236,7 +238,7 @@ impl World {
         let shared = Arc::new(Shared::new(Mempool::new(MEMBERS, 1_000_000)));
         let (deliver, deliveries) = mpsc::channel(4);
         let (outbound_tx, outbound) = mpsc::channel(16);
-        let (inbox, inbox_rx) = mpsc::channel(16);
+        let (inbox, inbox_rx) = inbox::inbox(MEMBERS);
         let (control_tx, mut told) = mpsc::unbounded_channel();
         let (_, exit) = watch::channel(None);
         let limits = HandleLimits {
