@@ -30,7 +30,7 @@ pub const UNIVERSE: UniqueId = mosaik::unique_id!("mosaik.universe");
 pub const MAX_BODY_BYTES: usize = 4 << 20;
 
 /// Calls one peer may have open on a connection; further ones wait.
-const STREAMS_PER_CONNECTION: u32 = 512;
+const STREAMS_PER_CONNECTION: u32 = 128;
 
 /// Bytes a connection may have in flight towards this node, over all its calls.
 const RECEIVE_WINDOW_BYTES: u32 = 8 << 20;

@@ -9,7 +9,11 @@ use iroh::{
     Endpoint,
     endpoint::{Connection, Incoming, RecvStream, SendStream},
 };
-use tokio::{sync::Semaphore, task::JoinSet, time::timeout};
+use tokio::{
+    sync::{Semaphore, SemaphorePermit},
+    task::JoinSet,
+    time::timeout,
+};
 
 use crate::{
     PeerId,
@@ -29,7 +33,7 @@ const SMALL_BODY_BYTES: usize = 64 << 10;
 /// Large bodies being received or processed at once.
 const MAX_LARGE_BODIES: usize = 64;
 
-/// How long a peer may take for the handshake, and again for sending one request.
+/// How long a peer may take for the handshake, again for sending one request, and again for taking the answer.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// What a node answers: methods of its own first, then the service it was given.
@@ -58,14 +62,14 @@ impl Answers {
 }
 
 struct Limits {
-    calls: Semaphore,
+    calls: Arc<Semaphore>,
     large: Semaphore,
 }
 
 /// Accepts until the endpoint closes.
 pub(crate) async fn accept(endpoint: Endpoint, answers: Arc<Answers>) {
-    let limits =
-        Arc::new(Limits { calls: Semaphore::new(MAX_CONCURRENT_CALLS), large: Semaphore::new(MAX_LARGE_BODIES) });
+    let calls = Arc::new(Semaphore::new(MAX_CONCURRENT_CALLS));
+    let limits = Arc::new(Limits { calls, large: Semaphore::new(MAX_LARGE_BODIES) });
     let mut connections = JoinSet::new();
     while let Some(incoming) = endpoint.accept().await {
         while connections.try_join_next().is_some() {}
@@ -88,36 +92,52 @@ async fn connection(incoming: Incoming, answers: Arc<Answers>, limits: Arc<Limit
     let mut calls = JoinSet::new();
     while let Ok((send, receive)) = connection.accept_bi().await {
         while calls.try_join_next().is_some() {}
-        calls.spawn(call(caller, send, receive, Arc::clone(&answers), Arc::clone(&limits)));
+        let permit = Arc::clone(&limits.calls).try_acquire_owned();
+        let (answers, limits) = (Arc::clone(&answers), Arc::clone(&limits));
+        calls.spawn(async move {
+            match permit {
+                Ok(_call) => call(caller, send, receive, &answers, &limits).await,
+                Err(_) => respond(send, Answer::Unavailable).await,
+            }
+        });
     }
 }
 
-async fn call(
-    caller: PeerId,
-    mut send: SendStream,
-    mut receive: RecvStream,
-    answers: Arc<Answers>,
-    limits: Arc<Limits>,
-) {
+/// One call, from its first byte to the last of its answer.
+async fn call(caller: PeerId, send: SendStream, mut receive: RecvStream, answers: &Answers, limits: &Limits) {
+    let mut large = None;
     // A caller that gives up stops the answer's stream, and the call ends with it.
     let answer = tokio::select! {
-        answer = answer(caller, &mut receive, &answers, &limits) => answer,
+        answer = answer(caller, &mut receive, answers, limits, &mut large) => answer,
         _ = send.stopped() => return,
     };
+    respond(send, answer).await;
+    drop(large);
+}
+
+/// Sends an answer and waits until the caller has it all, so that the limits count what is still in memory; a caller that
+/// does not take it in time loses it.
+async fn respond(mut send: SendStream, answer: Answer) {
     let (status, body) = wire::encode_answer(answer);
     let sent = async {
         send.write_all(&[status]).await?;
-        send.write_all(&body).await
-    };
-    if sent.await.is_ok() {
+        send.write_all(&body).await?;
         let _ = send.finish();
-        // Held until the caller has it all, so that the limits count what is still in memory.
         let _ = send.stopped().await;
+        Ok::<_, iroh::endpoint::WriteError>(())
+    };
+    if timeout(PATIENCE, sent).await.is_err() {
+        let _ = send.reset(0_u32.into());
     }
 }
 
-async fn answer(caller: PeerId, receive: &mut RecvStream, answers: &Answers, limits: &Limits) -> Answer {
-    let Ok(_call) = limits.calls.try_acquire() else { return Answer::Unavailable };
+async fn answer<'a>(
+    caller: PeerId,
+    receive: &mut RecvStream,
+    answers: &Answers,
+    limits: &'a Limits,
+    large: &mut Option<SemaphorePermit<'a>>,
+) -> Answer {
     let mut head = [0; HEADER_BYTES];
     if !matches!(timeout(PATIENCE, receive.read_exact(&mut head)).await, Ok(Ok(()))) {
         return Answer::Fault(malformed(FrameError::Malformed));
@@ -126,12 +146,10 @@ async fn answer(caller: PeerId, receive: &mut RecvStream, answers: &Answers, lim
         Ok(header) => header,
         Err(error) => return Answer::Fault(malformed(error)),
     };
-    let _large = if header.body_bytes > SMALL_BODY_BYTES {
+    if header.body_bytes > SMALL_BODY_BYTES {
         let Ok(permit) = limits.large.try_acquire() else { return Answer::Unavailable };
-        Some(permit)
-    } else {
-        None
-    };
+        *large = Some(permit);
+    }
     let (method, body) = match timeout(PATIENCE, request(receive, header)).await {
         Ok(Ok(request)) => request,
         Ok(Err(error)) => return Answer::Fault(malformed(error)),
