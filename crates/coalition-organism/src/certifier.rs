@@ -1,8 +1,9 @@
 //! Collecting cosignatures until a quorum stands behind one head. Pure.
 //!
 //! Every member signs at the same batch boundaries, so cosignatures for one size meet. What is kept per member is
-//! bounded: a member that signs nonsense crowds out only its own lines. It is kept beyond the certificate, because a
-//! member that lies to some shows them another head than to the rest, and either may come first.
+//! bounded, and of the largest sizes: a member that signs nonsense crowds out only its own lines, and one that repeats
+//! another's old lines nobody's. It is kept beyond the certificate, because a member that lies to some shows them
+//! another head than to the rest, and either may come first.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -14,6 +15,9 @@ use coalition_log::{
 
 /// Cosignatures remembered per member, certified or not: they wait for a quorum, and for a contradiction.
 const REMEMBERED_PER_MEMBER: usize = 64;
+
+/// Certificates remembered: a member whose log is some batches behind publishes the newest one that it reaches.
+const REMEMBERED_CERTIFICATES: usize = 64;
 
 /// What a cosignature led to.
 #[derive(Debug)]
@@ -29,26 +33,32 @@ pub(crate) enum Progress {
 /// One organism's cosignatures.
 pub(crate) struct Certifier {
     verifier: RosterVerifier,
-    /// What each member signed last, one head for a size: the first it showed this member.
+    /// The largest heads each member signed, one for a size: the first it showed this member.
     signed: Vec<VecDeque<(Checkpoint, SignatureLine)>>,
-    certified: Option<CertifiedCheckpoint>,
+    /// The newest certificates, by ascending size.
+    certified: VecDeque<CertifiedCheckpoint>,
 }
 
 impl Certifier {
     /// Starts from the newest certificate known.
     pub(crate) fn new(verifier: RosterVerifier, certified: Option<CertifiedCheckpoint>) -> Self {
         let signed = vec![VecDeque::new(); verifier.members()];
-        Self { verifier, signed, certified }
+        Self { verifier, signed, certified: certified.into_iter().collect() }
     }
 
     /// The newest certificate.
-    pub(crate) const fn certified(&self) -> Option<&CertifiedCheckpoint> {
-        self.certified.as_ref()
+    pub(crate) fn certified(&self) -> Option<&CertifiedCheckpoint> {
+        self.certified.back()
+    }
+
+    /// The newest certificate remembered of at most `size` entries.
+    pub(crate) fn certified_within(&self, size: u64) -> Option<&CertifiedCheckpoint> {
+        self.certified.iter().rev().find(|certified| certified.size() <= size)
     }
 
     /// Entries certified so far.
     pub(crate) fn certified_size(&self) -> u64 {
-        self.certified.as_ref().map_or(0, CertifiedCheckpoint::size)
+        self.certified().map_or(0, CertifiedCheckpoint::size)
     }
 
     /// Takes one member's signed checkpoint, ours included. One of a size that is long certified is still compared with
@@ -70,7 +80,7 @@ impl Certifier {
             return Ok(Progress::Waiting);
         }
         let certified = self.verifier.certify(&SignedCheckpoint { checkpoint, signatures })?;
-        self.certified = Some(certified.clone());
+        self.note(certified.clone());
         Ok(Progress::Certified(certified))
     }
 
@@ -84,13 +94,20 @@ impl Certifier {
             return Ok(None);
         }
         let certified = self.verifier.certify(note)?;
-        self.certified = Some(certified.clone());
+        self.note(certified.clone());
         Ok(Some(certified))
     }
 
     /// An empty log is certified too, so that readers can tell it from one that nobody serves.
     fn is_news(&self, size: u64) -> bool {
-        self.certified.as_ref().is_none_or(|certified| size > certified.size())
+        self.certified().is_none_or(|certified| size > certified.size())
+    }
+
+    fn note(&mut self, certified: CertifiedCheckpoint) {
+        if self.certified.len() == REMEMBERED_CERTIFICATES {
+            self.certified.pop_front();
+        }
+        self.certified.push_back(certified);
     }
 
     /// The cosignatures of one head, in the order of the roster.
@@ -108,7 +125,11 @@ impl Certifier {
             return;
         }
         if signed.len() == REMEMBERED_PER_MEMBER {
-            signed.pop_front();
+            let Some(smallest) = (0..signed.len()).min_by_key(|&at| signed[at].0.size) else { return };
+            if signed[smallest].0.size > checkpoint.size {
+                return;
+            }
+            signed.remove(smallest);
         }
         signed.push_back((checkpoint, line));
     }

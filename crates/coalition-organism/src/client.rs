@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use coalition::{EvidencePointer, Roster, UniqueId};
+use coalition::{EvidencePointer, Roster, RosterMember, UniqueId};
 use coalition_log::{
     checkpoint::{CertifiedCheckpoint, RosterError, RosterVerifier, SignedCheckpoint},
     entry::WriteId,
@@ -32,7 +32,7 @@ pub(crate) const CALL_TIMEOUT: Duration = Duration::from_secs(4);
 pub struct Committed {
     /// The id it was written under.
     pub write_id: WriteId,
-    /// The certified entries it produced, in order; empty when the command changed nothing.
+    /// The certified entries it produced, in order; at least one.
     pub entries: Vec<EvidencePointer>,
 }
 
@@ -129,7 +129,11 @@ impl Organism {
     /// [`RosterError`] when a key of the roster is unusable.
     pub fn connect(node: Arc<Node>, id: UniqueId, roster: Roster) -> Result<Self, RosterError> {
         let verifier = RosterVerifier::new(id, &roster)?;
-        let members = roster.members().iter().filter_map(|member| PeerId::from_bytes(member.peer_id).ok()).collect();
+        let peer = |member: &RosterMember| {
+            let unusable = |_| RosterError::PeerId { member: member.name.clone(), key: member.peer_id };
+            PeerId::from_bytes(member.peer_id).map_err(unusable)
+        };
+        let members = roster.members().iter().map(peer).collect::<Result<_, _>>()?;
         // Start at a random member, so that clients spread over the committee.
         let preferred = AtomicUsize::new(rand::random_range(0..roster.members().len()));
         let shared = Arc::new(Shared { node, id, roster, verifier, members, preferred });

@@ -141,6 +141,10 @@ impl Execution {
         });
         match numbered {
             Err(refusal) => Outcome::Refused(refusal),
+            // An acknowledgement is the proof of an entry, and here there is none.
+            Ok(entries) if entries.is_empty() => {
+                Outcome::Refused(Refusal::new("nothing_changed", "the command changes nothing"))
+            }
             Ok(entries) => {
                 self.fold_all(entries, out);
                 Outcome::Written { first, count: self.next_index - first }

@@ -13,11 +13,10 @@ use crate::{
     client::{CALL_TIMEOUT, Committed, Shared, call_member, millis},
     error::WriteError,
     receipt,
-    wire::{self, Payload, Write, WriteAnswer, WriteRequest, method},
+    wire::{self, MAX_WRITES, Payload, Write, WriteAnswer, WriteRequest, method},
 };
 
-/// Writes and bytes that travel in one call.
-const BATCH_WRITES: usize = 256;
+/// Bytes that travel in one call.
 const BATCH_BYTES: usize = 1 << 20;
 /// Calls under way at once.
 const CALLS: usize = 8;
@@ -92,7 +91,7 @@ async fn send_all(shared: Arc<Shared>, mut waiting: mpsc::Receiver<Parcel>) {
 fn gather(first: Parcel, waiting: &mut mpsc::Receiver<Parcel>) -> Vec<Parcel> {
     let mut bytes = first.write.payload.len();
     let mut batch = vec![first];
-    while batch.len() < BATCH_WRITES && bytes < BATCH_BYTES {
+    while batch.len() < MAX_WRITES && bytes < BATCH_BYTES {
         let Ok(next) = waiting.try_recv() else { break };
         bytes += next.write.payload.len();
         batch.push(next);

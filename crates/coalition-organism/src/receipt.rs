@@ -50,10 +50,14 @@ pub(crate) fn verify(roster: &RosterVerifier, writes: &[Write], reply: WriteRepl
     let mut proofs = proofs.into_iter();
     for (answer, write) in answers.iter().zip(writes) {
         let WriteAnswer::Committed { entries } = answer else { continue };
+        if entries.is_empty() {
+            return Err("an acknowledgement that names no entry".into());
+        }
+        let id = write.bound_id();
         for pointer in entries {
             let (proof, head) = proofs.next().zip(head.as_ref()).ok_or("an acknowledgement without proof")?;
             let entry = check(roster.organism(), &proof, head)?;
-            if entry.pointer(roster.organism()).ok() != Some(*pointer) || entry.write_id != write.write_id {
+            if entry.pointer(roster.organism()).ok() != Some(*pointer) || entry.write_id != id {
                 return Err(format!("entry {} is not what the acknowledged write wrote", entry.index));
             }
         }
@@ -125,20 +129,26 @@ mod tests {
         vec![Write { write_id: ID, payload: Payload::Command(vec![1]) }]
     }
 
+    fn bound() -> WriteId {
+        writes()[0].bound_id()
+    }
+
     #[test]
     fn a_proven_acknowledgement_is_taken() {
-        let good = reply(&entry(ID), 1);
-        let pointer = entry(ID).pointer(organism()).unwrap();
+        let good = reply(&entry(bound()), 1);
+        let pointer = entry(bound()).pointer(organism()).unwrap();
         let answers = verify(&roster(), &writes(), good).unwrap();
         assert_eq!(answers, [WriteAnswer::Committed { entries: vec![pointer] }]);
     }
 
     #[test]
     fn every_lie_is_refused() {
-        let good = || reply(&entry(ID), 1);
+        let good = || reply(&entry(bound()), 1);
         let cases = [
             ("an entry of another write", reply(&entry(WriteId([4; 16])), 1)),
-            ("signed by nobody of the roster", reply(&entry(ID), 9)),
+            ("the id without the payload", reply(&entry(ID), 1)),
+            ("nothing at all", WriteReply { answers: vec![WriteAnswer::Committed { entries: vec![] }], ..good() }),
+            ("signed by nobody of the roster", reply(&entry(bound()), 9)),
             ("no certificate", WriteReply { head: None, ..good() }),
             ("no proof", WriteReply { proofs: vec![], ..good() }),
             ("no answer", WriteReply { answers: vec![], ..good() }),

@@ -3,7 +3,7 @@
 //! Everything is postcard of these types behind a length limit; certificates and entries inside stay in the log's own
 //! formats and are verified by whoever receives them.
 
-use coalition::{EvidencePointer, UniqueId};
+use coalition::{EvidencePointer, UniqueId, hash_many};
 use coalition_log::{Refusal, entry::WriteId, tree::Hash};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
@@ -12,6 +12,9 @@ pub const MAX_COMMAND_BYTES: usize = 56 * 1024;
 
 /// Entries' bytes in one [`FollowAnswer`], at most.
 pub(crate) const MAX_RANGE_BYTES: usize = 1 << 20;
+
+/// Writes in one request, at most.
+pub(crate) const MAX_WRITES: usize = 256;
 
 /// Longest time a member holds a long poll, in milliseconds.
 pub(crate) const MAX_WAIT_MS: u32 = 20_000;
@@ -44,6 +47,22 @@ pub(crate) enum Payload {
 }
 
 impl Payload {
+    /// The id this payload is committed under when its writer chose `chosen`: nobody who repeats somebody's id with
+    /// another payload takes that write's place.
+    pub(crate) fn write_id(&self, chosen: WriteId) -> WriteId {
+        if chosen == WriteId::NONE {
+            return chosen;
+        }
+        let (kind, bytes) = match self {
+            Self::Command(bytes) => (b"command", bytes),
+            Self::Retire(bytes) => (b"retire\0", bytes),
+        };
+        let bound = hash_many(&[b"coalition.write.v1", &chosen.0, kind, bytes]);
+        let mut id = [0; 16];
+        id.copy_from_slice(&bound.as_bytes()[..16]);
+        WriteId(id)
+    }
+
     pub(crate) fn len(&self) -> usize {
         match self {
             Self::Command(bytes) | Self::Retire(bytes) => bytes.len(),
@@ -73,6 +92,20 @@ pub(crate) struct WriteRequest {
 pub(crate) struct Write {
     pub(crate) write_id: WriteId,
     pub(crate) payload: Payload,
+}
+
+impl Write {
+    /// The id its entries carry.
+    pub(crate) fn bound_id(&self) -> WriteId {
+        self.payload.write_id(self.write_id)
+    }
+}
+
+impl Ordered {
+    /// The id its entries carry.
+    pub(crate) fn bound_id(&self) -> WriteId {
+        self.payload.write_id(self.write_id)
+    }
 }
 
 /// Answer to one [`Write`].
@@ -181,6 +214,22 @@ mod tests {
         assert_eq!(tail, [&[2u8; 16][..], &[3, 0, 2, 4, 5]].concat());
         let answer = encode(&vec![WriteAnswer::Refused(Refusal::new("a", "b")), WriteAnswer::Pending]);
         assert_eq!(answer, [2, 1, 1, b'a', 1, b'b', 2]);
+    }
+
+    /// An independent implementation must derive the same: docs/protocol/log.md, section 1.
+    #[test]
+    fn an_id_is_bound_to_what_is_written() {
+        let chosen = WriteId([2; 16]);
+        let command = |byte| Payload::Command(vec![byte]);
+        assert_eq!(hex(command(1).write_id(chosen)), "476996723d1f49435d29fd3599988f23");
+        assert_eq!(hex(Payload::Retire(vec![1]).write_id(chosen)), "006d66735c3734881e1e5d3091cb938e");
+        assert_ne!(command(2).write_id(chosen), command(1).write_id(chosen));
+        assert_ne!(command(1).write_id(WriteId([3; 16])), command(1).write_id(chosen));
+        assert_eq!(command(1).write_id(WriteId::NONE), WriteId::NONE);
+    }
+
+    fn hex(id: WriteId) -> String {
+        id.0.iter().map(|byte| format!("{byte:02x}")).collect()
     }
 
     proptest! {

@@ -18,6 +18,9 @@ const CALL: Duration = Duration::from_secs(5);
 /// Pause before members that could not help are asked again.
 const AGAIN: Duration = Duration::from_millis(150);
 
+/// How long those that have not answered are waited for once enough have.
+const GRACE: Duration = Duration::from_millis(300);
+
 /// Why something could not be done through the unseal committee.
 #[derive(Debug, thiserror::Error)]
 pub enum ShuffleError {
@@ -224,7 +227,14 @@ impl ShuffleClient {
             failures.clear();
             let mut again = Vec::new();
             let mut answers = self.call_all(&body, left, open.iter().copied());
-            while let Some((member, answer)) = answers.next().await {
+            let mut enough: Option<Instant> = None;
+            loop {
+                // Enough for the purpose: one that is down is waited for a moment, not until its call times out.
+                let next = match enough {
+                    Some(at) => tokio::time::timeout(GRACE.saturating_sub(at.elapsed()), answers.next()).await,
+                    None => Ok(answers.next().await),
+                };
+                let Ok(Some((member, answer))) = next else { break };
                 let position = usize::from(member) - 1;
                 let verdict = match answer {
                     Ok(Answer::Refused(refusal)) => {
@@ -246,8 +256,10 @@ impl ShuffleClient {
                 if done >= want {
                     return Ok(done);
                 }
+                if done >= need {
+                    enough.get_or_insert_with(Instant::now);
+                }
             }
-            // Enough for the purpose; a member that is down is not waited for.
             if done >= need {
                 return Ok(done);
             }

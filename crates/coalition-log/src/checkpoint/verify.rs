@@ -20,6 +20,14 @@ pub enum RosterError {
         /// The key's bytes.
         key: [u8; 32],
     },
+    /// A member's peer id is no usable Ed25519 public key, so nobody could call it.
+    #[error("peer id {} of member {member:?} is not a usable Ed25519 public key", hex::encode(key))]
+    PeerId {
+        /// Name of the member.
+        member: String,
+        /// The key's bytes.
+        key: [u8; 32],
+    },
 }
 
 /// Why a signed checkpoint is not certified.

@@ -44,7 +44,7 @@ impl Executor {
         for (organism, cosigner) in organisms.iter().zip(&self.cosigners) {
             let cx = self.context(batch);
             let commands = ordered.iter().filter(|command| command.organism == organism.id);
-            let commands = commands.map(|c| Command { write_id: c.write_id, payload: &c.payload }).collect();
+            let commands = commands.map(|c| Command { write_id: c.bound_id(), payload: &c.payload }).collect();
             // A batch that was executed before a crash and is delivered again: its entries are in the log.
             if organism.log.last_height().is_some_and(|last| last >= batch.height) {
                 continue;
@@ -72,7 +72,7 @@ impl Executor {
     /// Signs the new head and tells everybody; while catching up, heads that are long certified are not signed again.
     fn certify(&self, organism: &Hosted, cosigner: &Cosigner, time_ms: u64) -> Result<(), MemberError> {
         if organism.certified_size() > organism.log.size() {
-            return Ok(());
+            return organism.publish_reached();
         }
         let note = sign_head(organism, cosigner, time_ms)?;
         self.order.gossip(cosigned(organism, &note));

@@ -3,15 +3,14 @@
 use std::{sync::Arc, time::Duration};
 
 use coalition_log::checkpoint::{CertifiedCheckpoint, Cosigner, SignedCheckpoint};
-use coalition_order::OrderHandle;
-use tokio::sync::mpsc;
+use coalition_order::{GossipInbox, OrderHandle};
 
 use crate::{
     certifier::Stragglers,
     member::{
         MemberError,
         executor::{cosigned, sign_head},
-        hosted::Hosted,
+        hosted::{Complaints, Hosted},
     },
     wire::{self, Gossip},
 };
@@ -23,11 +22,12 @@ pub(crate) struct Gossiper {
     pub(crate) organisms: Arc<Vec<Hosted>>,
     pub(crate) cosigners: Vec<Cosigner>,
     pub(crate) order: OrderHandle,
+    pub(crate) faults: Complaints,
 }
 
 impl Gossiper {
     /// Runs until the engine closes the inbox or something fails.
-    pub(crate) async fn run(self, mut inbox: mpsc::Receiver<(usize, Vec<u8>)>) -> Result<(), MemberError> {
+    pub(crate) async fn run(self, mut inbox: GossipInbox) -> Result<(), MemberError> {
         let mut repeat = tokio::time::interval(REPEAT);
         repeat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut stragglers = Stragglers::default();
@@ -47,7 +47,9 @@ impl Gossiper {
             Ok(Gossip::Cosigned { organism, checkpoint }) => (organism, checkpoint, false),
             Ok(Gossip::Certified { organism, checkpoint }) => (organism, checkpoint, true),
             Err(error) => {
-                tracing::warn!(sender, %error, "dropped a message of another member");
+                if self.faults.is_worth_telling() {
+                    tracing::warn!(sender, %error, "dropped a message of another member");
+                }
                 return Ok(());
             }
         };
@@ -55,7 +57,9 @@ impl Gossiper {
         let note = match SignedCheckpoint::parse(checkpoint.as_bytes()) {
             Ok(note) => note,
             Err(error) => {
-                tracing::warn!(sender, %error, "dropped a checkpoint of another member");
+                if self.faults.is_worth_telling() {
+                    tracing::warn!(sender, %error, "dropped a checkpoint of another member");
+                }
                 return Ok(());
             }
         };

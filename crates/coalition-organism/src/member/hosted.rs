@@ -2,7 +2,10 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use coalition::UniqueId;
@@ -39,6 +42,19 @@ pub(crate) struct Hosted {
     certifier: Mutex<Certifier>,
     waiters: Mutex<Waiters>,
     certified: watch::Sender<Option<CertifiedCheckpoint>>,
+    faults: Complaints,
+    lies: Complaints,
+}
+
+/// Counts what other members do wrong. Told are the first, second, fourth, eighth…: a liar must not fill the disk with
+/// complaints about it.
+#[derive(Default)]
+pub(crate) struct Complaints(AtomicU64);
+
+impl Complaints {
+    pub(crate) fn is_worth_telling(&self) -> bool {
+        (self.0.fetch_add(1, Ordering::Relaxed) + 1).is_power_of_two()
+    }
 }
 
 impl Hosted {
@@ -62,6 +78,8 @@ impl Hosted {
             certifier: Mutex::new(Certifier::new(verifier, known.clone())),
             waiters: Mutex::default(),
             certified: watch::Sender::new(known),
+            faults: Complaints::default(),
+            lies: Complaints::default(),
         }
     }
 
@@ -133,13 +151,14 @@ impl Hosted {
                 Ok(Progress::Waiting) => {}
                 Ok(Progress::Certified(certificate)) => self.publish(&certificate)?,
                 Ok(Progress::Equivocated(proofs)) => {
-                    for proof in proofs {
+                    for proof in proofs.iter().filter(|_| self.lies.is_worth_telling()) {
                         tracing::error!(organism = %self.name, %proof, "a member signed two histories; keep this proof");
                     }
                 }
-                Err(error) => {
-                    tracing::warn!(organism = %self.name, %error, "dropped a cosignature that does not verify")
+                Err(error) if self.faults.is_worth_telling() => {
+                    tracing::warn!(organism = %self.name, %error, "dropped a cosignature that does not verify");
                 }
+                Err(_) => {}
             }
         }
         Ok(())
@@ -160,7 +179,8 @@ impl Hosted {
 
     /// Publishes the newest certificate as far as this member's own log reaches it.
     pub(crate) fn publish_reached(&self) -> Result<(), MemberError> {
-        self.certificate().map_or(Ok(()), |certificate| self.publish(&certificate))
+        let reached = lock(&self.certifier).certified_within(self.log.size()).cloned();
+        reached.map_or(Ok(()), |certificate| self.publish(&certificate))
     }
 
     /// A certificate is published only once this member holds the entries under it, so what it serves it can prove.

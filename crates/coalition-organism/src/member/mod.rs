@@ -20,7 +20,12 @@ use tokio::sync::watch;
 use zeroize::Zeroizing;
 
 pub use self::hosted::TickOf;
-use self::{executor::Executor, gossip::Gossiper, hosted::Hosted, service::OrganismService};
+use self::{
+    executor::Executor,
+    gossip::Gossiper,
+    hosted::{Complaints, Hosted},
+    service::OrganismService,
+};
 use crate::execution::{Clock, Execution, ExecutionError};
 
 /// An organism as a member is told to carry it.
@@ -176,7 +181,12 @@ impl Member {
         let (report, failure) = watch::channel(None);
         let executor =
             Executor { organisms: Arc::clone(&organisms), cosigners: for_executor, clock, order: order.clone() };
-        let gossiper = Gossiper { organisms: Arc::clone(&organisms), cosigners: for_gossip, order: order.clone() };
+        let gossiper = Gossiper {
+            organisms: Arc::clone(&organisms),
+            cosigners: for_gossip,
+            order: order.clone(),
+            faults: Complaints::default(),
+        };
         let loops = [
             supervise("batch loop", report.clone(), tokio::task::spawn_blocking(move || executor.run(deliveries))),
             supervise("certification loop", report.clone(), tokio::spawn(gossiper.run(inbox))),

@@ -3,8 +3,8 @@
 use std::{sync::Arc, time::Duration};
 
 use coalition::UniqueId;
-use coalition_log::{checkpoint::CertifiedCheckpoint, entry::WriteId, evidence::Evidence};
-use coalition_order::OrderHandle;
+use coalition_log::{Refusal, checkpoint::CertifiedCheckpoint, entry::WriteId, evidence::Evidence};
+use coalition_order::{OrderHandle, SubmitError};
 use coalition_universe::{Fault, PeerId, Service};
 use futures::future::{BoxFuture, join_all};
 use tokio::time::Instant;
@@ -15,9 +15,12 @@ use crate::{
     receipt,
     wire::{
         self, EvidenceRequest, FollowAnswer, FollowRequest, HeadRequest, MAX_COMMAND_BYTES, MAX_RANGE_BYTES,
-        MAX_WAIT_MS, Malformed, Ordered, Write, WriteAnswer, WriteRequest, method,
+        MAX_WAIT_MS, MAX_WRITES, Malformed, Ordered, Write, WriteAnswer, WriteRequest, method,
     },
 };
+
+/// Pause before a write is offered again to an engine whose pool is full.
+const FULL_RETRY: Duration = Duration::from_millis(50);
 
 /// The methods `organism.*` of one member.
 pub(crate) struct OrganismService {
@@ -54,6 +57,10 @@ impl Call {
     async fn write(&self, request: WriteRequest) -> Result<Vec<u8>, Fault> {
         let organism = self.organism(request.organism)?;
         let until = until(request.wait_ms);
+        if request.writes.len() > MAX_WRITES {
+            let message = format!("{} writes in one request, at most {MAX_WRITES} are taken", request.writes.len());
+            return Err(Fault::new("too_many_writes", message));
+        }
         let answers = join_all(request.writes.into_iter().map(|write| self.write_one(organism, write, until))).await;
         let answers: Vec<WriteAnswer> = answers.into_iter().collect::<Result<_, _>>()?;
         let head = organism.certified().borrow().clone();
@@ -64,15 +71,19 @@ impl Call {
     async fn write_one(&self, organism: &Hosted, write: Write, until: Instant) -> Result<WriteAnswer, Fault> {
         if write.payload.len() > MAX_COMMAND_BYTES {
             let bytes = write.payload.len();
-            return Err(Fault::new("too_large", format!("command of {bytes} bytes exceeds {MAX_COMMAND_BYTES}")));
+            let message = format!("command of {bytes} bytes exceeds {MAX_COMMAND_BYTES}");
+            return Ok(WriteAnswer::Refused(Refusal::new("too_large", message)));
         }
         if write.write_id == WriteId::NONE {
-            return Err(Fault::new("no_write_id", "a write id of zeros means no client; choose a random one"));
+            let message = "a write id of zeros means no client; choose a random one";
+            return Ok(WriteAnswer::Refused(Refusal::new("no_write_id", message)));
         }
-        let outcome = match organism.outcome_of(write.write_id) {
+        let outcome = match organism.outcome_of(write.bound_id()) {
             Ok(outcome) => outcome,
             Err(told) => {
-                self.submit(organism, write)?;
+                if !self.submit(organism, write, until).await {
+                    return Ok(WriteAnswer::Pending);
+                }
                 let Ok(Ok(outcome)) = tokio::time::timeout_at(until, told).await else {
                     return Ok(WriteAnswer::Pending);
                 };
@@ -85,11 +96,23 @@ impl Call {
         }
     }
 
-    fn submit(&self, organism: &Hosted, write: Write) -> Result<(), Fault> {
+    /// Hands a write to the ordering engine, again and again while its pool is full. Its companions in the request are
+    /// not held up by it: each waits by itself, and until the same instant.
+    async fn submit(&self, organism: &Hosted, write: Write, until: Instant) -> bool {
         let Write { write_id, payload } = write;
-        let ordered = Ordered { organism: organism.id, write_id, attempt: rand::random(), payload };
-        let submitted = self.order.submit(wire::encode(&ordered));
-        submitted.map(|_| ()).map_err(|error| Fault::new("not_accepted", error.to_string()))
+        let ordered = wire::encode(&Ordered { organism: organism.id, write_id, attempt: rand::random(), payload });
+        loop {
+            match self.order.submit(ordered.clone()) {
+                Ok(_) => return true,
+                Err(SubmitError::Full { .. }) if Instant::now() + FULL_RETRY < until => {
+                    tokio::time::sleep(FULL_RETRY).await;
+                }
+                Err(error) => {
+                    tracing::debug!(organism = %organism.name, %error, "a write was not taken");
+                    return false;
+                }
+            }
+        }
     }
 
     async fn follow(&self, request: FollowRequest) -> Result<Vec<u8>, Fault> {
@@ -155,7 +178,7 @@ fn answer_follow(
 async fn committed(organism: &Hosted, first: u64, count: u64, until: Instant) -> Result<WriteAnswer, Fault> {
     let end = first + count;
     let mut certified = organism.certified();
-    let covers = |head: &Option<CertifiedCheckpoint>| count == 0 || head.as_ref().is_some_and(|h| h.size() >= end);
+    let covers = |head: &Option<CertifiedCheckpoint>| head.as_ref().is_some_and(|h| h.size() >= end);
     if tokio::time::timeout_at(until, certified.wait_for(covers)).await.is_err() {
         return Ok(WriteAnswer::Pending);
     }

@@ -134,8 +134,10 @@ impl World {
 
     /// As `Hosted::publish_reached`.
     pub(super) fn publish_reached(&mut self, p: &mut Process, organism: usize) -> Result<(), Dead> {
-        let newest = p.organisms[organism].certifier.certified().map(|certificate| certificate.note().clone());
-        newest.map_or(Ok(()), |note| self.publish(p, organism, &note))
+        let hosted = &p.organisms[organism];
+        let reached =
+            hosted.certifier.certified_within(hosted.log.size()).map(|certificate| certificate.note().clone());
+        reached.map_or(Ok(()), |note| self.publish(p, organism, &note))
     }
 
     /// Somebody correct holds this certificate: it must be the committee's, and its signers must have signed it.

@@ -343,7 +343,7 @@ impl World {
         }
         // What a member alone says is promised only if the member is correct.
         if self.plan.is_honest(from) || (believes && w.verifies) {
-            let (organism, id) = (pending.organism, pending.write.write_id);
+            let (organism, id) = (pending.organism, pending.write.bound_id());
             self.acknowledged(from, organism, id, &entries);
         } else {
             self.tally.count("liar's word taken by a writer that does not verify");
@@ -353,7 +353,7 @@ impl World {
 
     fn proof_came(&mut self, writer: usize, file: &[u8]) {
         let Some(pending) = &mut self.writers[writer].write else { return };
-        let (organism, id) = (pending.organism, pending.write.write_id);
+        let (organism, id) = (pending.organism, pending.write.bound_id());
         let Some((from, pointers, proven)) = &mut pending.claim else { return };
         let verified = Evidence::parse(file).and_then(|file| file.verify_with(&self.committee.verifiers[organism]));
         match verified {

@@ -158,6 +158,6 @@ pub(super) fn execute(
     organism: UniqueId,
 ) -> Executed {
     let commands = ordered.iter().filter(|command| command.organism == organism);
-    let commands = commands.map(|c| Command { write_id: c.write_id, payload: &c.payload });
+    let commands = commands.map(|c| Command { write_id: c.bound_id(), payload: &c.payload });
     execution.execute(cx, tick, commands).expect("the simulated machine keeps its contract")
 }

@@ -45,7 +45,8 @@ impl World {
     ) {
         let waiting = match request {
             Request::Write(organism, write) => {
-                let outcome = p.organisms[organism].execution.known_write(write.write_id);
+                let bound = write.bound_id();
+                let outcome = p.organisms[organism].execution.known_write(bound);
                 let known = outcome.is_some();
                 self.tally.add("write known already", u64::from(known));
                 let (write_id, payload) = (write.write_id, write.payload);
@@ -54,7 +55,7 @@ impl World {
                     let ordered = Ordered { organism, write_id, attempt: self.rng.next(), payload };
                     self.pending.push((member, wire::encode(&ordered)));
                 }
-                Waiting::Write { organism, id: write_id, outcome }
+                Waiting::Write { organism, id: bound, outcome }
             }
             Request::Follow(organism, request) => Waiting::Follow { organism, request },
             Request::Evidence(organism, request) => {
@@ -106,7 +107,7 @@ impl World {
 
     fn committed(&self, hosted: &Hosted, organism: usize, first: u64, count: u64) -> Option<WriteAnswer> {
         let end = first + count;
-        let is_certified = count == 0 || hosted.published().is_some_and(|size| size >= end);
+        let is_certified = hosted.published().is_some_and(|size| size >= end);
         if !is_certified && !self.plan.has(Mutation::AckBeforeCertified) {
             return None;
         }
@@ -143,7 +144,7 @@ pub(super) fn range(log: &Log, head: &SignedCheckpoint, request: &FollowRequest,
 
 fn evidence(hosted: &Hosted, index: u64) -> Option<Vec<u8>> {
     let head = hosted.head.as_ref().filter(|head| head.checkpoint.size > index)?;
-    let certificate = hosted.certifier.certified().filter(|known| known.note() == head)?;
+    let certificate = hosted.certifier.certified_within(head.checkpoint.size).filter(|known| known.note() == head)?;
     let entry = hosted.log.range(index, index + 1, usize::MAX).pop()?;
     let path = inclusion_proof(&hosted.log, index, head.checkpoint.size).ok()?;
     Some(Evidence::new(entry, path, certificate).ok()?.to_string().into_bytes())
