@@ -1,10 +1,12 @@
 //! The Almanac's state machine: ticks at the cadence, readings folded into them. Pure.
 
 use coalition::UniqueId;
-use coalition_log::{Context, Draft, Entry, Machine, Refusal};
+use coalition::codec;
+use coalition_log::{Context, Draft, Entry, Machine, Refusal, SnapshotError};
+use serde::{Deserialize, Serialize};
 
 use crate::config::AlmanacParams;
-use crate::types::{AlmanacCommand, AlmanacTickBody, OBSERVATION_KIND, Observation, TICK_KIND};
+use crate::types::{AlmanacCommand, AlmanacTickBody, MAX_MEMBERS, OBSERVATION_KIND, Observation, TICK_KIND};
 
 /// How many readings one member may log between two ticks; the newest counts. Bounds what a member can add to the log.
 pub const MAX_OBSERVATIONS_PER_TICK: u8 = 4;
@@ -30,7 +32,7 @@ impl Observers {
     }
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 struct MemberClock {
     /// Newest reading ever logged: later ones must be larger, so an old signed reading cannot be played again.
     newest_ms: Option<u64>,
@@ -50,10 +52,39 @@ pub struct AlmanacMachine {
     last: Option<LastTick>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct LastTick {
-    seq: u64,
-    time_ms: u64,
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct LastTick {
+    pub(crate) seq: u64,
+    pub(crate) time_ms: u64,
+}
+
+/// What a snapshot holds.
+#[derive(Serialize, Deserialize)]
+struct Snapshot {
+    clocks: Vec<MemberClock>,
+    last: Option<LastTick>,
+}
+
+/// Longest snapshot, in bytes: at most 25 for each member.
+const MAX_SNAPSHOT_BYTES: usize = 32 * (MAX_MEMBERS + 1);
+
+impl Snapshot {
+    fn read(bytes: &[u8]) -> Result<Self, SnapshotError> {
+        let snapshot: Self = codec::decode(bytes, MAX_SNAPSHOT_BYTES)?;
+        let is_possible = |clock: &MemberClock| {
+            (clock.count == 0) == clock.pending_ms.is_none()
+                && (clock.pending_ms.is_none() || clock.pending_ms == clock.newest_ms)
+        };
+        if let Some(member) = snapshot.clocks.iter().position(|clock| !is_possible(clock)) {
+            return Err(SnapshotError::Contradiction(format!("the readings of member {member} contradict each other")));
+        }
+        Ok(snapshot)
+    }
+}
+
+/// The last tick that a machine's snapshot knows, for readers that start from it.
+pub(crate) fn last_tick(snapshot: &[u8]) -> Result<Option<LastTick>, SnapshotError> {
+    Snapshot::read(snapshot).map(|snapshot| snapshot.last)
 }
 
 impl AlmanacMachine {
@@ -165,6 +196,20 @@ impl Machine for AlmanacMachine {
 
     fn wake_at_ms(&self, now: &Context) -> Option<u64> {
         Some(self.due_ms().unwrap_or(now.time_ms))
+    }
+
+    fn snapshot(&self) -> Vec<u8> {
+        codec::encode(&Snapshot { clocks: self.clocks.clone(), last: self.last })
+    }
+
+    fn restore(&mut self, snapshot: &[u8]) -> Result<(), SnapshotError> {
+        let Snapshot { clocks, last } = Snapshot::read(snapshot)?;
+        if clocks.len() != self.observers.len() {
+            let (found, members) = (clocks.len(), self.observers.len());
+            return Err(SnapshotError::Contradiction(format!("readings of {found} members, the roster has {members}")));
+        }
+        (self.clocks, self.last) = (clocks, last);
+        Ok(())
     }
 }
 

@@ -2,17 +2,19 @@
 
 use std::collections::VecDeque;
 
-use coalition::AlmanacTick;
-use coalition_log::Entry;
+use coalition::{AlmanacTick, codec};
+use coalition_log::{Entry, FromState, Persist, SnapshotError, Ticking};
+use serde::{Deserialize, Serialize};
 
 use crate::config::AlmanacParams;
+use crate::machine::{LastTick, last_tick};
 use crate::types::{AlmanacTickBody, DecodeError, TICK_KIND};
 
 /// How many ticks a fold remembers unless told otherwise.
 pub const DEFAULT_RETAIN: usize = 4_096;
 
 /// One tick as a reader sees it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TickRecord {
     /// The tick's sequence number.
     pub tick: AlmanacTick,
@@ -66,7 +68,12 @@ pub struct Ticks {
     params: AlmanacParams,
     retain: usize,
     window: VecDeque<TickRecord>,
+    /// The tick before the window's first, when the fold started from a certified state.
+    before: Option<LastTick>,
 }
+
+/// Longest saved fold, in bytes; far above what any sensible window takes.
+const MAX_SAVED_BYTES: usize = 64 << 20;
 
 impl Ticks {
     /// An empty fold that remembers the newest [`DEFAULT_RETAIN`] ticks.
@@ -78,7 +85,7 @@ impl Ticks {
     /// An empty fold that remembers the newest `retain` ticks (at least one).
     #[must_use]
     pub fn with_retain(params: AlmanacParams, retain: usize) -> Self {
-        Self { params, retain: retain.max(1), window: VecDeque::new() }
+        Self { params, retain: retain.max(1), window: VecDeque::new(), before: None }
     }
 
     /// Folds one entry. Returns the tick it added, if it was one.
@@ -91,9 +98,9 @@ impl Ticks {
         }
         let index = entry.index;
         let body = AlmanacTickBody::from_bytes(&entry.body).map_err(|source| FoldError::Body { index, source })?;
-        if let Some(last) = self.window.back() {
-            if last.tick.0.checked_add(1) != Some(body.seq) {
-                return Err(FoldError::Sequence { index, last: last.tick.0, found: body.seq });
+        if let Some(last) = self.last() {
+            if last.seq.checked_add(1) != Some(body.seq) {
+                return Err(FoldError::Sequence { index, last: last.seq, found: body.seq });
             }
             if entry.time_ms < last.time_ms {
                 return Err(FoldError::Time { index, last_ms: last.time_ms, found_ms: entry.time_ms });
@@ -107,7 +114,13 @@ impl Ticks {
         Ok(Some(tick))
     }
 
-    /// The newest tick.
+    /// The tick before whatever comes next.
+    fn last(&self) -> Option<LastTick> {
+        let newest = self.window.back().map(|record| LastTick { seq: record.tick.0, time_ms: record.time_ms });
+        newest.or(self.before)
+    }
+
+    /// The newest tick; `None` also when the fold started from a certified state and has seen none since.
     #[must_use]
     pub fn latest(&self) -> Option<&TickRecord> {
         self.window.back()
@@ -129,7 +142,7 @@ impl Ticks {
     /// Whether tick `tick` has happened: the condition behind a reader's `when().tick(n)`.
     #[must_use]
     pub fn reached(&self, tick: AlmanacTick) -> bool {
-        tick.0 == 0 || self.latest().is_some_and(|latest| latest.tick >= tick)
+        tick.0 == 0 || self.last().is_some_and(|last| last.seq >= tick.0)
     }
 
     /// The last remembered tick at or before `time_ms`.
@@ -167,9 +180,44 @@ impl Ticks {
         duration_ms.div_ceil(u64::from(self.params.cadence_ms()))
     }
 }
+
 impl coalition_log::Fold for Ticks {
     fn fold(&mut self, entry: &Entry) -> Result<(), coalition_log::FoldFault> {
         self.apply(entry)?;
         Ok(())
+    }
+}
+
+impl FromState for Ticks {
+    /// The window is empty then: a machine remembers one tick. Sequence and time of the next are checked against it.
+    fn start_from(&mut self, machine: &[u8]) -> Result<(), SnapshotError> {
+        self.before = last_tick(machine)?;
+        self.window.clear();
+        Ok(())
+    }
+}
+
+impl Persist for Ticks {
+    fn save(&self) -> Vec<u8> {
+        codec::encode(&(self.before, &self.window))
+    }
+
+    fn load(&mut self, saved: &[u8]) -> Result<(), SnapshotError> {
+        let (before, window): (Option<LastTick>, VecDeque<TickRecord>) = codec::decode(saved, MAX_SAVED_BYTES)?;
+        let is_next = |(a, b): (&TickRecord, &TickRecord)| a.tick.checked_add(1) == Some(b.tick);
+        if !window.iter().zip(window.iter().skip(1)).all(is_next) {
+            return Err(SnapshotError::Contradiction("its ticks do not follow each other".into()));
+        }
+        (self.before, self.window) = (before, window);
+        while self.window.len() > self.retain {
+            self.window.pop_front();
+        }
+        Ok(())
+    }
+}
+
+impl Ticking for Ticks {
+    fn has_ticked(&self, tick: u64) -> bool {
+        self.reached(AlmanacTick(tick))
     }
 }

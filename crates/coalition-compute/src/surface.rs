@@ -1,7 +1,7 @@
 //! What readers see: the same fold the committee decides on, with more history, and the questions people ask of it.
 
 use coalition::{AlmanacTick, ProviderId, RequestId, UniqueId};
-use coalition_log::Entry;
+use coalition_log::{Contains, Entry, FromState, Persist, SnapshotError};
 use serde::{Deserialize, Serialize};
 
 use crate::config::ComputeParams;
@@ -179,5 +179,39 @@ impl coalition_log::Fold for MarketView {
     fn fold(&mut self, entry: &Entry) -> Result<(), coalition_log::FoldFault> {
         self.apply(entry)?;
         Ok(())
+    }
+}
+
+impl FromState for MarketView {
+    /// Clearing records and logs of before are not there: the committee's machine keeps none.
+    fn start_from(&mut self, machine: &[u8]) -> Result<(), SnapshotError> {
+        let (state, fault) = self.state.from_snapshot(machine)?;
+        match fault {
+            None => self.state = state,
+            Some(fault) => return Err(SnapshotError::Contradiction(format!("the committee could not fold: {fault}"))),
+        }
+        Ok(())
+    }
+}
+
+impl Persist for MarketView {
+    fn save(&self) -> Vec<u8> {
+        self.state.to_snapshot(None)
+    }
+
+    fn load(&mut self, saved: &[u8]) -> Result<(), SnapshotError> {
+        self.start_from(saved)
+    }
+}
+
+impl Contains<RequestId> for MarketView {
+    fn contains(&self, request: &RequestId) -> bool {
+        self.state.requests().contains_key(request)
+    }
+}
+
+impl Contains<ProviderId> for MarketView {
+    fn contains(&self, provider: &ProviderId) -> bool {
+        self.state.providers().get(provider).is_some_and(|record| record.card.is_some())
     }
 }

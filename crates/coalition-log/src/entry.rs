@@ -113,6 +113,12 @@ pub fn check_kind(kind: &str) -> Result<(), EntryError> {
     Ok(())
 }
 
+/// Whether entries of this kind are written by the host, for itself: kinds that begin with `committee.` or `log.`. Machines and
+/// folds never see them, and nothing a machine proposes may have such a kind.
+pub fn is_host_kind(kind: &str) -> bool {
+    kind.starts_with("committee.") || kind.starts_with("log.")
+}
+
 /// RFC 6962 leaf hash of encoded entry bytes: SHA-256(`0x00` ‖ bytes).
 pub fn leaf_hash(entry_bytes: &[u8]) -> crate::tree::Hash {
     crate::tree::Hash(Sha256::new().chain_update([0u8]).chain_update(entry_bytes).finalize().into())

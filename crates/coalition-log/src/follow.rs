@@ -9,7 +9,8 @@ use coalition::{Roster, UniqueId};
 use crate::checkpoint::{CertifiedCheckpoint, CertifyError, NoteError, RosterError, RosterVerifier, SignedCheckpoint};
 use crate::entry::{Entry, EntryError, leaf_hash};
 use crate::equivocation::Equivocation;
-use crate::tree::{Frontier, Hash, ProofError, verify_consistency};
+use crate::state::StateRecord;
+use crate::tree::{Frontier, Hash, ProofError, verify_consistency, verify_inclusion};
 
 /// Why a reader refuses what it was served. The reader's state is unchanged by every one of these.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -95,6 +96,38 @@ pub enum FollowError {
         /// Index inside the entry.
         index: u64,
     },
+    /// What was offered as the entry that certifies a state is none.
+    #[error("entry {index} was offered as one that certifies a state, and is none")]
+    NotAState {
+        /// Index inside the entry.
+        index: u64,
+    },
+    /// The entry that is to certify a state is not in the certified log.
+    #[error("the state of entry {index} is not certified")]
+    UncertifiedState {
+        /// Index inside the entry.
+        index: u64,
+        /// Why it does not follow.
+        #[source]
+        source: ProofError,
+    },
+    /// The tree offered with a state is not that of the certified log.
+    #[error("the tree offered for {covers} entries is not the certified one")]
+    NotTheTree {
+        /// Entries the state covers.
+        covers: u64,
+        /// Why it does not follow.
+        #[source]
+        source: ProofError,
+    },
+    /// The state is behind what the reader has.
+    #[error("the state covers {covers} entries, this reader has {next}")]
+    StateBehind {
+        /// Entries the state covers.
+        covers: u64,
+        /// Index of the entry this reader needs next.
+        next: u64,
+    },
     /// A saved state does not fit this organism and roster.
     #[error("the reader's saved state is unusable: {reason}; delete it to read the log from its start")]
     Saved {
@@ -129,6 +162,34 @@ pub struct Saved {
     pub frontier: Frontier,
     /// The last accepted head as a signed note; `None` before the first.
     pub head: Option<String>,
+}
+
+/// What somebody serves to a reader that wants to start from a certified state, beside a head.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StateOffer<'a> {
+    /// The encoded entry that certifies the state.
+    pub entry: &'a [u8],
+    /// Its inclusion path under the head.
+    pub path: &'a [Hash],
+    /// The tree of the entries the state covers: roots of its maximal perfect subtrees, largest first.
+    pub peaks: &'a [Hash],
+    /// Consistency proof from that tree to the head.
+    pub proof: &'a [Hash],
+}
+
+/// A state that the committee certified, and where a reader stands that takes it. Exists only as the result of verification.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StateStart {
+    record: StateRecord,
+    frontier: Frontier,
+}
+
+impl StateStart {
+    /// Digest and length the state's bytes must have.
+    #[must_use]
+    pub const fn record(&self) -> &StateRecord {
+        &self.record
+    }
 }
 
 /// A reader of one organism's log.
@@ -258,6 +319,34 @@ impl Follower {
             .collect::<Result<_, _>>()?;
         self.frontier = frontier;
         Ok(released)
+    }
+
+    /// Checks what is offered as a certified state against the accepted head. The reader stays where it is until it has the
+    /// state's bytes, and then takes [`Follower::start_from`].
+    ///
+    /// # Errors
+    /// When the state is not certified by the accepted head, or is behind this reader.
+    pub fn accept_state(&self, offer: &StateOffer<'_>) -> Result<StateStart, FollowError> {
+        let (certified, root) = self.head_state();
+        let entry = Entry::decode(offer.entry).map_err(|source| FollowError::Entry { index: certified, source })?;
+        let index = entry.index;
+        let record = StateRecord::of(&entry).ok_or(FollowError::NotAState { index })?;
+        verify_inclusion(&leaf_hash(offer.entry), index, certified, offer.path, &root)
+            .map_err(|source| FollowError::UncertifiedState { index, source })?;
+        let (covers, next) = (record.covers, self.frontier.size());
+        if covers < next {
+            return Err(FollowError::StateBehind { covers, next });
+        }
+        let wrong = |source| FollowError::NotTheTree { covers, source };
+        let peaks = ProofError::WrongLength { hashes: offer.peaks.len() };
+        let frontier = Frontier::from_peaks(covers, offer.peaks.to_vec()).ok_or_else(|| wrong(peaks))?;
+        verify_consistency(covers, &frontier.root(), certified, &root, offer.proof).map_err(wrong)?;
+        Ok(StateStart { record, frontier })
+    }
+
+    /// Goes on behind a certified state, whose bytes the caller has checked and taken over.
+    pub fn start_from(&mut self, start: StateStart) {
+        self.frontier = start.frontier;
     }
 
     fn head_state(&self) -> (u64, Hash) {

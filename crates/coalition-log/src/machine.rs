@@ -96,6 +96,40 @@ pub trait Machine: Send + 'static {
 
     /// Committee time at which the machine next needs a batch even if no command arrives; `None` if never.
     fn wake_at_ms(&self, now: &Context) -> Option<u64>;
+
+    /// The whole state as bytes: equal states give equal bytes, on every member and in every build of one version. What the
+    /// machine was made with (parameters, ids) is not part of it. Bounded like the state itself; a machine without state
+    /// answers no bytes. See [`coalition::codec`] for an encoding that has one form.
+    fn snapshot(&self) -> Vec<u8>;
+
+    /// Takes the place of whoever made `snapshot`: every further answer is the same. Accepts only what [`Machine::snapshot`]
+    /// writes.
+    ///
+    /// # Errors
+    /// [`SnapshotError`] when the bytes are no such state; the machine is unchanged then.
+    fn restore(&mut self, snapshot: &[u8]) -> Result<(), SnapshotError>;
+}
+
+/// Why bytes are not a state.
+#[derive(Debug, thiserror::Error)]
+pub enum SnapshotError {
+    /// They do not parse.
+    #[error("the snapshot does not parse")]
+    Decode(#[from] coalition::codec::DecodeError),
+    /// They parse and contradict themselves, or what the state is taken for.
+    #[error("the snapshot contradicts itself: {0}")]
+    Contradiction(String),
+}
+
+impl SnapshotError {
+    /// Accepts no bytes, the snapshot of what has no state.
+    ///
+    /// # Errors
+    /// [`SnapshotError::Contradiction`] when there are some.
+    pub fn unless_empty(snapshot: &[u8]) -> Result<(), Self> {
+        let bytes = snapshot.len();
+        if bytes == 0 { Ok(()) } else { Err(Self::Contradiction(format!("{bytes} bytes for what has no state"))) }
+    }
 }
 
 /// What a fold says of a certified entry that contradicts the rules of its service.
@@ -108,4 +142,38 @@ pub trait Fold: Send + Sync + 'static {
     /// # Errors
     /// When the entry contradicts what the service's rules allow, which no honest quorum certifies. The fold is over then.
     fn fold(&mut self, entry: &Entry) -> Result<(), FoldFault>;
+}
+
+/// A fold that can start from the state a committee certified, without the entries before it.
+pub trait FromState: Fold {
+    /// Takes the place of a fold of all entries behind `machine`, the snapshot of the service's [`Machine`]. History that a
+    /// machine does not keep is not there.
+    ///
+    /// # Errors
+    /// [`SnapshotError`]; the fold is unchanged then.
+    fn start_from(&mut self, machine: &[u8]) -> Result<(), SnapshotError>;
+}
+
+/// A fold that can be written down and taken up again: what lets a reader go on after a restart.
+pub trait Persist: Fold {
+    /// The fold as bytes.
+    fn save(&self) -> Vec<u8>;
+
+    /// Takes the place of the fold that was saved.
+    ///
+    /// # Errors
+    /// [`SnapshotError`] when the bytes are no such fold, or of one made with other parameters; the fold is unchanged then.
+    fn load(&mut self, saved: &[u8]) -> Result<(), SnapshotError>;
+}
+
+/// A fold that holds things by key.
+pub trait Contains<K: ?Sized> {
+    /// Whether `key` is in it.
+    fn contains(&self, key: &K) -> bool;
+}
+
+/// A fold that counts the Almanac's ticks.
+pub trait Ticking {
+    /// Whether this tick has happened.
+    fn has_ticked(&self, tick: u64) -> bool;
 }

@@ -2,8 +2,7 @@
 //!
 //! Two entries end a log. [`ANNOUNCED_KIND`] carries the marker with the members' approvals; from then on everybody knows when
 //! the organism retires and who takes over, and it goes on working. [`RETIRED_KIND`] carries the marker alone and is the last entry
-//! there will ever be (spec chapters 54 and 57). Kinds that begin with [`COMMITTEE_PREFIX`] belong to the host; machines and
-//! folds never see them.
+//! there will ever be (spec chapters 54 and 57). Their kinds are the host's ([`crate::entry::is_host_kind`]).
 
 use coalition::{RetirementInstant, RetirementMarker, UniqueId, retirement};
 use ed25519_dalek::{Signer as _, SigningKey};
@@ -13,9 +12,6 @@ use crate::{
     checkpoint::RosterVerifier,
     entry::{MAX_BODY_BYTES, MAX_KIND_BYTES},
 };
-
-/// Kinds of the host's own entries begin with this.
-pub const COMMITTEE_PREFIX: &str = "committee.";
 
 /// An approved retirement, not yet in effect. Body: [`ApprovedRetirement::to_bytes`].
 pub const ANNOUNCED_KIND: &str = "committee.retiring";
@@ -197,6 +193,12 @@ impl Retirement {
             RETIRED_KIND => RetirementMarker::from_bytes(&entry.body).ok().map(|_| Self { marker: entry.body.clone() }),
             _ => None,
         }
+    }
+
+    /// A retirement from its marker's bytes, if they are a marker. They must come from a certified log.
+    #[must_use]
+    pub fn from_bytes(marker: &[u8]) -> Option<Self> {
+        RetirementMarker::from_bytes(marker).ok().map(|_| Self { marker: marker.to_vec() })
     }
 
     /// When, why, and who takes over.

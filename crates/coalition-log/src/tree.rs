@@ -52,6 +52,11 @@ impl fmt::Debug for Hash {
     }
 }
 
+/// SHA-256 of bytes, for digests beside the tree.
+pub fn sha256(bytes: &[u8]) -> Hash {
+    Hash(Sha256::digest(bytes).into())
+}
+
 /// Why a proof does not hold, or cannot exist.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ProofError {

@@ -6,7 +6,8 @@
 
 use std::{collections::BTreeMap, error::Error, time::Duration};
 
-use coalition_log::{Context, Draft, Entry, Machine, Refusal};
+use coalition::codec;
+use coalition_log::{Context, Draft, Entry, Machine, Refusal, SnapshotError, state::MAX_STATE_BYTES};
 use coalition_organism::{Fold, FoldFault, Follower, WriteError, random_write_id};
 use coalition_testkit::{Carried, Committee};
 
@@ -48,6 +49,16 @@ impl Machine for Guestbook {
 
     fn wake_at_ms(&self, _: &Context) -> Option<u64> {
         None
+    }
+
+    // What a restarted member goes on from: the whole state, in an encoding that has one form.
+    fn snapshot(&self) -> Vec<u8> {
+        codec::encode(&self.lines)
+    }
+
+    fn restore(&mut self, snapshot: &[u8]) -> Result<(), SnapshotError> {
+        self.lines = codec::decode(snapshot, MAX_STATE_BYTES)?;
+        Ok(())
     }
 }
 

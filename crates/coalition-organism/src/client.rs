@@ -1,6 +1,7 @@
 //! A client's view of one organism: write to it, read proofs from it. Trusts no member.
 
 use std::{
+    collections::BTreeMap,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -21,6 +22,7 @@ use tokio::time::Instant;
 use crate::{
     error::{ReadError, WriteError},
     outbox::Outbox,
+    pruned::Pruned,
     wire::{self, MAX_COMMAND_BYTES, Payload, method},
 };
 
@@ -81,11 +83,15 @@ impl Shared {
         mut accept: impl FnMut(&[u8]) -> Result<T, String>,
     ) -> Result<T, ReadError> {
         let started = Instant::now();
-        let mut last = None;
+        let (mut last, mut pruned) = (None, BTreeMap::new());
         loop {
             let left = deadline.saturating_sub(started.elapsed());
-            if left.is_zero() {
-                return Err(ReadError::Deadline { waited_ms: millis(deadline), last });
+            let everybody_pruned = pruned.len() == self.members.len();
+            if left.is_zero() || everybody_pruned {
+                // The member that kept most is the one to name.
+                let kept_most = pruned.into_values().min_by_key(|pruned: &Pruned| pruned.below);
+                let late = ReadError::Deadline { waited_ms: millis(deadline), last };
+                return Err(kept_most.map_or(late, ReadError::Pruned));
             }
             let (position, peer) = self.member();
             let answer = self.node.call(peer, method, body.clone(), left.min(CALL_TIMEOUT)).await;
@@ -94,13 +100,34 @@ impl Shared {
                     Ok(value) => return Ok(value),
                     Err(reason) => format!("member {} answered falsely: {reason}", self.name(position)),
                 },
-                Err(error) => format!("member {}: {error}", self.name(position)),
+                Err(error) => {
+                    if let CallError::Refused(fault) = &error {
+                        pruned.extend(Pruned::from_fault(fault).map(|pruned| (position, pruned)));
+                    }
+                    format!("member {}: {error}", self.name(position))
+                }
             };
             tracing::debug!(organism = %self.id, %failure, "asking the next member");
             last = Some(failure);
             self.demote(position);
             pause(&answer_pace(started), left).await;
         }
+    }
+
+    /// One call to the member at a position.
+    pub(crate) async fn call(
+        &self,
+        position: usize,
+        method: &str,
+        body: Vec<u8>,
+        timeout: Duration,
+    ) -> Result<Vec<u8>, CallError> {
+        self.node.call(self.members[position], method, body, timeout).await
+    }
+
+    /// How many members there are.
+    pub(crate) const fn members(&self) -> usize {
+        self.members.len()
     }
 
     pub(crate) fn name(&self, position: usize) -> &str {

@@ -1,6 +1,8 @@
 //! What can go wrong for a client of an organism.
 
-use coalition_log::{Refusal, retirement::Retirement};
+use coalition_log::{Refusal, retirement::Retirement, tree::Hash};
+
+use crate::pruned::Pruned;
 
 /// Why a write did not commit, as far as the client can know.
 #[derive(Debug, thiserror::Error)]
@@ -51,6 +53,23 @@ pub enum ReadError {
     /// What was waited for is not in the log, and the log has its last entry.
     #[error("the organism has retired ({0})")]
     Retired(Box<Retirement>),
+    /// The entries asked for were dropped by every member that could be asked.
+    #[error("the entry is not kept any more")]
+    Pruned(#[source] Pruned),
+    /// More members than may lie say that the head this reader has accepted is not in the log's history: the committee has
+    /// forked, or its log was replaced. Keep the reader's file; starting over is for a person to decide.
+    #[error(
+        "the log has forked: this reader accepted root {root} at size {size}, and {members} members have another history there; \
+         keep the reader's saved state as evidence, and delete it only to follow the other history"
+    )]
+    Forked {
+        /// Size of the head accepted.
+        size: u64,
+        /// Its root.
+        root: Hash,
+        /// How many members contradict it.
+        members: usize,
+    },
     /// The follower's task has ended; a certified entry that breaks its service's rules ends it for good.
     #[error("the follower has stopped: {reason}")]
     Stopped {

@@ -3,18 +3,23 @@
 //! Every member runs the same batches through an [`Execution`] and so reaches the same entries. The table that makes
 //! writes idempotent is a fold of the log like the machine's own state, so a member that restarts answers a retried
 //! write exactly as the others do.
-
-use std::collections::{BTreeMap, VecDeque};
+//!
+//! Every so many entries the whole fold is written down as a state, and an entry certifies it. Which entries those are follows
+//! from the log and the batches' boundaries alone, so all members certify the same.
 
 use coalition::{EvidencePointer, UniqueId};
 use coalition_log::{
-    Context, Draft, Entry, Machine, Refusal, checkpoint::RosterVerifier, entry::WriteId, retirement::COMMITTEE_PREFIX,
+    Context, Draft, Entry, Machine, Refusal, SnapshotError,
+    checkpoint::RosterVerifier,
+    entry::{WriteId, is_host_kind},
+    state::{HostState, STATE_EVERY, STATE_KIND, StateError, StateRecord},
 };
 
-use crate::{ending::Ending, wire::Payload};
-
-/// Writes remembered for idempotence; the oldest are forgotten first. About 10 MB.
-const WRITES_REMEMBERED: usize = 100_000;
+use crate::{
+    ending::Ending,
+    folded::{Clock, TickOf, WriteTable},
+    wire::Payload,
+};
 
 /// Rounds after one batch; a machine that wants more is broken, and stopping is safer than spinning.
 const MAX_ROUNDS: usize = 10_000;
@@ -39,6 +44,15 @@ pub(crate) enum Outcome {
 pub(crate) struct Executed {
     pub(crate) entries: Vec<Entry>,
     pub(crate) outcomes: Vec<(WriteId, Outcome)>,
+    /// The state that the last entry certifies, if it certifies one.
+    pub(crate) state: Option<NewState>,
+}
+
+/// A state, and how many entries it covers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct NewState {
+    pub(crate) covers: u64,
+    pub(crate) bytes: Vec<u8>,
 }
 
 /// The machine broke its contract; the member must stop.
@@ -48,9 +62,7 @@ pub enum ExecutionError {
     #[error("the machine's round produced an entry that cannot be committed")]
     BadDraft(#[source] coalition_log::EntryError),
     /// A round wrote in the host's name.
-    #[error(
-        "the machine's round produced an entry of kind {0:?}; kinds that begin with {COMMITTEE_PREFIX:?} are the host's"
-    )]
+    #[error("the machine's round produced an entry of kind {0:?}, which is the host's; choose another kind")]
     HostKind(&'static str),
     /// `round` never came to an end.
     #[error("the machine asked for more than {MAX_ROUNDS} rounds after one batch")]
@@ -62,16 +74,67 @@ pub(crate) struct Execution {
     machine: Box<dyn Machine>,
     roster: RosterVerifier,
     ending: Ending,
+    /// The host's own entries, those of states excepted.
+    host_entries: Vec<Entry>,
+    clock: Option<(TickOf, Clock)>,
+    state_every: u64,
     next_index: u64,
-    writes: BTreeMap<WriteId, (u64, u64)>,
-    write_order: VecDeque<WriteId>,
+    writes: WriteTable,
 }
 
 impl Execution {
     /// Starts with an empty log.
     pub(crate) fn new(machine: Box<dyn Machine>, roster: RosterVerifier) -> Self {
-        let ending = Ending::default();
-        Self { machine, roster, ending, next_index: 0, writes: BTreeMap::new(), write_order: VecDeque::new() }
+        Self {
+            machine,
+            roster,
+            ending: Ending::default(),
+            host_entries: Vec::new(),
+            clock: None,
+            state_every: STATE_EVERY,
+            next_index: 0,
+            writes: WriteTable::default(),
+        }
+    }
+
+    /// The same for the organism that is the coalition's clock.
+    pub(crate) fn with_clock(mut self, tick_of: Option<TickOf>) -> Self {
+        self.clock = tick_of.map(|tick_of| (tick_of, Clock::default()));
+        self
+    }
+
+    /// The same with a state whenever the log's size passes a multiple of `entries`; at least 1.
+    pub(crate) fn with_state_every(mut self, entries: u64) -> Self {
+        self.state_every = entries.max(1);
+        self
+    }
+
+    /// Takes over a state that `certifies` certifies, instead of folding the entries before it. Comes first if it comes.
+    ///
+    /// # Errors
+    /// [`StateError`]; this execution is unchanged then.
+    pub(crate) fn resume(&mut self, certifies: &Entry, bytes: &[u8]) -> Result<(), StateError> {
+        let record = StateRecord::of(certifies).ok_or(StateError::NotCertified { index: certifies.index })?;
+        record.check(bytes)?;
+        let state = HostState::from_bytes(bytes, self.roster.organism(), record.covers)?;
+        let host_entries = state.decode_host_entries()?;
+        if self.clock.is_none() && !state.ticks.is_empty() {
+            let what = "ticks in the state of an organism that is not the clock".to_owned();
+            return Err(SnapshotError::Contradiction(what).into());
+        }
+        self.machine.restore(&state.machine)?;
+        host_entries.into_iter().for_each(|entry| self.fold_host(entry));
+        if let Some((_, clock)) = &mut self.clock {
+            *clock = Clock::from_list(state.ticks);
+        }
+        self.writes = WriteTable::from_list(&state.writes);
+        self.next_index = record.covers;
+        Ok(())
+    }
+
+    /// The tick in force for a batch of time `time_ms`, its own included; `None` unless this is the clock and has ticked.
+    pub(crate) fn tick_at(&self, time_ms: u64) -> Option<u64> {
+        self.clock.as_ref().and_then(|(_, clock)| clock.at(time_ms))
     }
 
     /// Folds one entry of the log at start; entries come in order, without gaps.
@@ -87,7 +150,7 @@ impl Execution {
 
     /// What an earlier write with this id produced.
     pub(crate) fn known_write(&self, id: WriteId) -> Option<Outcome> {
-        self.writes.get(&id).map(|&(first, count)| Outcome::Written { first, count })
+        self.writes.get(id).map(|(first, count)| Outcome::Written { first, count })
     }
 
     /// When the machine next needs a batch without commands.
@@ -109,6 +172,7 @@ impl Execution {
         commands: impl Iterator<Item = Command<'a>>,
     ) -> Result<Executed, ExecutionError> {
         let mut done = Executed::default();
+        let size_before = self.next_index;
         for command in commands {
             let outcome = self.command(cx, tick, &command, &mut done.entries);
             done.outcomes.push((command.write_id, outcome));
@@ -118,8 +182,11 @@ impl Execution {
             if self.ending.is_over() {
                 return Ok(done);
             }
-            let Some(drafts) = self.machine.round(cx) else { return Ok(done) };
-            if let Some(draft) = drafts.iter().find(|draft| draft.kind.starts_with(COMMITTEE_PREFIX)) {
+            let Some(drafts) = self.machine.round(cx) else {
+                self.certify_state_if_due(size_before, cx, tick, &mut done);
+                return Ok(done);
+            };
+            if let Some(draft) = drafts.iter().find(|draft| is_host_kind(draft.kind)) {
                 return Err(ExecutionError::HostKind(draft.kind));
             }
             let entries = self.number(cx, tick, WriteId::NONE, drafts).map_err(ExecutionError::BadDraft)?;
@@ -161,7 +228,7 @@ impl Execution {
             Payload::Command(bytes) => bytes,
         };
         let drafts = self.machine.decide(cx, bytes)?;
-        match drafts.iter().find(|draft| draft.kind.starts_with(COMMITTEE_PREFIX)) {
+        match drafts.iter().find(|draft| is_host_kind(draft.kind)) {
             None => Ok(drafts),
             Some(draft) => {
                 Err(Refusal::new("not_committable", format!("entries of kind {} are the host's", draft.kind)))
@@ -175,6 +242,37 @@ impl Execution {
             let entry = draft.into_entry(self.next_index, tick, cx.time_ms);
             self.fold_all(vec![entry], out);
         }
+    }
+
+    /// Writes down the state and certifies it, when this batch took the log to the next multiple of the cadence or past it. A
+    /// state that has grown too large is left out, and the log goes on.
+    fn certify_state_if_due(&mut self, size_before: u64, cx: &Context, tick: Option<u64>, done: &mut Executed) {
+        let covers = self.next_index;
+        if size_before / self.state_every == covers / self.state_every {
+            return;
+        }
+        let Some(bytes) = self.state() else {
+            tracing::warn!(organism = %self.roster.organism(), covers, "the state is too large to be certified");
+            return;
+        };
+        let record = StateRecord::new(covers, &bytes);
+        let entry = Draft::new(STATE_KIND, record.to_bytes()).into_entry(covers, tick, cx.time_ms);
+        self.fold_all(vec![entry], &mut done.entries);
+        done.state = Some(NewState { covers, bytes });
+    }
+
+    /// The whole fold as bytes; `None` when it is larger than a state may be.
+    pub(crate) fn state(&self) -> Option<Vec<u8>> {
+        let encoded = self.host_entries.iter().map(Entry::encode).collect::<Result<_, _>>();
+        let state = HostState {
+            organism: self.roster.organism(),
+            covers: self.next_index,
+            host_entries: encoded.ok()?,
+            writes: self.writes.to_list(),
+            ticks: self.clock.as_ref().map(|(_, clock)| clock.to_list()).unwrap_or_default(),
+            machine: self.machine.snapshot(),
+        };
+        state.to_bytes()
     }
 
     fn number(
@@ -199,53 +297,27 @@ impl Execution {
     }
 
     fn fold(&mut self, entry: &Entry) {
-        if entry.kind.starts_with(COMMITTEE_PREFIX) {
-            self.ending.fold(entry, &self.roster);
+        if is_host_kind(&entry.kind) {
+            self.fold_host(entry.clone());
         } else {
+            if let Some((tick_of, clock)) = &mut self.clock
+                && let Some(tick) = tick_of(entry)
+            {
+                clock.note(entry.time_ms, tick);
+            }
             self.machine.evolve(entry);
         }
         self.next_index = entry.index + 1;
-        if entry.write_id != WriteId::NONE {
-            self.remember(entry);
-        }
+        self.writes.fold(entry);
     }
 
-    fn remember(&mut self, entry: &Entry) {
-        if let Some((_, count)) = self.writes.get_mut(&entry.write_id) {
-            *count += 1;
+    /// Folds one of the host's own entries.
+    fn fold_host(&mut self, entry: Entry) {
+        if entry.kind == STATE_KIND {
             return;
         }
-        if self.write_order.len() == WRITES_REMEMBERED
-            && let Some(oldest) = self.write_order.pop_front()
-        {
-            self.writes.remove(&oldest);
-        }
-        self.writes.insert(entry.write_id, (entry.index, 1));
-        self.write_order.push_back(entry.write_id);
-    }
-}
-
-/// The Almanac's history as far as a member needs it to re-execute batches: which tick was current at a batch's time.
-#[derive(Debug, Default)]
-pub(crate) struct Clock {
-    history: VecDeque<(u64, u64)>,
-}
-
-impl Clock {
-    const REMEMBERED: usize = 65_536;
-
-    /// Notes that tick `seq` was committed at committee time `time_ms`.
-    pub(crate) fn note(&mut self, time_ms: u64, seq: u64) {
-        if self.history.len() == Self::REMEMBERED {
-            self.history.pop_front();
-        }
-        self.history.push_back((time_ms, seq));
-    }
-
-    /// The tick in force for a batch of time `time_ms`, its own tick included.
-    pub(crate) fn at(&self, time_ms: u64) -> Option<u64> {
-        let after = self.history.partition_point(|&(noted, _)| noted <= time_ms);
-        after.checked_sub(1).map(|last| self.history[last].1)
+        self.ending.fold(&entry, &self.roster);
+        self.host_entries.push(entry);
     }
 }
 
@@ -294,6 +366,15 @@ mod tests {
 
         fn wake_at_ms(&self, _: &Context) -> Option<u64> {
             None
+        }
+
+        fn snapshot(&self) -> Vec<u8> {
+            coalition::codec::encode(&(self.total, self.closed))
+        }
+
+        fn restore(&mut self, snapshot: &[u8]) -> Result<(), SnapshotError> {
+            (self.total, self.closed) = coalition::codec::decode(snapshot, 32)?;
+            Ok(())
         }
     }
 
@@ -471,17 +552,5 @@ mod tests {
         let done = execution.execute(&cx, None, std::iter::once(command)).unwrap();
         assert!(matches!(&done.outcomes[0].1, Outcome::Refused(refusal) if refusal.code == "not_committable"));
         assert_eq!(execution.next_index(), 0);
-    }
-
-    #[test]
-    fn the_clock_answers_for_past_batches() {
-        let mut clock = Clock::default();
-        assert_eq!(clock.at(5), None);
-        clock.note(10, 1);
-        clock.note(20, 2);
-        assert_eq!(
-            (clock.at(9), clock.at(10), clock.at(19), clock.at(20), clock.at(99)),
-            (None, Some(1), Some(1), Some(2), Some(2))
-        );
     }
 }

@@ -20,18 +20,22 @@ mod client;
 mod ending;
 mod error;
 mod execution;
+mod folded;
 mod follower;
 mod member;
 mod outbox;
+mod pruned;
 mod receipt;
 #[cfg(test)]
 mod simulation;
 mod wire;
 
 pub use client::{Committed, Organism, random_write_id};
-pub use coalition_log::{Fold, FoldFault, entry::WriteId};
+pub use coalition_log::{Contains, Fold, FoldFault, FromState, Persist, SnapshotError, Ticking, entry::WriteId};
 pub use error::{ReadError, WriteError};
 pub use execution::ExecutionError;
-pub use follower::Follower;
-pub use member::{Member, MemberError, MemberKeys, MemberSetup, OrderSetup, OrganismSetup, OrganismStatus, TickOf};
+pub use folded::TickOf;
+pub use follower::{Follower, Start, When};
+pub use member::{Member, MemberError, MemberKeys, MemberSetup, OrderSetup, OrganismSetup, OrganismStatus};
+pub use pruned::Pruned;
 pub use wire::MAX_COMMAND_BYTES;

@@ -16,6 +16,9 @@ pub(crate) const MAX_RANGE_BYTES: usize = 1 << 20;
 /// Writes in one request, at most.
 pub(crate) const MAX_WRITES: usize = 256;
 
+/// Code of the refusal of a member that keeps no state a reader could start from.
+pub(crate) const NO_STATE: &str = "no_state";
+
 /// Longest time a member holds a long poll, in milliseconds.
 pub(crate) const MAX_WAIT_MS: u32 = 20_000;
 
@@ -25,6 +28,8 @@ pub(crate) mod method {
     pub(crate) const HEAD: &str = "organism.head";
     pub(crate) const FOLLOW: &str = "organism.follow";
     pub(crate) const EVIDENCE: &str = "organism.evidence";
+    pub(crate) const STATE: &str = "organism.state";
+    pub(crate) const STATE_PART: &str = "organism.state_part";
 }
 
 /// A command as the ordering engine carries it.
@@ -176,6 +181,41 @@ pub(crate) struct EvidenceRequest {
     pub(crate) index: u64,
 }
 
+/// `organism.state`: the newest certified state that is not behind the reader.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct StateRequest {
+    pub(crate) organism: UniqueId,
+    /// Size of the head the reader last accepted; the answer proves that its head extends it.
+    pub(crate) head_size: u64,
+    /// Index of the first entry the reader lacks.
+    pub(crate) next: u64,
+}
+
+/// Answer to [`StateRequest`]; nothing in it is trusted before the reader has verified it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct StateAnswer {
+    /// The certified checkpoint as a signed note.
+    pub(crate) head: String,
+    /// Consistency proof from the reader's head to this one.
+    pub(crate) head_proof: Vec<Hash>,
+    /// The entry that certifies the state.
+    pub(crate) entry: Vec<u8>,
+    /// Its inclusion path under the head.
+    pub(crate) path: Vec<Hash>,
+    /// The tree of the entries the state covers.
+    pub(crate) peaks: Vec<Hash>,
+    /// Consistency proof from that tree to the head.
+    pub(crate) proof: Vec<Hash>,
+}
+
+/// `organism.state_part`: bytes of a state from an offset on, at most [`MAX_RANGE_BYTES`]; the answer is those bytes alone.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct StatePartRequest {
+    pub(crate) organism: UniqueId,
+    pub(crate) covers: u64,
+    pub(crate) offset: u64,
+}
+
 /// Bytes that are not the message they should be.
 #[derive(Debug, thiserror::Error)]
 #[error("message of {bytes} bytes is not a {expected}")]
@@ -239,6 +279,7 @@ mod tests {
             let _ = decode::<Gossip>(&bytes);
             let _ = decode::<WriteRequest>(&bytes);
             let _ = decode::<WriteReply>(&bytes);
+            let _ = decode::<StateAnswer>(&bytes);
             let mut longer = encode(&HeadRequest { organism: UniqueId::from_bytes([1; 32]), newer_than: None, wait_ms: 1 });
             longer.push(0);
             prop_assert!(decode::<HeadRequest>(&longer).is_err());

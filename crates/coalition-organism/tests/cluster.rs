@@ -4,10 +4,17 @@
 
 use std::time::Duration;
 
+use coalition::codec;
 use coalition::{AlmanacTick, OrganismRef, RetirementInstant, RetirementMarker, UniqueId};
 use coalition_almanac::{AlmanacMachine, AlmanacParams, AlmanacTickBody, Observers, TICK_KIND, Ticks};
-use coalition_log::{Context, Draft, Entry, Machine, Refusal, retirement::ApprovedRetirement};
-use coalition_organism::{Fold, FoldFault, Follower, Organism, ReadError, WriteError, random_write_id};
+use coalition_log::{
+    Context, Draft, Entry, Machine, Refusal, SnapshotError,
+    retirement::ApprovedRetirement,
+    state::{MAX_STATE_BYTES, STATE_EVERY},
+};
+use coalition_organism::{
+    Fold, FoldFault, Follower, FromState, Organism, Persist, ReadError, WriteError, random_write_id,
+};
 use coalition_testkit::{Carried, Committee};
 
 #[path = "../examples/guestbook.rs"]
@@ -39,6 +46,31 @@ impl Machine for Notes {
     fn wake_at_ms(&self, _: &Context) -> Option<u64> {
         None
     }
+
+    fn snapshot(&self) -> Vec<u8> {
+        self.save()
+    }
+
+    fn restore(&mut self, snapshot: &[u8]) -> Result<(), SnapshotError> {
+        self.load(snapshot)
+    }
+}
+
+impl Persist for Notes {
+    fn save(&self) -> Vec<u8> {
+        codec::encode(&(&self.0, &self.1))
+    }
+
+    fn load(&mut self, saved: &[u8]) -> Result<(), SnapshotError> {
+        (self.0, self.1) = codec::decode(saved, MAX_STATE_BYTES)?;
+        Ok(())
+    }
+}
+
+impl FromState for Notes {
+    fn start_from(&mut self, machine: &[u8]) -> Result<(), SnapshotError> {
+        self.load(machine)
+    }
 }
 
 impl Fold for Notes {
@@ -60,7 +92,7 @@ fn almanac() -> Carried {
         let keys = roster.members().iter().map(|member| member.checkpoint_key).collect();
         Box::new(AlmanacMachine::new(params, id, Observers::Keys(keys))) as Box<dyn Machine>
     };
-    Carried { id, name: "almanac", machine: Box::new(machine), clock: Some(tick_of) }
+    Carried { id, name: "almanac", machine: Box::new(machine), clock: Some(tick_of), state_every: STATE_EVERY }
 }
 
 async fn note(organism: &Organism, text: &str) -> u64 {

@@ -10,7 +10,7 @@
 
 use std::time::{Duration, Instant};
 
-use coalition_log::{Context, Draft, Entry, Fold, FoldFault, Machine, Refusal};
+use coalition_log::{Context, Draft, Entry, Fold, FoldFault, Machine, Refusal, SnapshotError};
 use coalition_organism::{Follower, Organism, random_write_id};
 use coalition_testkit::{Carried, Committee};
 
@@ -30,6 +30,14 @@ impl Machine for Sink {
 
     fn wake_at_ms(&self, _: &Context) -> Option<u64> {
         None
+    }
+
+    fn snapshot(&self) -> Vec<u8> {
+        Vec::new()
+    }
+
+    fn restore(&mut self, snapshot: &[u8]) -> Result<(), SnapshotError> {
+        SnapshotError::unless_empty(snapshot)
     }
 }
 

@@ -10,7 +10,7 @@ use std::{
 };
 
 use coalition::{RetirementMarker, Roster, RosterMember, UniqueId};
-use coalition_log::{Machine, retirement::Approval};
+use coalition_log::{Machine, retirement::Approval, state::STATE_EVERY};
 use coalition_organism::{Member, MemberKeys, MemberSetup, OrderSetup, Organism, OrganismSetup, TickOf};
 use coalition_universe::{Node, NodeConfig, NodeKey, PeerAddress, Relay, UNIVERSE};
 use ed25519_dalek::SigningKey;
@@ -28,13 +28,28 @@ pub struct Carried {
     pub machine: MakeMachine,
     /// See [`OrganismSetup::clock`].
     pub clock: Option<TickOf>,
+    /// See [`OrganismSetup::state_every`].
+    pub state_every: u64,
 }
 
 impl Carried {
     /// An organism that is not the clock.
     pub fn new<M: Machine>(name: &'static str, machine: impl Fn() -> M + Send + Sync + 'static) -> Self {
         let machine = move |_: &Roster| Box::new(machine()) as Box<dyn Machine>;
-        Self { id: UniqueId::hash(name.as_bytes()), name, machine: Box::new(machine), clock: None }
+        Self {
+            id: UniqueId::hash(name.as_bytes()),
+            name,
+            machine: Box::new(machine),
+            clock: None,
+            state_every: STATE_EVERY,
+        }
+    }
+
+    /// The same with a certified state every so many entries.
+    #[must_use]
+    pub const fn with_state_every(mut self, entries: u64) -> Self {
+        self.state_every = entries;
+        self
     }
 }
 
@@ -53,6 +68,8 @@ pub struct Committee {
     addresses: Vec<PeerAddress>,
     dir: tempfile::TempDir,
     heartbeat_ms: u64,
+    /// See [`MemberSetup::retain_entries`]; counts for members started from now on.
+    pub retain_entries: Option<u64>,
 }
 
 const START: Duration = Duration::from_secs(30);
@@ -90,7 +107,16 @@ impl Committee {
         let seats = (0..n).map(|_| Seat { running: None, address: free_port() }).collect();
         let dir = tempfile::tempdir().expect("temporary directory");
         let roster = roster(n);
-        let mut committee = Self { roster, relay, carried, seats, addresses: Vec::new(), dir, heartbeat_ms: 1_000 };
+        let mut committee = Self {
+            roster,
+            relay,
+            carried,
+            seats,
+            addresses: Vec::new(),
+            dir,
+            heartbeat_ms: 1_000,
+            retain_entries: None,
+        };
         for member in 0..n {
             committee.start_member(member).await;
         }
@@ -111,6 +137,7 @@ impl Committee {
             name: carried.name.into(),
             machine: (carried.machine)(&self.roster),
             clock: carried.clock,
+            state_every: carried.state_every,
         });
         let setup = MemberSetup {
             roster: self.roster.clone(),
@@ -123,6 +150,7 @@ impl Committee {
             },
             data_dir: self.member_dir(member),
             organisms: organisms.collect(),
+            retain_entries: self.retain_entries,
         };
         let running = Member::start(setup).await.expect("member starts");
         node.serve(running.service());

@@ -151,6 +151,7 @@ impl Plan<'_> {
             order_listen: loopback(ports.member_orders[index]),
             order_addresses: ports.member_orders.iter().copied().map(loopback).collect(),
             heartbeat_ms: 1_000,
+            retain_entries: None,
             peers: self.member_peers(),
             network: self.network(name, ports.member_nodes[index]),
         }

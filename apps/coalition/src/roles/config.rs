@@ -76,6 +76,10 @@ pub struct MemberConfig {
     /// Longest time between batches of an idle committee, in milliseconds.
     #[serde(default = "default_heartbeat_ms")]
     pub heartbeat_ms: u64,
+    /// How many of the newest entries of each log are kept at least; older ones are dropped once two certified states cover
+    /// them. Without it all are kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retain_entries: Option<u64>,
     /// Where the members' nodes can be reached, by name. Without it this member reports no clock readings.
     #[serde(default)]
     pub peers: BTreeMap<String, PeerAddress>,

@@ -9,7 +9,7 @@ use std::{
 use coalition::{PublishedConfig, UniqueId};
 use coalition_almanac::{AlmanacCommand, AlmanacMachine, AlmanacTickBody, Observation, Observers, TICK_KIND};
 use coalition_compute::ComputeMachine;
-use coalition_log::Entry;
+use coalition_log::{Entry, state::STATE_EVERY};
 use coalition_organism::{Member, MemberKeys, MemberSetup, OrderSetup, Organism, OrganismSetup, random_write_id};
 use coalition_universe::Node;
 use ed25519_dalek::SigningKey;
@@ -53,6 +53,7 @@ pub(super) async fn start(path: &Path) -> Result<Running> {
         },
         data_dir,
         organisms: carried.organisms()?,
+        retain_entries: config.retain_entries,
     };
     let node = Node::start(node_config).await.map_err(node_error)?;
     let member = Member::start(setup)
@@ -140,9 +141,15 @@ impl Carried {
             name: "almanac".into(),
             machine: Box::new(clock),
             clock: Some(tick_of),
+            state_every: STATE_EVERY,
         };
-        let compute =
-            OrganismSetup { id: self.compute.id, name: "compute".into(), machine: Box::new(market), clock: None };
+        let compute = OrganismSetup {
+            id: self.compute.id,
+            name: "compute".into(),
+            machine: Box::new(market),
+            clock: None,
+            state_every: STATE_EVERY,
+        };
         Ok(vec![almanac, compute])
     }
 }

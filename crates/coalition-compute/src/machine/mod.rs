@@ -6,7 +6,7 @@ mod rounds;
 pub use admit::{MAX_LOGS_PER_GRANT, MAX_TICK_SKEW};
 
 use coalition::UniqueId;
-use coalition_log::{Context, Draft, Entry, Machine, Refusal};
+use coalition_log::{Context, Draft, Entry, Machine, Refusal, SnapshotError};
 
 use crate::command::Command;
 use crate::config::ComputeParams;
@@ -87,5 +87,17 @@ impl Machine for ComputeMachine {
             return None;
         }
         rounds::wake_at_ms(&self.state, At::from(now))
+    }
+
+    fn snapshot(&self) -> Vec<u8> {
+        let fault = self.fault.as_ref().map(ToString::to_string);
+        self.state.to_snapshot(fault.as_deref())
+    }
+
+    fn restore(&mut self, snapshot: &[u8]) -> Result<(), SnapshotError> {
+        let (state, fault) = self.state.from_snapshot(snapshot)?;
+        self.fault = fault.map(|what| FoldError::Earlier { what });
+        self.state = state;
+        Ok(())
     }
 }

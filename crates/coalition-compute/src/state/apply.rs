@@ -53,6 +53,12 @@ pub enum FoldError {
         /// What contradicts what.
         what: &'static str,
     },
+    /// An entry before the state that was restored could not be folded.
+    #[error("{what}")]
+    Earlier {
+        /// What was said of it then.
+        what: String,
+    },
 }
 
 /// What the handlers need to know about the entry they fold.

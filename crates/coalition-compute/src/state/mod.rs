@@ -2,6 +2,7 @@
 
 mod apply;
 mod records;
+mod snapshot;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 

@@ -1,6 +1,7 @@
 //! What the market remembers about each card, request and grant.
 
 use coalition::{AlmanacTick, EvidencePointer, ProviderId, UniqueId};
+use serde::{Deserialize, Serialize};
 
 use crate::sign::Signed;
 use crate::types::{
@@ -28,7 +29,7 @@ impl Retention {
 }
 
 /// A card as posted.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CardRecord {
     /// The card.
     pub card: ProviderCard,
@@ -41,7 +42,7 @@ pub struct CardRecord {
 }
 
 /// A provider the market knows.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProviderRecord {
     /// Its card, if it is in the market.
     pub card: Option<CardRecord>,
@@ -95,7 +96,7 @@ impl Held {
 }
 
 /// Where a request stands.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum RequestStage {
     /// Waiting for clearing.
     Open,
@@ -106,7 +107,7 @@ pub enum RequestStage {
 }
 
 /// A request the market remembers.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RequestRecord {
     /// The request as signed.
     pub signed: Signed<ComputeRequest>,
@@ -143,7 +144,7 @@ impl RequestRecord {
 }
 
 /// Where a grant stands.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum GrantStage {
     /// Made; the provider has not said anything yet.
     Granted,
@@ -154,7 +155,7 @@ pub enum GrantStage {
 }
 
 /// One log of a grant.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LogEntry {
     /// The log.
     pub log: ComputeLog,
@@ -165,7 +166,7 @@ pub struct LogEntry {
 }
 
 /// A grant the market remembers. After a refusal and a new clearing, the new grant takes its place.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GrantRecord {
     /// The grant.
     pub grant: ComputeGrant,
@@ -198,7 +199,7 @@ impl GrantRecord {
 }
 
 /// A clearing record with its entry.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClearingEntry {
     /// The record.
     pub record: ClearingRecord,
@@ -209,7 +210,7 @@ pub struct ClearingEntry {
 }
 
 /// What the next round needs to know about the last one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LastClearing {
     /// Committee time, Unix milliseconds.
     pub time_ms: u64,

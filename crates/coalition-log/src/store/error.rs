@@ -209,6 +209,16 @@ pub enum StoreError {
         /// Size of the log.
         size: u64,
     },
+    /// The entry was dropped here, with all before it; its hash is still in the tree.
+    #[error("entry {index} was pruned here: entries below {below} were dropped at {at_ms} ms since the Unix epoch")]
+    Pruned {
+        /// Index asked for.
+        index: u64,
+        /// First index that is still there.
+        below: u64,
+        /// When, Unix milliseconds.
+        at_ms: u64,
+    },
     /// The entry is durable here and not certified yet.
     #[error("entry {index} is not certified yet, {certified} entries are")]
     NotCertifiedYet {

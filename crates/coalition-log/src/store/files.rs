@@ -34,7 +34,10 @@ pub(super) fn replace(path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
 }
 
 /// Replaces `path` by `bytes` in one step and makes that durable. Its directory must exist.
-pub(super) fn replace_durably(path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
+///
+/// # Errors
+/// [`StoreError::Fatal`]: whether the old or the new content is durable is unknown then.
+pub fn replace_durably(path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
     write_beside(path, bytes, true)?;
     sync(parent_of(path))
 }

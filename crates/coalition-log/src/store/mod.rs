@@ -5,6 +5,8 @@
 //! * `tile/…`: full tiles and entry bundles, written as they fill, made durable when the journal is rotated.
 //! * `guard`: what this member signed last, durable before every signature.
 //! * `checkpoint`: the last certified checkpoint, a signed note.
+//! * `state/…`: the last two states of the fold, each certified by an entry of the log.
+//! * `pruned`: below which index entries have been dropped.
 //! * `lock`: held while the directory is open.
 //!
 //! Rotation syncs tiles in a thread of its own, so that no append waits for hundreds of them.
@@ -17,8 +19,10 @@ mod files;
 mod guard;
 mod journal;
 mod open;
+mod pruning;
 mod reader;
 mod rotation;
+mod states;
 mod tiles;
 
 #[cfg(test)]
@@ -37,10 +41,14 @@ use crate::entry::Entry;
 pub use error::StoreError;
 pub use guard::{GUARD_FILE, Guarded};
 pub use journal::JOURNAL_FILE;
+pub use pruning::Pruned;
 pub use reader::{Head, Reader};
+pub use states::States;
 pub use tiles::{TILE_WIDTH, TileKind, decode_bundle, decode_hashes, encode_bundle, encode_hashes, tile_path};
 
-use files::{replace, replace_durably};
+pub use files::replace_durably;
+
+use files::replace;
 use guard::Guard;
 use journal::{Journal, MAX_PAYLOAD_BYTES, Record};
 use rotation::Rotation;
@@ -216,6 +224,16 @@ impl Store {
         self.poison_on_error(written)?;
         self.reader.shared.state_mut().certified = Some(certified.clone());
         Ok(true)
+    }
+
+    /// Keeps the state after `covers` entries durably beside the log, and drops all but the last two.
+    ///
+    /// # Errors
+    /// Fatal write errors.
+    pub fn put_state(&mut self, covers: u64, state: &[u8]) -> Result<(), StoreError> {
+        self.check_poisoned()?;
+        let written = self.reader.states().put(covers, state);
+        self.poison_on_error(written)
     }
 
     /// Writes the partial tiles of the last certified checkpoint, so that the directory as it stands can be served to

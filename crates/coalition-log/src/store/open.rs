@@ -9,7 +9,7 @@ use super::files::{fatal, read_if_there, replace_durably, sync};
 use super::guard::Guard;
 use super::journal::{self, Base, Journal, Recovered};
 use super::reader::{Reader, State, read_tile};
-use super::{CHECKPOINT_FILE, JOURNAL_FILE, Store, StoreError, StoreOptions, TILE_WIDTH};
+use super::{CHECKPOINT_FILE, JOURNAL_FILE, Store, StoreError, StoreOptions, TILE_WIDTH, pruning};
 use crate::checkpoint::{CertifiedCheckpoint, RosterVerifier, SignedCheckpoint, parse_decimal, parse_id};
 use crate::tree::Hash;
 
@@ -33,7 +33,8 @@ pub(super) fn open(
     let guard = Guard::open(dir, organism)?;
     let missing = || StoreError::Missing { path: dir.join(JOURNAL_FILE) };
     let mut recovered = journal::recover(dir, organism)?.ok_or_else(missing)?;
-    let state = rebuild(dir, &mut recovered)?;
+    let mut state = rebuild(dir, &mut recovered)?;
+    state.pruned = pruning::recover(dir)?;
     let base = state.base;
     let reader = Reader::new(dir.to_owned(), organism, state, options.cache_bytes);
     check_guard(&reader, &guard)?;

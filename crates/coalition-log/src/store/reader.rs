@@ -11,6 +11,8 @@ use coalition::UniqueId;
 
 use super::StoreError;
 use super::files::unreadable;
+use super::pruning::Pruned;
+use super::states::States;
 use super::tiles::{TILE_WIDTH, TileKind, decode_bundle, decode_hashes, encode_bundle, encode_hashes, tile_path};
 use crate::checkpoint::CertifiedCheckpoint;
 use crate::entry::{Entry, leaf_hash};
@@ -41,12 +43,14 @@ pub(super) struct State {
     pub(super) frontier: Frontier,
     pub(super) height: Option<u64>,
     pub(super) certified: Option<CertifiedCheckpoint>,
+    pub(super) pruned: Option<Pruned>,
 }
 
 impl State {
     /// A log whose first `base` entries are in tiles with the given upper levels (`levels[0]` empty).
     pub(super) fn new(base: u64, levels: Vec<Vec<Hash>>, height: Option<u64>) -> Option<Self> {
-        let mut state = Self { base, tail: Vec::new(), levels, frontier: Frontier::new(), height, certified: None };
+        let frontier = Frontier::new();
+        let mut state = Self { base, tail: Vec::new(), levels, frontier, height, certified: None, pruned: None };
         let bits = (TILE_BITS..u64::BITS).rev().filter(|bit| base >> bit & 1 == 1);
         let peaks = bits.map(|bit| state.upper_node(bit, (base >> bit) - 1)).collect::<Option<Vec<_>>>()?;
         state.frontier = Frontier::from_peaks(base, peaks)?;
@@ -167,6 +171,29 @@ impl Reader {
         self.shared.state().certified.clone()
     }
 
+    /// Entries that were dropped here; `None` when all are there.
+    pub fn pruned(&self) -> Option<Pruned> {
+        self.shared.state().pruned
+    }
+
+    /// The states kept beside the log.
+    pub fn states(&self) -> States {
+        States::beside(&self.shared.dir)
+    }
+
+    /// The tree of the first `size` entries: the roots of its maximal perfect subtrees.
+    ///
+    /// # Errors
+    /// When the log is shorter, or a tile is damaged.
+    pub fn frontier_at(&self, size: u64) -> Result<Frontier, StoreError> {
+        let view = self.view();
+        view.check_size(size)?;
+        let levels = (0..u64::BITS).rev().filter(|level| size >> level & 1 == 1);
+        // The subtree of a set bit follows all larger ones.
+        let peaks = levels.map(|level| view.node(level, (size >> level) - 1)).collect::<Result<Vec<_>, _>>()?;
+        Ok(Frontier::from_peaks(size, peaks).expect("one peak for each set bit"))
+    }
+
     /// Root of the first `size` entries.
     ///
     /// # Errors
@@ -200,7 +227,7 @@ impl Reader {
     /// Entry `index`.
     ///
     /// # Errors
-    /// When there is none, or its tile is damaged.
+    /// When there is none, it was pruned, or its tile is damaged.
     pub fn entry(&self, index: u64) -> Result<Entry, StoreError> {
         let bytes = self.entry_bytes(index)?;
         Entry::decode(&bytes).map_err(|source| StoreError::Entry { index, source })
@@ -219,7 +246,7 @@ impl Reader {
     /// there is one.
     ///
     /// # Errors
-    /// When the range starts beyond the log's end, or a tile is damaged.
+    /// When the range starts beyond the log's end or with a pruned entry, or a tile is damaged.
     pub fn entries(&self, range: Range<u64>, max_bytes: usize) -> Result<Vec<Arc<[u8]>>, StoreError> {
         let view = self.view();
         view.check_size(range.start)?;
@@ -296,6 +323,9 @@ impl View<'_> {
         if index >= self.state.base {
             let position = usize::try_from(index - self.state.base).unwrap_or(usize::MAX);
             return Ok(self.state.tail.get(position).cloned());
+        }
+        if let Some(Pruned { below, at_ms }) = self.state.pruned.filter(|pruned| index < pruned.below) {
+            return Err(StoreError::Pruned { index, below, at_ms });
         }
         Ok(Some(self.bundle(index / TILE_WIDTH)?[(index % TILE_WIDTH) as usize].clone()))
     }

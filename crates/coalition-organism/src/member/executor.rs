@@ -11,7 +11,7 @@ use coalition_order::{Batch, Delivery, OrderHandle};
 use tokio::sync::mpsc;
 
 use crate::{
-    execution::{Clock, Command},
+    execution::Command,
     member::{
         MemberError,
         hosted::{Hosted, lock},
@@ -23,13 +23,12 @@ use crate::{
 pub(crate) struct Executor {
     pub(crate) organisms: Arc<Vec<Hosted>>,
     pub(crate) cosigners: Vec<Cosigner>,
-    pub(crate) clock: Clock,
     pub(crate) order: OrderHandle,
 }
 
 impl Executor {
     /// Executes deliveries until the channel closes or something fails; failure is final.
-    pub(crate) fn run(mut self, mut deliveries: mpsc::Receiver<Delivery>) -> Result<(), MemberError> {
+    pub(crate) fn run(self, mut deliveries: mpsc::Receiver<Delivery>) -> Result<(), MemberError> {
         while let Some(delivery) = deliveries.blocking_recv() {
             let (batch, ack) = delivery.into_parts();
             self.batch(&batch)?;
@@ -38,7 +37,7 @@ impl Executor {
         Ok(())
     }
 
-    fn batch(&mut self, batch: &Batch) -> Result<(), MemberError> {
+    fn batch(&self, batch: &Batch) -> Result<(), MemberError> {
         let ordered = decode_commands(batch);
         let organisms = Arc::clone(&self.organisms);
         for (organism, cosigner) in organisms.iter().zip(&self.cosigners) {
@@ -49,13 +48,12 @@ impl Executor {
             if organism.log.last_height().is_some_and(|last| last >= batch.height) {
                 continue;
             }
-            let entries = organism.execute(&cx, self.clock.at(batch.time_ms), commands)?;
-            if let Some(tick_of) = organism.clock {
-                let ticks = entries.iter().filter_map(tick_of);
-                ticks.for_each(|tick| self.clock.note(batch.time_ms, tick));
-            }
-            if !entries.is_empty() {
+            let appended = organism.execute(&cx, self.tick_at(batch.time_ms), commands)?;
+            if appended.grew {
                 self.certify(organism, cosigner, batch.time_ms)?;
+            }
+            if let Some(state) = &appended.state {
+                organism.keep_state(state)?;
             }
         }
         let now = self.context(batch);
@@ -65,8 +63,12 @@ impl Executor {
     }
 
     fn context(&self, batch: &Batch) -> Context {
-        let tick = self.clock.at(batch.time_ms).unwrap_or(0);
-        Context { height: batch.height, time_ms: batch.time_ms, tick }
+        Context { height: batch.height, time_ms: batch.time_ms, tick: self.tick_at(batch.time_ms).unwrap_or(0) }
+    }
+
+    /// The tick in force, as the clock among the organisms knows it; it is the first.
+    fn tick_at(&self, time_ms: u64) -> Option<u64> {
+        self.organisms.first().and_then(|clock| lock(&clock.execution).tick_at(time_ms))
     }
 
     /// Signs the new head and tells everybody; while catching up, heads that are long certified are not signed again.

@@ -91,6 +91,7 @@ impl Gossiper {
             organism.drop_closed_waiters();
             organism.publish_reached()?;
             organism.keep_certificate()?;
+            organism.prune(now_ms())?;
             let size = organism.log.size();
             let published = organism.certified().borrow().as_ref().map(CertifiedCheckpoint::size);
             if published.is_none_or(|published| size > published) {

@@ -10,21 +10,18 @@ use std::{
 
 use coalition::UniqueId;
 use coalition_log::{
-    Context, Entry,
+    Context,
     checkpoint::{CertifiedCheckpoint, RosterVerifier, SignedCheckpoint},
     entry::WriteId,
-    store::{Reader, Store, StoreError},
+    store::{Reader, Store, StoreError, TILE_WIDTH},
 };
 use tokio::sync::{oneshot, watch};
 
 use crate::{
     certifier::{Certifier, Progress},
-    execution::{Command, Execution, Outcome},
+    execution::{Command, Execution, NewState, Outcome},
     member::MemberError,
 };
-
-/// Reads the Almanac tick out of an entry of the organism that is the coalition's clock.
-pub type TickOf = fn(&Entry) -> Option<u64>;
 
 /// Callers waiting for one write.
 type Waiters = BTreeMap<WriteId, Vec<oneshot::Sender<Outcome>>>;
@@ -33,7 +30,6 @@ type Waiters = BTreeMap<WriteId, Vec<oneshot::Sender<Outcome>>>;
 pub(crate) struct Hosted {
     pub(crate) id: UniqueId,
     pub(crate) name: String,
-    pub(crate) clock: Option<TickOf>,
     pub(crate) execution: Mutex<Execution>,
     /// The log, for appending and signing; only the batch loop and the certification loop take it.
     store: Mutex<Option<Store>>,
@@ -44,6 +40,8 @@ pub(crate) struct Hosted {
     certified: watch::Sender<Option<CertifiedCheckpoint>>,
     faults: Complaints,
     lies: Complaints,
+    /// Entries kept at least; `None` keeps all.
+    retain: Option<u64>,
 }
 
 /// Counts what other members do wrong. Told are the first, second, fourth, eighth…: a liar must not fill the disk with
@@ -57,21 +55,29 @@ impl Complaints {
     }
 }
 
+/// What executing a batch left to do.
+#[derive(Debug, Default)]
+pub(crate) struct Appended {
+    /// Whether the log grew.
+    pub(crate) grew: bool,
+    /// The state to keep, if one was certified.
+    pub(crate) state: Option<NewState>,
+}
+
 impl Hosted {
     pub(crate) fn new(
         id: UniqueId,
         name: String,
-        clock: Option<TickOf>,
         execution: Execution,
         store: Store,
         verifier: RosterVerifier,
+        retain: Option<u64>,
     ) -> Self {
         let known = store.certified();
         let log = store.reader();
         Self {
             id,
             name,
-            clock,
             execution: Mutex::new(execution),
             store: Mutex::new(Some(store)),
             log,
@@ -80,6 +86,7 @@ impl Hosted {
             certified: watch::Sender::new(known),
             faults: Complaints::default(),
             lies: Complaints::default(),
+            retain,
         }
     }
 
@@ -98,13 +105,13 @@ impl Hosted {
         lock(&self.certifier).certified().cloned()
     }
 
-    /// Executes a batch's commands for this organism and makes the entries durable. Returns the new entries.
+    /// Executes a batch's commands for this organism and makes the entries durable.
     pub(crate) fn execute(
         &self,
         cx: &Context,
         tick: Option<u64>,
         commands: Vec<Command<'_>>,
-    ) -> Result<Vec<Entry>, MemberError> {
+    ) -> Result<Appended, MemberError> {
         let mut execution = lock(&self.execution);
         let done = execution
             .execute(cx, tick, commands.into_iter())
@@ -119,7 +126,29 @@ impl Hosted {
                 let _ = waiter.send(outcome.clone());
             }
         }
-        Ok(done.entries)
+        Ok(Appended { grew: !done.entries.is_empty(), state: done.state })
+    }
+
+    /// Keeps a state that the log now certifies.
+    pub(crate) fn keep_state(&self, state: &NewState) -> Result<(), MemberError> {
+        self.with_store(|store| store.put_state(state.covers, &state.bytes))
+    }
+
+    /// Drops entries beyond the retention, if one is set: only what lies before the older of two kept states, both of them
+    /// certified as far as this member's disk knows, so that a restart finds a state and all entries after it.
+    pub(crate) fn prune(&self, now_ms: u64) -> Result<(), MemberError> {
+        let Some(retain) = self.retain else { return Ok(()) };
+        let beyond = self.log.size().saturating_sub(retain) / TILE_WIDTH * TILE_WIDTH;
+        if beyond <= self.log.pruned().map_or(0, |pruned| pruned.below) {
+            return Ok(());
+        }
+        let certified = self.log.certified().as_ref().map_or(0, CertifiedCheckpoint::size);
+        let states = self.log.states().list().map_err(|source| self.store_failed(source))?;
+        let [newest, older, ..] = states[..] else { return Ok(()) };
+        if newest >= certified {
+            return Ok(());
+        }
+        self.with_store(|store| store.prune(beyond.min(older), now_ms)).map(|_| ())
     }
 
     /// What became of a write if some batch already carried it; otherwise the answer comes when one does.

@@ -3,14 +3,16 @@
 mod executor;
 mod gossip;
 mod hosted;
+mod resume;
 mod service;
 
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use coalition::{Roster, UniqueId, hash_many};
 use coalition_log::{
-    Entry, Machine,
+    Machine,
     checkpoint::{CertifiedCheckpoint, Cosigner, RosterError, RosterVerifier},
+    state::STATE_EVERY,
     store::{Store, StoreError, StoreOptions},
 };
 use coalition_order::{OrderConfig, OrderError, OrderHandle, OrderMember};
@@ -19,14 +21,16 @@ use ed25519_dalek::SigningKey;
 use tokio::sync::watch;
 use zeroize::Zeroizing;
 
-pub use self::hosted::TickOf;
 use self::{
     executor::Executor,
     gossip::Gossiper,
     hosted::{Complaints, Hosted},
     service::OrganismService,
 };
-use crate::execution::{Clock, Execution, ExecutionError};
+use crate::{
+    execution::{Execution, ExecutionError},
+    folded::TickOf,
+};
 
 /// An organism as a member is told to carry it.
 pub struct OrganismSetup {
@@ -39,6 +43,9 @@ pub struct OrganismSetup {
     /// For the coalition's Almanac: reads the tick out of its entries. The other organisms' contexts and entries carry it.
     /// The clock comes first in the list, so that a batch's own tick is known to the others.
     pub clock: Option<TickOf>,
+    /// Entries between two certified states: [`STATE_EVERY`], except in tests. The same on every member: another value makes
+    /// another committee, whose members do not hear the rest.
+    pub state_every: u64,
 }
 
 /// A member's two signing keys. The node's key is a third; the roster names all three.
@@ -73,6 +80,9 @@ pub struct MemberSetup {
     pub data_dir: PathBuf,
     /// The organisms, in an order all members share; the Almanac first.
     pub organisms: Vec<OrganismSetup>,
+    /// How many of the newest entries of each log this member keeps at least; `None` keeps all. What lies before them and before
+    /// the older of its two states is dropped; the tree stays whole.
+    pub retain_entries: Option<u64>,
 }
 
 /// Why a member did not start, or had to stop.
@@ -132,6 +142,17 @@ pub enum MemberError {
         /// The certified root.
         certified: String,
     },
+    /// The log was pruned, and no usable state is left to start from.
+    #[error(
+        "{organism}: entries below {below} were pruned, and no state of this log is usable any more; copy another member's \
+         state directory beside this log, or have this member rejoin as a new one"
+    )]
+    StateLost {
+        /// The organism's name.
+        organism: String,
+        /// First index that is still there.
+        below: u64,
+    },
     /// A part of the member ended unexpectedly.
     #[error("the member's {0} ended unexpectedly")]
     Ended(&'static str),
@@ -152,6 +173,7 @@ pub struct OrganismStatus {
 
 /// A running member.
 pub struct Member {
+    name: Arc<str>,
     organisms: Arc<Vec<Hosted>>,
     order: OrderHandle,
     failure: watch::Receiver<Option<Arc<MemberError>>>,
@@ -170,17 +192,15 @@ impl Member {
         let cosigners = || setup.organisms.iter().map(|o| Cosigner::new(o.id, &me.name, signing())).collect::<Vec<_>>();
         let (for_executor, for_gossip) = (cosigners(), cosigners());
         let config = order_config(&setup);
-        let (data_dir, roster) = (setup.data_dir, setup.roster);
-        let opening = move || open_all(&data_dir, &roster, setup.organisms);
+        let (data_dir, roster, retain) = (setup.data_dir, setup.roster, setup.retain_entries);
+        let opening = move || open_all(&data_dir, &roster, setup.organisms, retain);
         let opened = tokio::task::spawn_blocking(opening).await.map_err(|_| MemberError::Ended("start"))?;
-        let (organisms, clock) = opened?;
-        let organisms = Arc::new(organisms);
+        let organisms = Arc::new(opened?);
 
         let (order, deliveries) = coalition_order::start(config)?;
         let inbox = order.gossip_inbox().ok_or(MemberError::Ended("gossip inbox"))?;
         let (report, failure) = watch::channel(None);
-        let executor =
-            Executor { organisms: Arc::clone(&organisms), cosigners: for_executor, clock, order: order.clone() };
+        let executor = Executor { organisms: Arc::clone(&organisms), cosigners: for_executor, order: order.clone() };
         let gossiper = Gossiper {
             organisms: Arc::clone(&organisms),
             cosigners: for_gossip,
@@ -193,13 +213,14 @@ impl Member {
         ];
         let engine = order.clone();
         tokio::spawn(async move { fail(&report, engine.wait_failed().await.into()) });
-        Ok(Self { organisms, order, failure, loops })
+        Ok(Self { name: me.name.into(), organisms, order, failure, loops })
     }
 
     /// What the member answers to clients, to be served by its node.
     #[must_use]
     pub fn service(&self) -> Arc<dyn Service> {
-        Arc::new(OrganismService { organisms: Arc::clone(&self.organisms), order: self.order.clone() })
+        let (organisms, name) = (Arc::clone(&self.organisms), self.name.clone());
+        Arc::new(OrganismService { organisms, order: self.order.clone(), name })
     }
 
     /// Sizes per organism.
@@ -288,6 +309,9 @@ fn check(setup: &MemberSetup) -> Result<(), MemberError> {
     if setup.order.addresses.len() != members.len() {
         return wrong(format!("{} addresses for a roster of {}", setup.order.addresses.len(), members.len()));
     }
+    if let Some(organism) = setup.organisms.iter().find(|organism| organism.state_every == 0) {
+        return wrong(format!("{}: a state after every 0 entries; at least 1, normally {STATE_EVERY}", organism.name));
+    }
     if setup.organisms.iter().skip(1).any(|organism| organism.clock.is_some()) {
         return wrong("the Almanac must be the first organism".into());
     }
@@ -306,11 +330,16 @@ fn check(setup: &MemberSetup) -> Result<(), MemberError> {
     Ok(())
 }
 
-/// The committee's id in the ordering engine: its roster and the organisms it carries, in order.
+/// The committee's id in the ordering engine: its roster and the organisms it carries, in order, with what else all members must
+/// agree on.
 fn namespace(roster: &Roster, organisms: &[OrganismSetup]) -> Vec<u8> {
     let roster = roster.fingerprint();
     let mut parts: Vec<&[u8]> = vec![b"coalition.committee.v1", roster.as_bytes()];
     parts.extend(organisms.iter().map(|organism| &organism.id.as_bytes()[..]));
+    let cadences: Vec<[u8; 8]> = organisms.iter().map(|organism| organism.state_every.to_be_bytes()).collect();
+    if organisms.iter().any(|organism| organism.state_every != STATE_EVERY) {
+        parts.extend(cadences.iter().map(|cadence| &cadence[..]));
+    }
     hash_many(&parts).as_bytes().to_vec()
 }
 
@@ -331,38 +360,23 @@ fn open_all(
     data_dir: &std::path::Path,
     roster: &Roster,
     organisms: Vec<OrganismSetup>,
-) -> Result<(Vec<Hosted>, Clock), MemberError> {
-    let mut clock = Clock::default();
-    let mut opened = Vec::new();
-    for setup in organisms {
-        opened.push(open(data_dir, roster, setup, &mut clock)?);
-    }
-    Ok((opened, clock))
+    retain: Option<u64>,
+) -> Result<Vec<Hosted>, MemberError> {
+    organisms.into_iter().map(|setup| open(data_dir, roster, setup, retain)).collect()
 }
-
-/// Entries read at once while folding a log at start, in bytes.
-const FOLD_BYTES: usize = 4 << 20;
 
 fn open(
     data_dir: &std::path::Path,
     roster: &Roster,
     setup: OrganismSetup,
-    clock: &mut Clock,
+    retain: Option<u64>,
 ) -> Result<Hosted, MemberError> {
     let verifier = RosterVerifier::new(setup.id, roster)?;
     let failed = |source| MemberError::Store { organism: setup.name.clone(), source: Box::new(source) };
     let store = Store::open(&data_dir.join("logs").join(&setup.name), setup.id, roster, StoreOptions::default())
         .map_err(failed)?;
-    let mut execution = Execution::new(setup.machine, verifier.clone());
-    while execution.next_index() < store.size() {
-        for bytes in store.entries(execution.next_index()..store.size(), FOLD_BYTES).map_err(failed)? {
-            let entry =
-                Entry::decode(&bytes).map_err(|error| MemberError::Setup(format!("log of {}: {error}", setup.name)))?;
-            if let Some(tick) = setup.clock.and_then(|tick_of| tick_of(&entry)) {
-                clock.note(entry.time_ms, tick);
-            }
-            execution.restore(&entry);
-        }
-    }
-    Ok(Hosted::new(setup.id, setup.name, setup.clock, execution, store, verifier))
+    let mut execution =
+        Execution::new(setup.machine, verifier.clone()).with_clock(setup.clock).with_state_every(setup.state_every);
+    resume::resume(&setup.name, &mut execution, &store)?;
+    Ok(Hosted::new(setup.id, setup.name, execution, store, verifier, retain))
 }

@@ -3,7 +3,9 @@
 use std::{sync::Arc, time::Duration};
 
 use coalition::UniqueId;
-use coalition_log::{Refusal, checkpoint::CertifiedCheckpoint, entry::WriteId, evidence::Evidence};
+use coalition_log::{
+    Refusal, checkpoint::CertifiedCheckpoint, entry::WriteId, evidence::Evidence, store::StoreError,
+};
 use coalition_order::{OrderHandle, SubmitError};
 use coalition_universe::{Fault, PeerId, Service};
 use futures::future::{BoxFuture, join_all};
@@ -12,10 +14,12 @@ use tokio::time::Instant;
 use crate::{
     execution::{Outcome, pointers},
     member::hosted::Hosted,
+    pruned::Pruned,
     receipt,
     wire::{
         self, EvidenceRequest, FollowAnswer, FollowRequest, HeadRequest, MAX_COMMAND_BYTES, MAX_RANGE_BYTES,
-        MAX_WAIT_MS, MAX_WRITES, Malformed, Ordered, Write, WriteAnswer, WriteRequest, method,
+        MAX_WAIT_MS, MAX_WRITES, Malformed, NO_STATE, Ordered, StateAnswer, StatePartRequest, StateRequest, Write,
+        WriteAnswer, WriteRequest, method,
     },
 };
 
@@ -26,17 +30,22 @@ const FULL_RETRY: Duration = Duration::from_millis(50);
 pub(crate) struct OrganismService {
     pub(crate) organisms: Arc<Vec<Hosted>>,
     pub(crate) order: OrderHandle,
+    /// This member's name in the roster.
+    pub(crate) name: Arc<str>,
 }
 
 impl Service for OrganismService {
     fn call(&self, _caller: PeerId, method: String, body: Vec<u8>) -> BoxFuture<'static, Result<Vec<u8>, Fault>> {
-        let call = Call { organisms: Arc::clone(&self.organisms), order: self.order.clone() };
+        let (organisms, name) = (Arc::clone(&self.organisms), Arc::clone(&self.name));
+        let call = Call { organisms, order: self.order.clone(), name };
         Box::pin(async move {
             match method.as_str() {
                 method::WRITE => call.write(read(&body)?).await,
                 method::FOLLOW => call.follow(read(&body)?).await,
                 method::HEAD => call.head(read(&body)?).await,
                 method::EVIDENCE => call.evidence(&read(&body)?),
+                method::STATE => call.state(&read(&body)?),
+                method::STATE_PART => call.state_part(&read(&body)?),
                 _ => Err(Fault::new("unknown_method", format!("this node does not answer {method}"))),
             }
         })
@@ -46,6 +55,7 @@ impl Service for OrganismService {
 struct Call {
     organisms: Arc<Vec<Hosted>>,
     order: OrderHandle,
+    name: Arc<str>,
 }
 
 impl Call {
@@ -64,7 +74,8 @@ impl Call {
         let answers = join_all(request.writes.into_iter().map(|write| self.write_one(organism, write, until))).await;
         let answers: Vec<WriteAnswer> = answers.into_iter().collect::<Result<_, _>>()?;
         let head = organism.certified().borrow().clone();
-        let reply = receipt::prove(&organism.log, head.as_ref(), answers).map_err(|error| failed(organism, &error))?;
+        let reply = receipt::prove(&organism.log, head.as_ref(), answers);
+        let reply = reply.map_err(|error| self.failed(organism, &error))?;
         Ok(wire::encode(&reply))
     }
 
@@ -92,7 +103,7 @@ impl Call {
         };
         match outcome {
             Outcome::Refused(refusal) => Ok(WriteAnswer::Refused(refusal)),
-            Outcome::Written { first, count } => committed(organism, first, count, until).await,
+            Outcome::Written { first, count } => self.committed(organism, first, count, until).await,
         }
     }
 
@@ -120,7 +131,7 @@ impl Call {
         let ready = |size| size > request.next || size > request.head_size;
         let head = head_when(organism, until(request.wait_ms), ready).await;
         let head = head.ok_or_else(|| Fault::new("nothing_certified", "nothing is certified yet"))?;
-        answer_follow(organism, &request, &head).map(|answer| wire::encode(&answer))
+        self.range(organism, &request, &head).map(|answer| wire::encode(&answer))
     }
 
     async fn head(&self, request: HeadRequest) -> Result<Vec<u8>, Fault> {
@@ -136,12 +147,88 @@ impl Call {
         let head = head.filter(|head| head.size() > request.index);
         let head =
             head.ok_or_else(|| Fault::new("no_such_entry", format!("entry {} is not certified", request.index)))?;
-        let broken = |error| failed(organism, &error);
+        let broken = |error| self.failed(organism, &error);
         let entry = organism.log.entry_bytes(request.index).map_err(broken)?;
         let path = organism.log.inclusion_proof(request.index, head.size()).map_err(broken)?;
         let evidence = Evidence::new(entry.to_vec(), path, &head).map_err(|e| Fault::new("internal", e.to_string()))?;
         Ok(evidence.to_string().into_bytes())
     }
+
+    /// The newest state that the newest head certifies, with what shows it. Its bytes are asked for part by part.
+    fn state(&self, request: &StateRequest) -> Result<Vec<u8>, Fault> {
+        let organism = self.organism(request.organism)?;
+        let head = organism.certified().borrow().clone();
+        let head = head.ok_or_else(|| Fault::new("nothing_certified", "nothing is certified yet"))?;
+        if request.head_size > head.size() {
+            return Err(behind(head.size()));
+        }
+        let (log, broken) = (&organism.log, |error| self.failed(organism, &error));
+        let states = log.states().list().map_err(broken)?;
+        let usable = states.into_iter().find(|covers| *covers < head.size() && *covers >= request.next);
+        let covers = usable.ok_or_else(|| Fault::new(NO_STATE, "this member keeps no state that is any use to you"))?;
+        Ok(wire::encode(&StateAnswer {
+            head: head.note().to_string(),
+            head_proof: log.consistency_proof(request.head_size, head.size()).map_err(broken)?,
+            entry: log.entry_bytes(covers).map_err(broken)?.to_vec(),
+            path: log.inclusion_proof(covers, head.size()).map_err(broken)?,
+            peaks: log.frontier_at(covers).map_err(broken)?.peaks().to_vec(),
+            proof: log.consistency_proof(covers, head.size()).map_err(broken)?,
+        }))
+    }
+
+    fn state_part(&self, request: &StatePartRequest) -> Result<Vec<u8>, Fault> {
+        let organism = self.organism(request.organism)?;
+        let part = organism.log.states().read_part(request.covers, request.offset, MAX_RANGE_BYTES);
+        part.map_err(|_| Fault::new(NO_STATE, format!("this member keeps no state of {} entries", request.covers)))
+    }
+
+    fn range(
+        &self,
+        organism: &Hosted,
+        request: &FollowRequest,
+        head: &CertifiedCheckpoint,
+    ) -> Result<FollowAnswer, Fault> {
+        let size = head.size();
+        if request.head_size > size || request.next > size {
+            return Err(behind(size));
+        }
+        let (log, broken) = (&organism.log, |error| self.failed(organism, &error));
+        let entries = log.entries(request.next..size, MAX_RANGE_BYTES).map_err(broken)?;
+        let end = request.next + entries.len() as u64;
+        Ok(FollowAnswer {
+            head: head.note().to_string(),
+            head_proof: log.consistency_proof(request.head_size, size).map_err(broken)?,
+            entries: entries.iter().map(|entry| entry.to_vec()).collect(),
+            range_proof: log.consistency_proof(end, size).map_err(broken)?,
+        })
+    }
+
+    async fn committed(&self, organism: &Hosted, first: u64, count: u64, until: Instant) -> Result<WriteAnswer, Fault> {
+        let end = first + count;
+        let mut certified = organism.certified();
+        let covers = |head: &Option<CertifiedCheckpoint>| head.as_ref().is_some_and(|h| h.size() >= end);
+        if tokio::time::timeout_at(until, certified.wait_for(covers)).await.is_err() {
+            return Ok(WriteAnswer::Pending);
+        }
+        let entries = (first..end).map(|index| organism.log.entry(index)).collect::<Result<Vec<_>, _>>();
+        let entries = entries.map_err(|error| self.failed(organism, &error))?;
+        let entries =
+            pointers(organism.id, entries.iter()).map_err(|error| Fault::new("internal", error.to_string()))?;
+        Ok(WriteAnswer::Committed { entries })
+    }
+
+    /// What a client is told when the log does not give what it asked for.
+    fn failed(&self, organism: &Hosted, error: &StoreError) -> Fault {
+        if let StoreError::Pruned { below, at_ms, .. } = *error {
+            return Pruned { below, at_ms, by: self.name.to_string() }.to_fault();
+        }
+        tracing::error!(organism = %organism.name, %error, "the log could not be read");
+        Fault::new("log_unreadable", "this member cannot read its log; ask another")
+    }
+}
+
+fn behind(size: u64) -> Fault {
+    Fault::new("behind", format!("this member is at {size} entries, behind the reader; ask another"))
 }
 
 /// The newest certificate as soon as its size satisfies `ready`, or at the latest when the wait ends.
@@ -150,47 +237,6 @@ async fn head_when(organism: &Hosted, until: Instant, ready: impl Fn(u64) -> boo
     let reached = |head: &Option<CertifiedCheckpoint>| head.as_ref().is_some_and(|head| ready(head.size()));
     let _ = tokio::time::timeout_at(until, certified.wait_for(reached)).await;
     certified.borrow().clone()
-}
-
-fn answer_follow(
-    organism: &Hosted,
-    request: &FollowRequest,
-    head: &CertifiedCheckpoint,
-) -> Result<FollowAnswer, Fault> {
-    let size = head.size();
-    let ahead = request.head_size > size || request.next > size;
-    if ahead {
-        let message = format!("this member is at {size} entries, behind the reader; ask another");
-        return Err(Fault::new("behind", message));
-    }
-    let log = &organism.log;
-    let broken = |error| failed(organism, &error);
-    let entries = log.entries(request.next..size, MAX_RANGE_BYTES).map_err(broken)?;
-    let end = request.next + entries.len() as u64;
-    Ok(FollowAnswer {
-        head: head.note().to_string(),
-        head_proof: log.consistency_proof(request.head_size, size).map_err(broken)?,
-        entries: entries.iter().map(|entry| entry.to_vec()).collect(),
-        range_proof: log.consistency_proof(end, size).map_err(broken)?,
-    })
-}
-
-async fn committed(organism: &Hosted, first: u64, count: u64, until: Instant) -> Result<WriteAnswer, Fault> {
-    let end = first + count;
-    let mut certified = organism.certified();
-    let covers = |head: &Option<CertifiedCheckpoint>| head.as_ref().is_some_and(|h| h.size() >= end);
-    if tokio::time::timeout_at(until, certified.wait_for(covers)).await.is_err() {
-        return Ok(WriteAnswer::Pending);
-    }
-    let entries = (first..end).map(|index| organism.log.entry(index)).collect::<Result<Vec<_>, _>>();
-    let entries = entries.map_err(|error| failed(organism, &error))?;
-    let entries = pointers(organism.id, entries.iter()).map_err(|error| Fault::new("internal", error.to_string()))?;
-    Ok(WriteAnswer::Committed { entries })
-}
-
-fn failed(organism: &Hosted, error: &coalition_log::store::StoreError) -> Fault {
-    tracing::error!(organism = %organism.name, %error, "the log could not be read");
-    Fault::new("log_unreadable", "this member cannot read its log; ask another")
 }
 
 fn until(wait_ms: u32) -> Instant {

@@ -6,10 +6,10 @@ use coalition::EvidencePointer;
 use coalition_log::{
     Entry,
     checkpoint::SignedCheckpoint,
-    entry::WriteId,
+    entry::{WriteId, is_host_kind},
     evidence::Evidence,
     follow::{FollowError, Follower, HeadOutcome, Saved},
-    retirement::{COMMITTEE_PREFIX, RETIRED_CODE},
+    retirement::RETIRED_CODE,
     tree::Hash,
 };
 
@@ -19,6 +19,7 @@ use super::{
     machine::Book,
     plan::{Ms, Mutation, Plan},
     rng::Rng,
+    states::Taking,
     world::{Event, Packet, Reply, Request, World},
 };
 use crate::wire::{self, EvidenceRequest, FollowAnswer, FollowRequest, Payload, Write, WriteAnswer};
@@ -31,13 +32,19 @@ const GRACE_MS: Ms = 400;
 /// A follower of one log, as `crate::follower` drives one.
 pub(super) struct Reader {
     pub(super) organism: usize,
-    core: Follower,
+    pub(super) core: Follower,
     member: usize,
-    call: u64,
+    pub(super) call: u64,
+    /// Whether it wants a state before anything else, how many said they keep none, and what it has of one.
+    pub(super) wants_state: bool,
+    pub(super) without_state: usize,
+    pub(super) taking: Option<Taking>,
+    /// Entries before what it shows, covered by the state it started from.
+    pub(super) first: u64,
     /// What it shows: the leaves of the entries it released, and their fold.
     pub(super) shown: Vec<Hash>,
     pub(super) book: Book,
-    saved: (Saved, Vec<Hash>, Book),
+    saved: (Saved, u64, Vec<Hash>, Book),
     /// Releases that were compared with the committee's log.
     pub(super) checked: u64,
 }
@@ -46,15 +53,41 @@ impl Reader {
     pub(super) fn new(plan: &Plan, committee: &Committee, reader: usize, rng: &mut Rng) -> Self {
         let organism = (plan.organisms - 1).min(reader);
         let core = Follower::new(committee.organisms[organism], &committee.roster).unwrap();
-        let saved = (core.save(), Vec::new(), Book::default());
+        let saved = (core.save(), 0, Vec::new(), Book::default());
         let member = rng.index(plan.members);
-        Self { organism, core, member, call: 0, shown: Vec::new(), book: Book::default(), saved, checked: 0 }
+        Self {
+            organism,
+            core,
+            member,
+            call: 0,
+            wants_state: false,
+            without_state: 0,
+            taking: None,
+            first: 0,
+            shown: Vec::new(),
+            book: Book::default(),
+            saved,
+            checked: 0,
+        }
+    }
+
+    /// Entries it has folded.
+    pub(super) fn size(&self) -> u64 {
+        self.first + self.shown.len() as u64
+    }
+
+    /// Begins again, wanting a certified state.
+    pub(super) fn start_over(&mut self, core: Follower) {
+        self.saved = (core.save(), 0, Vec::new(), Book::default());
+        (self.core, self.first, self.checked, self.without_state) = (core, 0, 0, 0);
+        (self.wants_state, self.taking, self.book) = (true, None, Book::default());
+        self.shown.clear();
     }
 
     fn show(&mut self, entries: &[Entry]) {
         for entry in entries {
             self.shown.push(entry.leaf_hash().unwrap());
-            if !entry.kind.starts_with(COMMITTEE_PREFIX) {
+            if !is_host_kind(&entry.kind) {
                 self.book.fold(entry);
             }
         }
@@ -73,9 +106,7 @@ impl Reader {
     /// A planted bug: entries are believed as they come.
     fn believe(&mut self, answer: &FollowAnswer) -> Result<Vec<Entry>, FollowError> {
         let decoded = answer.entries.iter().map(|bytes| Entry::decode(bytes));
-        decoded
-            .collect::<Result<_, _>>()
-            .map_err(|source| FollowError::Entry { index: self.shown.len() as u64, source })
+        decoded.collect::<Result<_, _>>().map_err(|source| FollowError::Entry { index: self.size(), source })
     }
 
     /// A planted bug: an older head is a reason to start over.
@@ -84,6 +115,7 @@ impl Reader {
         if matches!(self.core.accept_head(&note, &answer.head_proof), Ok(HeadOutcome::Older)) {
             self.core = Follower::new(committee.organisms[self.organism], &committee.roster).unwrap();
             self.shown.clear();
+            self.first = 0;
             self.book = Book::default();
         }
     }
@@ -146,11 +178,12 @@ impl World {
         }
         let (head_size, mut next) = (r.core.head_size(), r.core.next_index());
         if self.plan.has(Mutation::RangeUnproven) {
-            next = r.shown.len() as u64;
+            next = r.size();
         }
         let id = self.committee.organisms[r.organism];
         let wait_ms = u32::try_from(POLL_MS).unwrap();
-        let request = Request::Follow(r.organism, Rc::new(FollowRequest { organism: id, head_size, next, wait_ms }));
+        let follow = Request::Follow(r.organism, Rc::new(FollowRequest { organism: id, head_size, next, wait_ms }));
+        let request = self.state_request(reader).unwrap_or(follow);
         let (from, to) = (self.reader_node(reader), r.member);
         self.readers[reader].call = self.call(from, to, POLL_MS, request);
     }
@@ -171,6 +204,7 @@ impl World {
         self.tally.count("reader fails over");
         let members = self.plan.members;
         let r = &mut self.readers[reader];
+        r.taking = None;
         r.member = (r.member + 1) % members;
         let call = r.call;
         self.after(50, Event::Poll(reader, call));
@@ -188,6 +222,15 @@ impl World {
     }
 
     fn reader_told(&mut self, reader: usize, from: usize, reply: &Reply) {
+        if self.readers[reader].wants_state {
+            if self.told_of_state(reader, reply) {
+                let call = self.readers[reader].call;
+                self.after(1, Event::Poll(reader, call));
+            } else {
+                self.reader_moves_on(reader);
+            }
+            return;
+        }
         let answer = match reply {
             Reply::Follow(bytes) => wire::decode::<FollowAnswer>(bytes).ok(),
             _ => None,
@@ -210,7 +253,7 @@ impl World {
                 self.tally.add("entry shown to a reader", entries.len() as u64);
                 if self.rng.percent(20) {
                     let r = &mut self.readers[reader];
-                    r.saved = (r.core.save(), r.shown.clone(), r.book.clone());
+                    r.saved = (r.core.save(), r.first, r.shown.clone(), r.book.clone());
                 }
                 self.after(1, Event::Poll(reader, call));
             }
@@ -227,10 +270,16 @@ impl World {
     /// A reader's process ends; the next goes on from what was saved.
     pub(super) fn restart_reader(&mut self) {
         let reader = self.rng.index(self.plan.readers);
+        if self.rng.percent(40) {
+            self.fresh_reader(reader);
+            let pause = self.rng.range(500, 2_000);
+            return self.after(pause, Event::ReaderRestart);
+        }
         let r = &mut self.readers[reader];
-        let (saved, shown, book) = r.saved.clone();
+        let (saved, first, shown, book) = r.saved.clone();
+        (r.wants_state, r.taking) = (false, None);
         match Follower::resume(self.committee.organisms[r.organism], &self.committee.roster, saved) {
-            Ok(core) => (r.core, r.shown, r.book, r.checked) = (core, shown, book, 0),
+            Ok(core) => (r.core, r.first, r.shown, r.book, r.checked) = (core, first, shown, book, 0),
             Err(error) => return self.fail(invariant::READER, format!("reader {reader} cannot resume: {error}")),
         }
         let call = self.readers[reader].call;

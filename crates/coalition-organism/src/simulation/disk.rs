@@ -3,7 +3,7 @@
 //! A record, a guard slot and a checkpoint file are each there whole or not at all after a crash: the store's formats make
 //! torn ones detectable, and `coalition-log`'s own tests cut and flip their bytes.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use coalition_log::entry::leaf_hash;
 use coalition_log::tree::{Frontier, Hash, Nodes, ProofError, root_of};
@@ -30,6 +30,7 @@ pub(super) enum Unsynced {
     Append(Record),
     Guard(Guard),
     Checkpoint(String),
+    State(u64, Vec<u8>),
 }
 
 #[derive(Clone, Debug)]
@@ -37,13 +38,15 @@ pub(super) struct Disk {
     pub(super) records: Vec<Record>,
     pub(super) guard: Guard,
     pub(super) checkpoint: Option<String>,
+    /// The last two states, by what they cover.
+    pub(super) states: BTreeMap<u64, Vec<u8>>,
     unsynced: Vec<Unsynced>,
 }
 
 impl Disk {
     pub(super) fn new() -> Self {
         let guard = Guard { size: 0, root: Hash::empty_root() };
-        Self { records: Vec::new(), guard, checkpoint: None, unsynced: Vec::new() }
+        Self { records: Vec::new(), guard, checkpoint: None, states: BTreeMap::new(), unsynced: Vec::new() }
     }
 
     pub(super) fn write(&mut self, what: Unsynced) {
@@ -63,6 +66,11 @@ impl Disk {
     /// Syncs the checkpoint.
     pub(super) fn sync_checkpoint(&mut self) {
         self.sync(|what| matches!(what, Unsynced::Checkpoint(_)));
+    }
+
+    /// Syncs the state.
+    pub(super) fn sync_state(&mut self) {
+        self.sync(|what| matches!(what, Unsynced::State(..)));
     }
 
     fn sync(&mut self, which: impl Fn(&Unsynced) -> bool) {
@@ -85,6 +93,11 @@ impl Disk {
                 tally.count("unsynced write lost");
             }
         }
+        if let Some(state) = self.states.values_mut().next_back().filter(|_| rng.percent(10)) {
+            tally.count("state damaged on disk");
+            let position = if rng.percent(50) { state.len() - 1 } else { rng.index(state.len()) };
+            state[position] ^= 1;
+        }
     }
 
     fn settle(&mut self, what: Unsynced) {
@@ -92,6 +105,12 @@ impl Disk {
             Unsynced::Append(record) => self.records.push(record),
             Unsynced::Guard(guard) => self.guard = guard,
             Unsynced::Checkpoint(note) => self.checkpoint = Some(note),
+            Unsynced::State(covers, bytes) => {
+                self.states.insert(covers, bytes);
+                while self.states.len() > 2 {
+                    self.states.pop_first();
+                }
+            }
         }
     }
 

@@ -143,17 +143,17 @@ impl World {
 
     fn check_reader(&mut self, reader: usize) {
         let r = &self.readers[reader];
-        let (shown, truth) = (r.shown.len() as u64, &self.oracle.truths[r.organism]);
+        let (shown, truth) = (r.size(), &self.oracle.truths[r.organism]);
         if shown == r.checked {
             return;
         }
         if shown < r.checked {
             return self.fail(invariant::READER, format!("reader {reader} went back from {} to {shown}", r.checked));
         }
-        if truth.certified.unwrap_or(0) < shown || truth.log.leaves().get(..r.shown.len()) != Some(&r.shown[..]) {
+        if truth.certified.unwrap_or(0) < shown || !self.shows_the_log(r) {
             return self.fail(invariant::READER, format!("reader {reader} shows {shown} entries nobody certified"));
         }
-        if truth.digests[r.shown.len()] != r.book.digest() {
+        if truth.digests[super::disk::at(shown)] != r.book.digest() {
             return self.fail(invariant::FOLD, format!("reader {reader} at {shown} entries has another state"));
         }
         self.readers[reader].checked = shown;

@@ -213,6 +213,7 @@ impl World {
                 self.tally.count("lie: false evidence");
                 Some(Reply::Evidence(bytes))
             }
+            Request::State(..) | Request::StatePart(..) => self.lie_about_state(liar, request),
         };
         if let Some(reply) = reply {
             self.send(liar, client, &Packet::Reply(call, reply));

@@ -6,8 +6,9 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use coalition::{UniqueId, hash_many};
-use coalition_log::{Context, Draft, Entry, Machine, Refusal};
+use coalition::{UniqueId, codec, hash_many};
+use coalition_log::{Context, Draft, Entry, Machine, Refusal, SnapshotError};
+use serde::{Deserialize, Serialize};
 
 /// Committee time between two entries that nobody asked for.
 const HOUR_MS: u64 = 700;
@@ -18,7 +19,7 @@ pub(super) const TICK_KIND: &str = "sim.tick";
 pub(super) const SKIPPED_KIND: &str = "sim.skipped";
 
 /// What the entries fold to.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(super) struct Book {
     claims: BTreeMap<u8, u64>,
     entries: u64,
@@ -69,6 +70,17 @@ pub(super) struct Keeper {
     pub(super) quirk: Option<u8>,
 }
 
+impl Keeper {
+    pub(super) fn new(is_clock: bool) -> Self {
+        Self { book: Arc::default(), is_clock, quirk: None }
+    }
+
+    /// What it has folded.
+    pub(super) fn take(self) -> Book {
+        look(&self.book, std::mem::take)
+    }
+}
+
 pub(super) fn look<R>(book: &Mutex<Book>, look: impl FnOnce(&mut Book) -> R) -> R {
     look(&mut book.lock().unwrap_or_else(PoisonError::into_inner))
 }
@@ -114,5 +126,15 @@ impl Machine for Keeper {
             let hour = (book.hour + 1) * HOUR_MS;
             if self.is_clock { hour.min(book.tick_at + TICK_MS) } else { hour }
         }))
+    }
+
+    fn snapshot(&self) -> Vec<u8> {
+        look(&self.book, |book| codec::encode(book))
+    }
+
+    fn restore(&mut self, snapshot: &[u8]) -> Result<(), SnapshotError> {
+        let restored = codec::decode(snapshot, 1_000)?;
+        look(&self.book, |book| *book = restored);
+        Ok(())
     }
 }

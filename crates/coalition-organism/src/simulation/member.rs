@@ -12,24 +12,24 @@ use std::{
 use coalition_log::{
     Context, Entry,
     checkpoint::{Checkpoint, SignatureLine, SignedCheckpoint},
-    entry::WriteId,
-    retirement::COMMITTEE_PREFIX,
+    entry::{WriteId, is_host_kind},
     tree::Hash,
 };
 use coalition_order::Batch;
 
 use super::{
     check::{Met, invariant},
-    disk::{Disk, Guard, Log, Record, Unsynced},
+    disk::{Disk, Guard, Log, Record, Unsynced, at},
     machine::{Book, Keeper, SKIPPED_KIND, tick_of},
     order::{decode, execute, is_clock},
     plan::{Ms, Mutation},
     serve::Call,
+    states::restore_newest,
     world::{Event, Packet, World},
 };
 use crate::{
     certifier::{Certifier, Stragglers},
-    execution::{Clock, Execution, Outcome},
+    execution::{Execution, NewState, Outcome},
     wire::{self, Gossip, Ordered},
 };
 
@@ -59,7 +59,6 @@ pub(super) struct Member {
 /// One life of a member.
 pub(super) struct Process {
     pub(super) organisms: Vec<Hosted>,
-    clock: Clock,
     next_height: u64,
     work: Option<Work>,
     pub(super) parked: Vec<Call>,
@@ -101,6 +100,7 @@ struct Work {
     entries: Vec<Entry>,
     outcomes: Vec<(WriteId, Outcome)>,
     note: Option<SignedCheckpoint>,
+    state: Option<NewState>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -115,6 +115,8 @@ enum Stage {
     Send,
     Own,
     Reached,
+    State,
+    StateSync,
 }
 
 impl Stage {
@@ -130,12 +132,14 @@ impl Stage {
             Self::Send => "crash: signed, not sent",
             Self::Own => "crash: sent, not counted",
             Self::Reached => "crash: counted, not published",
+            Self::State => "crash: certified, state not written",
+            Self::StateSync => "crash: state written, not synced",
         }
     }
 
     /// Whether the batch loop holds the store.
     const fn is_locked(self) -> bool {
-        matches!(self, Self::Sync | Self::GuardSync | Self::Sign)
+        matches!(self, Self::Sync | Self::GuardSync | Self::Sign | Self::StateSync)
     }
 }
 
@@ -177,14 +181,12 @@ impl World {
     }
 
     fn open(&mut self, member: usize) -> Result<Process, String> {
-        let mut clock = Clock::default();
         let mut organisms = Vec::new();
         for organism in 0..self.plan.organisms {
-            organisms.push(self.open_log(member, organism, &mut clock)?);
+            organisms.push(self.open_log(member, organism)?);
         }
         Ok(Process {
             organisms,
-            clock,
             next_height: self.members[member].acknowledged_durably + 1,
             work: None,
             parked: Vec::new(),
@@ -193,38 +195,47 @@ impl World {
         })
     }
 
-    fn open_log(&mut self, member: usize, organism: usize, clock: &mut Clock) -> Result<Hosted, String> {
+    fn open_log(&mut self, member: usize, organism: usize) -> Result<Hosted, String> {
         let is_clock = is_clock(organism, self.plan.organisms);
-        let disk = &self.members[member].disks[organism];
         let book = Arc::default();
         let odd_life = u8::try_from(self.members[member].life % 2).unwrap_or(0);
         let quirk =
             (self.plan.has(Mutation::Nondeterministic) && member == 1).then_some(odd_life).filter(|odd| *odd > 0);
         let keeper = Keeper { book: Arc::clone(&book), is_clock, quirk };
         let verifier = self.committee.verifiers[organism].clone();
-        let mut execution = Execution::new(Box::new(keeper), verifier.clone());
+        let configure = |keeper: Keeper| {
+            let execution = Execution::new(Box::new(keeper), verifier.clone());
+            execution.with_clock(is_clock.then_some(tick_of)).with_state_every(self.plan.state_every)
+        };
+        let mut execution = configure(keeper);
         let mut log = Log::default();
-        for bytes in disk.records.iter().flat_map(|record| &record.entries) {
+        let disk = &mut self.members[member].disks[organism];
+        disk.records.iter().flat_map(|record| &record.entries).for_each(|bytes| log.push(Arc::clone(bytes)));
+        let known = disk.checkpoint.as_ref().map(|note| SignedCheckpoint::parse(note.as_bytes()).unwrap());
+        let certified = known.as_ref().map_or(0, |known| known.checkpoint.size);
+        let fresh = || configure(Keeper::new(is_clock));
+        let restored = restore_newest(&self.plan, disk, &log, certified, &mut execution, fresh);
+        for bytes in log.entries.iter().skip(at(execution.next_index())) {
             let mut entry = Entry::decode(bytes).map_err(|error| error.to_string())?;
-            if let Some(tick) = tick_of(&entry).filter(|_| is_clock && !self.plan.has(Mutation::ForgetTicks)) {
-                clock.note(entry.time_ms, tick);
-            }
-            log.push(Arc::clone(bytes));
             if self.plan.has(Mutation::ForgetWrites) {
                 entry.write_id = WriteId::NONE;
             }
-            if self.plan.has(Mutation::ForgetRetirement) && entry.kind.starts_with(COMMITTEE_PREFIX) {
+            if self.plan.has(Mutation::ForgetRetirement) && is_host_kind(&entry.kind) {
                 entry.kind = SKIPPED_KIND.into();
             }
             execution.restore(&entry);
         }
+        if self.plan.has(Mutation::ForgetTicks) {
+            execution = execution.with_clock(is_clock.then_some(tick_of));
+        }
+        self.tally.add("member started from a state", u64::from(restored.restored));
+        self.tally.add("damaged state set aside", restored.set_aside);
         let guard = disk.guard;
         match log.root_at(guard.size) {
             None => return Err(format!("{} entries were signed, the log has {}", guard.size, log.size())),
             Some(root) if root != guard.root => return Err(format!("another root was signed at {}", guard.size)),
             Some(_) => {}
         }
-        let known = disk.checkpoint.as_ref().map(|note| SignedCheckpoint::parse(note.as_bytes()).unwrap());
         let known = known.map(|note| verifier.certify(&note)).transpose().map_err(|error| error.to_string())?;
         if known.as_ref().is_some_and(|known| log.root_at(known.size()) != Some(known.root())) {
             return Err("the log is not the one certified".into());
@@ -307,7 +318,16 @@ impl World {
         }
         let ordered = decode(&batch);
         let (entries, outcomes) = (Vec::new(), Vec::new());
-        p.work = Some(Work { batch, ordered, organism: 0, stage: Stage::Execute, entries, outcomes, note: None });
+        p.work = Some(Work {
+            batch,
+            ordered,
+            organism: 0,
+            stage: Stage::Execute,
+            entries,
+            outcomes,
+            note: None,
+            state: None,
+        });
         self.after(1, Event::Step(member, life));
         Ok(())
     }
@@ -326,7 +346,7 @@ impl World {
             return Ok(());
         }
         let stage = work.stage;
-        let next = self.stage(member, p, &mut work)?;
+        let next = self.stage(member, p, &mut work)?.or_else(|| work.state.is_some().then_some(Stage::State));
         work.stage = next.unwrap_or(Stage::Execute);
         work.organism += usize::from(next.is_none());
         p.work = Some(work);
@@ -403,13 +423,23 @@ impl World {
                 self.publish_reached(p, organism)?;
                 return Ok(None);
             }
+            Stage::State => {
+                let NewState { covers, bytes } = work.state.take().expect("there is one");
+                self.members[member].disks[organism].write(Unsynced::State(covers, bytes));
+                return Ok(Some(Stage::StateSync));
+            }
+            Stage::StateSync => {
+                self.members[member].disks[organism].sync_state();
+                self.tally.count("state kept");
+                return Ok(None);
+            }
         }
         Ok(Some(Stage::Sign))
     }
 
     fn execute(&mut self, member: usize, p: &mut Process, work: &mut Work) -> Option<Stage> {
         let (organism, batch) = (work.organism, &work.batch);
-        let tick = p.clock.at(batch.time_ms);
+        let tick = p.organisms[0].execution.tick_at(batch.time_ms);
         let own_clock = self.plan.has(Mutation::OwnClock) && member == 2;
         let time_ms = if own_clock { self.now.max(1) } else { batch.time_ms };
         let cx = Context { height: batch.height, time_ms, tick: tick.unwrap_or(0) };
@@ -425,10 +455,7 @@ impl World {
             let detail = format!("member {member} answers batch {} with {:?}", batch.height, done.outcomes);
             self.fail(invariant::OUTCOMES, detail);
         }
-        if is_clock(organism, self.plan.organisms) {
-            done.entries.iter().filter_map(tick_of).for_each(|tick| p.clock.note(batch.time_ms, tick));
-        }
-        (work.entries, work.outcomes) = (done.entries, done.outcomes);
+        (work.entries, work.outcomes, work.state) = (done.entries, done.outcomes, done.state);
         if self.plan.has(Mutation::AckBeforeCertified) {
             for (id, outcome) in &work.outcomes {
                 p.decided(organism, *id, outcome);

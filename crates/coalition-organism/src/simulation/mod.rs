@@ -27,6 +27,7 @@ mod regressions;
 mod report;
 mod rng;
 mod serve;
+mod states;
 mod world;
 
 use std::time::Instant;
@@ -94,6 +95,12 @@ const AT_LEAST_IN_A_HUNDRED: &[(&str, u64)] = &[
     ("write refused: retired", 5),
     ("log retired", 5),
     ("straggler helped", 20),
+    ("state kept", 500),
+    ("member started from a state", 100),
+    ("state damaged on disk", 10),
+    ("damaged state set aside", 5),
+    ("reader started from a state", 20),
+    ("lie: false state offered", 1),
 ];
 
 fn assert_enough(seeds: u64, done: &Tally) {

@@ -2,14 +2,14 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::{Arc, Mutex},
+    sync::Arc,
 };
 
 use coalition::UniqueId;
 use coalition_log::{
     Context, Entry,
-    entry::WriteId,
-    retirement::{COMMITTEE_PREFIX, RETIRED_KIND},
+    entry::{WriteId, is_host_kind},
+    retirement::RETIRED_KIND,
     tree::Hash,
 };
 use coalition_order::Batch;
@@ -21,7 +21,8 @@ use super::{
     machine::{Book, Keeper, tick_of},
 };
 use crate::{
-    execution::{Clock, Command, Executed, Execution, Outcome},
+    execution::{Command, Executed, Execution, Outcome},
+    folded::Clock,
     wire::{self, Ordered},
 };
 
@@ -43,10 +44,10 @@ pub(super) struct Truth {
 }
 
 impl Truth {
-    fn new(committee: &Committee, organism: usize, is_clock: bool) -> Self {
-        let keeper = Keeper { book: Arc::new(Mutex::default()), is_clock, quirk: None };
+    fn new(committee: &Committee, organism: usize, is_clock: bool, state_every: u64) -> Self {
+        let execution = Execution::new(Box::new(Keeper::new(is_clock)), committee.verifiers[organism].clone());
         Self {
-            execution: Execution::new(Box::new(keeper), committee.verifiers[organism].clone()),
+            execution: execution.with_clock(is_clock.then_some(tick_of)).with_state_every(state_every),
             log: Log::default(),
             digests: vec![Book::default().digest()],
             fold: Book::default(),
@@ -64,7 +65,7 @@ impl Truth {
             return Err(Violation { invariant: invariant::ENDED, detail });
         }
         self.ended = entry.kind == RETIRED_KIND;
-        if !entry.kind.starts_with(COMMITTEE_PREFIX) {
+        if !is_host_kind(&entry.kind) {
             self.fold.fold(entry);
         }
         self.digests.push(self.fold.digest());
@@ -105,8 +106,9 @@ pub(super) fn decode(batch: &Batch) -> Vec<Ordered> {
 }
 
 impl Oracle {
-    pub(super) fn new(committee: &'static Committee, organisms: usize) -> Self {
-        let truths = (0..organisms).map(|organism| Truth::new(committee, organism, is_clock(organism, organisms)));
+    pub(super) fn new(committee: &'static Committee, organisms: usize, state_every: u64) -> Self {
+        let truths =
+            (0..organisms).map(|organism| Truth::new(committee, organism, is_clock(organism, organisms), state_every));
         let truths = truths.collect();
         Self { committee, truths, batches: Vec::new(), clock: Clock::default(), time_ms: 1 }
     }

@@ -51,10 +51,18 @@ pub(super) enum Mutation {
     NoRepeat,
     /// A member with every entry that missed the last certificate is not told about it.
     NoHelpAtTheSameSize,
+    /// A state is taken up without its table of writes.
+    RestoreForgetsWrites,
+    /// A state is written before the last entry it claims to cover is folded.
+    StateBeforeLastEntry,
+    /// A member takes a state as it stands on its disk, without comparing it with what was certified.
+    StateUnverified,
+    /// A reader takes a state as it is served.
+    ReaderTakesAnyState,
 }
 
 impl Mutation {
-    pub(super) const ALL: [Self; 20] = [
+    pub(super) const ALL: [Self; 24] = [
         Self::QuorumOffByOne,
         Self::AckBeforeCertified,
         Self::GuardNotDurable,
@@ -75,6 +83,10 @@ impl Mutation {
         Self::EquivocationIgnored,
         Self::NoRepeat,
         Self::NoHelpAtTheSameSize,
+        Self::RestoreForgetsWrites,
+        Self::StateBeforeLastEntry,
+        Self::StateUnverified,
+        Self::ReaderTakesAnyState,
     ];
 }
 
@@ -107,6 +119,8 @@ pub(super) struct Plan {
     pub(super) slow_disk: u64,
     pub(super) retires: bool,
     pub(super) range_bytes: usize,
+    /// Entries between two certified states.
+    pub(super) state_every: u64,
     pub(super) mutation: Option<Mutation>,
 }
 
@@ -141,6 +155,7 @@ impl Plan {
             slow_disk: rng.pick(&[0, 0, 10, 40]),
             retires: rng.percent(35),
             range_bytes: rng.pick(&[150, 400, 1 << 20]),
+            state_every: rng.pick(&[4, 9, 25]),
             mutation: None,
         }
     }

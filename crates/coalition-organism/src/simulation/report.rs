@@ -31,6 +31,8 @@ pub(super) fn request(request: &Request) -> String {
         Request::Write(organism, write) => format!("write {:02x?} to {organism}", &write.write_id.0[..4]),
         Request::Follow(organism, ask) => format!("follow {organism} from {} head {}", ask.next, ask.head_size),
         Request::Evidence(organism, ask) => format!("evidence {organism} {}", ask.index),
+        Request::State(organism, ask) => format!("state {organism} from {} head {}", ask.next, ask.head_size),
+        Request::StatePart(organism, ask) => format!("state {organism} of {} at {}", ask.covers, ask.offset),
     }
 }
 
@@ -46,6 +48,8 @@ pub(super) fn reply(reply: &Reply) -> String {
             Err(_) => "nonsense".into(),
         },
         Reply::Evidence(bytes) => format!("evidence of {} bytes", bytes.len()),
+        Reply::State(bytes) => format!("state offered in {} bytes", bytes.len()),
+        Reply::StatePart(bytes) => format!("{} bytes of a state", bytes.len()),
         Reply::Fault(code) => (*code).into(),
     }
 }

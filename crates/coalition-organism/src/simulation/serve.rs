@@ -64,6 +64,16 @@ impl World {
                 self.send(member, from, &Packet::Reply(id, reply));
                 return;
             }
+            Request::State(organism, request) => {
+                let reply = self.state_of(member, p, organism, &request);
+                self.send(member, from, &Packet::Reply(id, reply));
+                return;
+            }
+            Request::StatePart(organism, request) => {
+                let reply = self.part_of(member, organism, &request);
+                self.send(member, from, &Packet::Reply(id, reply));
+                return;
+            }
         };
         p.parked.push(Call { from, id, until: self.now + wait, waiting });
         let life = self.members[member].life;

@@ -17,7 +17,7 @@ use super::{
     plan::{Ms, Plan},
     rng::Rng,
 };
-use crate::wire::{EvidenceRequest, FollowRequest, Write, WriteAnswer};
+use crate::wire::{EvidenceRequest, FollowRequest, StatePartRequest, StateRequest, Write, WriteAnswer};
 
 /// Simulated time after the last fault by which everything must be well.
 const SETTLE_MS: Ms = 30_000;
@@ -64,6 +64,8 @@ pub(super) enum Request {
     Write(usize, Write),
     Follow(usize, Rc<FollowRequest>),
     Evidence(usize, Rc<EvidenceRequest>),
+    State(usize, Rc<StateRequest>),
+    StatePart(usize, Rc<StatePartRequest>),
 }
 
 #[derive(Clone, Debug)]
@@ -71,6 +73,8 @@ pub(super) enum Reply {
     Write(WriteAnswer),
     Follow(Vec<u8>),
     Evidence(Vec<u8>),
+    State(Vec<u8>),
+    StatePart(Vec<u8>),
     Fault(&'static str),
 }
 
@@ -138,7 +142,7 @@ impl World {
         let readers = (0..plan.readers).map(|i| Reader::new(&plan, committee, i, &mut rng)).collect();
         let writers = (0..plan.writers).map(|i| Writer::new(&plan, i, &mut rng)).collect();
         let mut world = Self {
-            oracle: Oracle::new(committee, plan.organisms),
+            oracle: Oracle::new(committee, plan.organisms, plan.state_every),
             network: Network::new(plan.members, clients),
             members: (0..plan.members).map(|_| Member::new(plan.organisms)).collect(),
             liars: plan.liars.iter().map(|member| (*member, Liar::default())).collect(),
@@ -381,9 +385,9 @@ impl World {
                     return Some(format!("member {member} published {published:?} of {size} entries"));
                 }
             }
-            let behind = self.readers.iter().position(|r| r.organism == organism && r.shown.len() as u64 != size);
+            let behind = self.readers.iter().position(|r| r.organism == organism && r.size() != size);
             if let Some(reader) = behind {
-                return Some(format!("reader {reader} shows {} of {size} entries", self.readers[reader].shown.len()));
+                return Some(format!("reader {reader} shows {} of {size} entries", self.readers[reader].size()));
             }
         }
         None

@@ -100,6 +100,7 @@ impl History {
 }
 
 fn positions(log: &[Entry]) -> Vec<String> {
-    let wrong = (0u64..).zip(log).find(|(index, entry)| entry.index != *index);
-    wrong.map(|(index, entry)| format!("the reader's entry {index} says it is {}", entry.index)).into_iter().collect()
+    let wrong = log.windows(2).find(|pair| pair[0].index >= pair[1].index);
+    let told = |pair: &[Entry]| format!("the reader was shown entry {} after {}", pair[1].index, pair[0].index);
+    wrong.map(told).into_iter().collect()
 }

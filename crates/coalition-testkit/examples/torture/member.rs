@@ -2,13 +2,16 @@
 
 use std::{io::Read, net::SocketAddr, path::PathBuf, process::ExitCode, time::Duration};
 
-use coalition::UniqueId;
-use coalition_log::{Context, Draft, Entry, Machine, Refusal};
+use coalition::{UniqueId, codec};
+use coalition_log::{Context, Draft, Entry, Machine, Refusal, SnapshotError, state::MAX_STATE_BYTES};
 use coalition_organism::{Member, MemberKeys, MemberSetup, OrderSetup, OrganismSetup};
 use coalition_testkit::{key, roster};
 use coalition_universe::{Node, NodeConfig, UNIVERSE};
 
 use crate::committee::ORGANISM;
+
+/// Small, so that members that are killed come back from states.
+const STATE_EVERY: u64 = 256;
 
 /// Commits every command, and refuses the same content twice: a write that took effect twice would show.
 #[derive(Default)]
@@ -34,6 +37,15 @@ impl Machine for Register {
 
     fn wake_at_ms(&self, _: &Context) -> Option<u64> {
         None
+    }
+
+    fn snapshot(&self) -> Vec<u8> {
+        codec::encode(&self.seen)
+    }
+
+    fn restore(&mut self, snapshot: &[u8]) -> Result<(), SnapshotError> {
+        self.seen = codec::decode(snapshot, MAX_STATE_BYTES)?;
+        Ok(())
     }
 }
 
@@ -83,6 +95,7 @@ async fn run(
         name: "register".into(),
         machine: Box::<Register>::default(),
         clock: None,
+        state_every: STATE_EVERY,
     };
     let setup = MemberSetup {
         roster,
@@ -91,6 +104,7 @@ async fn run(
         order: OrderSetup { listen: addresses[index], addresses, heartbeat_ms: 1_000 },
         data_dir,
         organisms: vec![organism],
+        retain_entries: None,
     };
     let member =
         Member::start(setup).await.map_err(|error| format!("{error}: {:?}", std::error::Error::source(&error)))?;

@@ -1,0 +1,122 @@
+//! The market as bytes, and back. What follows from the rest is not written: the queue, what is live, what is held.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use coalition::{ProviderId, RequestId};
+use coalition_log::{SnapshotError, state::MAX_STATE_BYTES};
+use serde::{Deserialize, Serialize};
+
+use super::{ClearingEntry, GrantRecord, Held, LastClearing, MarketState, ProviderRecord, RequestRecord, RequestStage};
+use crate::codec;
+use crate::types::OfferName;
+
+#[derive(Serialize)]
+struct Written<'a> {
+    providers: &'a BTreeMap<ProviderId, ProviderRecord>,
+    requests: &'a BTreeMap<RequestId, RequestRecord>,
+    grants: &'a BTreeMap<RequestId, GrantRecord>,
+    finished: &'a VecDeque<RequestId>,
+    clearings: &'a VecDeque<ClearingEntry>,
+    last_clearing: Option<LastClearing>,
+    next_index: Option<u64>,
+    fault: Option<&'a str>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Read {
+    providers: BTreeMap<ProviderId, ProviderRecord>,
+    requests: BTreeMap<RequestId, RequestRecord>,
+    grants: BTreeMap<RequestId, GrantRecord>,
+    finished: VecDeque<RequestId>,
+    clearings: VecDeque<ClearingEntry>,
+    last_clearing: Option<LastClearing>,
+    next_index: Option<u64>,
+    fault: Option<String>,
+}
+
+type HeldOffers = BTreeMap<ProviderId, BTreeMap<OfferName, Held>>;
+
+impl MarketState {
+    /// The state as bytes; with it why the machine behind it stopped folding, if it did.
+    pub(crate) fn to_snapshot(&self, fault: Option<&str>) -> Vec<u8> {
+        codec::encode(&Written {
+            providers: &self.providers,
+            requests: &self.requests,
+            grants: &self.grants,
+            finished: &self.finished,
+            clearings: &self.clearings,
+            last_clearing: self.last_clearing,
+            next_index: self.next_index,
+            fault,
+        })
+    }
+
+    /// The state of a market with this one's organism, parameters and retention, and the fault, from a snapshot.
+    pub(crate) fn from_snapshot(&self, bytes: &[u8]) -> Result<(Self, Option<String>), SnapshotError> {
+        let read: Read = codec::decode(bytes, MAX_STATE_BYTES)?;
+        check(&read).map_err(|what| SnapshotError::Contradiction(what.into()))?;
+        let of_open = |(id, record): (&RequestId, &RequestRecord)| {
+            (record.stage == RequestStage::Open).then(|| (record.pointer.index, (*id, record.signed.key)))
+        };
+        let open = read.requests.iter().filter_map(of_open).collect();
+        let live: BTreeSet<RequestId> = live(&read.grants).map(|record| record.grant.request_id).collect();
+        let state = Self {
+            organism: self.organism,
+            params: self.params.clone(),
+            retention: self.retention,
+            open,
+            live,
+            held: held(&read.grants),
+            providers: read.providers,
+            requests: read.requests,
+            grants: read.grants,
+            finished: read.finished,
+            clearings: read.clearings,
+            last_clearing: read.last_clearing,
+            next_index: read.next_index,
+        };
+        Ok((state, read.fault))
+    }
+}
+
+fn live(grants: &BTreeMap<RequestId, GrantRecord>) -> impl Iterator<Item = &GrantRecord> {
+    grants.values().filter(|record| record.is_live())
+}
+
+fn held(grants: &BTreeMap<RequestId, GrantRecord>) -> HeldOffers {
+    let mut held = HeldOffers::new();
+    for GrantRecord { grant, .. } in live(grants) {
+        let offer = held.entry(grant.provider).or_default().entry(grant.offer.clone()).or_default();
+        *offer = offer.plus(grant.cpu_millicores, grant.ram_mib);
+    }
+    held
+}
+
+fn check(read: &Read) -> Result<(), &'static str> {
+    if read.requests.iter().any(|(id, record)| *id != record.request().request_id) {
+        return Err("a request stands under another's id");
+    }
+    if read.grants.iter().any(|(id, record)| *id != record.grant.request_id) {
+        return Err("a grant stands under another's id");
+    }
+    let has_request = |record: &GrantRecord| {
+        read.requests.get(&record.grant.request_id).is_some_and(|request| request.stage == RequestStage::Granted)
+    };
+    if !live(&read.grants).all(has_request) {
+        return Err("a live grant has no granted request");
+    }
+    let mut counts: BTreeMap<ProviderId, u32> = BTreeMap::new();
+    for record in live(&read.grants) {
+        let count = counts.entry(record.grant.provider).or_default();
+        *count = count.saturating_add(1);
+    }
+    let counted = |(id, record): (&ProviderId, &ProviderRecord)| record.live == counts.get(id).copied().unwrap_or(0);
+    if !read.providers.iter().all(counted) || counts.keys().any(|id| !read.providers.contains_key(id)) {
+        return Err("a provider's live grants are miscounted");
+    }
+    let finished: BTreeSet<&RequestId> = read.finished.iter().collect();
+    if finished.len() != read.finished.len() || finished.iter().any(|id| !read.requests.contains_key(*id)) {
+        return Err("a finished request is unknown or finished twice");
+    }
+    Ok(())
+}

@@ -1,0 +1,290 @@
+//! The follower's loop: ask a member, verify, fold, keep.
+
+use std::{
+    collections::BTreeMap,
+    path::Path,
+    sync::{Arc, PoisonError, RwLock},
+    time::Duration,
+};
+
+use coalition_log::{
+    Entry, Fold, FoldFault,
+    checkpoint::SignedCheckpoint,
+    entry::is_host_kind,
+    follow::{FollowError, Follower as Core},
+};
+use coalition_universe::CallError;
+use tokio::{sync::watch, time::Instant};
+
+use super::{
+    Progress, Stop,
+    keep::{Keep, KeepError, Kept},
+    state::{self, Failure, NoState, StartFrom, describe},
+};
+use crate::{
+    client::Shared,
+    pruned::Pruned,
+    wire::{self, FollowAnswer, FollowRequest, method},
+};
+
+/// How long a member may hold the poll.
+const POLL: Duration = Duration::from_millis(2_500);
+/// Pause after a member failed.
+const RETRY: Duration = Duration::from_millis(200);
+/// The fold is kept when it has advanced and this has passed since it was last.
+const KEEP_EVERY: Duration = Duration::from_secs(2);
+
+/// What a member said that another may yet prove wrong.
+enum Objection {
+    /// The accepted head is not in its history.
+    Fork,
+    /// It dropped what is needed.
+    Pruned(Pruned),
+    /// It keeps no state.
+    NoState,
+    /// Anything else.
+    Failed,
+}
+
+pub(super) struct Driver<F> {
+    shared: Arc<Shared>,
+    core: Core,
+    fold: Arc<RwLock<F>>,
+    report: watch::Sender<Progress>,
+    start_from: Option<StartFrom<F>>,
+    /// Whether a state is wanted before anything else.
+    wants_state: bool,
+    keep: Option<Keep<F>>,
+    /// When the fold was kept last, and at which size.
+    kept: (Instant, u64),
+    /// What the members said last, by position, since one answered well.
+    objections: BTreeMap<usize, Objection>,
+}
+
+impl<F: Fold> Driver<F> {
+    /// Takes up what is kept; `None` when the follower cannot start, which its progress then says.
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        fold: Arc<RwLock<F>>,
+        report: watch::Sender<Progress>,
+        start_from: Option<StartFrom<F>>,
+        keep: Option<Keep<F>>,
+    ) -> Option<Self> {
+        let resumed = resume(&shared, &fold, keep.as_ref());
+        match resumed {
+            Ok((core, ending)) => {
+                let (wants_state, kept) = (start_from.is_some() && core.next_index() == 0, core.next_index());
+                report.send_modify(|progress| (progress.folded, progress.ending) = (kept, ending));
+                let (kept, objections) = ((Instant::now(), kept), BTreeMap::new());
+                Some(Self { shared, core, fold, report, start_from, wants_state, keep, kept, objections })
+            }
+            Err(reason) => {
+                stop(&shared, &report, Stop::Because(reason));
+                None
+            }
+        }
+    }
+
+    pub(super) async fn run(mut self) {
+        while !self.report.borrow().ending.is_over {
+            let (position, _) = self.shared.member();
+            let outcome = match self.start_from.filter(|_| self.wants_state) {
+                Some(start_from) => self.take_state(position, start_from).await,
+                None => self.poll(position).await,
+            };
+            let ended = match outcome {
+                Ok(()) => self.advanced().await,
+                Err((objection, reason)) => self.failed(position, objection, reason).await,
+            };
+            if let Some(why) = ended {
+                return stop(&self.shared, &self.report, why);
+            }
+        }
+        // There is nothing more to follow; what waits learns it from the progress, which must stay open.
+        self.keep_fold().await;
+        std::future::pending::<()>().await;
+    }
+
+    async fn take_state(&mut self, position: usize, start_from: StartFrom<F>) -> Result<(), (Objection, String)> {
+        let taken = state::take(&self.shared, position, &mut self.core, &self.fold, start_from).await;
+        let ending = taken.map_err(|error| match error {
+            NoState::None => (Objection::NoState, "it keeps no state".to_owned()),
+            NoState::Failed(failure) => match *failure {
+                Failure::Called(error) => (Objection::Failed, error.to_string()),
+                Failure::Refused(error) => self.refused(&error),
+                Failure::Answered(reason) => (Objection::Failed, reason),
+            },
+        })?;
+        tracing::info!(organism = %self.shared.id, entries = self.core.next_index(), "started from a certified state");
+        self.wants_state = false;
+        self.report.send_modify(|progress| progress.ending = ending);
+        Ok(())
+    }
+
+    async fn poll(&mut self, position: usize) -> Result<(), (Objection, String)> {
+        let answer = self.ask(position).await?;
+        let entries = accept(&mut self.core, &answer).map_err(|error| self.refused(&error))?;
+        if let Err((index, fault)) = fold_all(&self.fold, &entries) {
+            let reason = format!("certified entry {index} contradicts the rules of its service: {fault}");
+            self.report.send_modify(|progress| progress.stop = Some(Stop::Because(reason)));
+            return Ok(());
+        }
+        self.report.send_modify(|progress| progress.ending.note(&entries));
+        Ok(())
+    }
+
+    async fn ask(&self, position: usize) -> Result<FollowAnswer, (Objection, String)> {
+        let request = FollowRequest {
+            organism: self.shared.id,
+            head_size: self.core.head_size(),
+            next: self.core.next_index(),
+            wait_ms: u32::try_from(POLL.as_millis()).unwrap_or(u32::MAX),
+        };
+        let timeout = POLL + Duration::from_millis(1_500);
+        match self.shared.call(position, method::FOLLOW, wire::encode(&request), timeout).await {
+            Ok(bytes) => wire::decode(&bytes).map_err(|error| (Objection::Failed, error.to_string())),
+            Err(error) => {
+                let pruned = match &error {
+                    CallError::Refused(fault) => Pruned::from_fault(fault),
+                    _ => None,
+                };
+                Err((pruned.map_or(Objection::Failed, Objection::Pruned), error.to_string()))
+            }
+        }
+    }
+
+    fn refused(&self, error: &FollowError) -> (Objection, String) {
+        let is_fork = matches!(error, FollowError::Fork { .. } | FollowError::Inconsistent { .. });
+        (if is_fork { Objection::Fork } else { Objection::Failed }, describe(error))
+    }
+
+    /// Tells what is new, and keeps it now and then.
+    async fn advanced(&mut self) -> Option<Stop> {
+        if let Some(why) = self.report.borrow().stop.clone() {
+            return Some(why);
+        }
+        self.objections.clear();
+        let folded = self.core.next_index();
+        self.report.send_modify(|progress| (progress.folded, progress.last_error) = (folded, None));
+        if self.kept.0.elapsed() >= KEEP_EVERY {
+            self.keep_fold().await;
+        }
+        None
+    }
+
+    /// Notes what a member said, and asks the next one. Some things are so when enough of them say so.
+    async fn failed(&mut self, position: usize, objection: Objection, reason: String) -> Option<Stop> {
+        let reason = format!("member {}: {reason}", self.shared.name(position));
+        tracing::debug!(organism = %self.shared.id, %reason, "follower asks the next member");
+        self.report.send_modify(|progress| progress.last_error = Some(reason));
+        let pause = if matches!(objection, Objection::NoState) { Duration::ZERO } else { RETRY };
+        self.objections.insert(position, objection);
+        self.shared.demote(position);
+        if let Some(why) = self.conclude() {
+            return Some(why);
+        }
+        tokio::time::sleep(pause).await;
+        None
+    }
+
+    fn conclude(&mut self) -> Option<Stop> {
+        // With one more than may lie, one of them is correct.
+        let enough = self.shared.verifier.members() - self.shared.verifier.quorum() + 1;
+        let forks = self.objections.values().filter(|objection| matches!(objection, Objection::Fork)).count();
+        if let Some(head) = self.core.head().filter(|_| forks >= enough) {
+            return Some(Stop::Forked { size: head.size(), root: head.root(), members: forks });
+        }
+        let is_round = self.objections.len() == self.shared.members();
+        let pruned: Vec<&Pruned> = self.objections.values().filter_map(Objection::pruned).collect();
+        if self.wants_state {
+            // Nobody offers one: the log is read from where this reader stands.
+            let none = self.objections.values().filter(|objection| matches!(objection, Objection::NoState)).count();
+            if none >= enough {
+                self.wants_state = false;
+                self.objections.clear();
+            }
+        } else if self.start_from.is_some() && is_round && !pruned.is_empty() {
+            self.wants_state = true;
+            self.objections.clear();
+        } else if self.start_from.is_none() && pruned.len() >= enough && is_round {
+            // The member that kept most is the one to name.
+            return pruned.into_iter().min_by_key(|pruned| pruned.below).cloned().map(Stop::Pruned);
+        }
+        None
+    }
+
+    /// Keeps the fold if it has advanced. A disk that fails costs the next start some time, and this one nothing.
+    async fn keep_fold(&mut self) {
+        let Some(keep) = self.keep.clone().filter(|_| self.kept.1 != self.core.next_index()) else { return };
+        let kept =
+            Kept { organism: self.shared.id, saved: self.core.save(), ending: self.report.borrow().ending.clone() };
+        let (fold, path) = (Arc::clone(&self.fold), keep.path().to_owned());
+        let writing = move || keep.write(&kept, &fold.read().unwrap_or_else(PoisonError::into_inner));
+        match tokio::task::spawn_blocking(writing).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => warn_of(&path, &describe(&error)),
+            Err(error) => warn_of(&path, &error.to_string()),
+        }
+        self.kept = (Instant::now(), self.core.next_index());
+    }
+}
+
+impl Objection {
+    const fn pruned(&self) -> Option<&Pruned> {
+        match self {
+            Self::Pruned(pruned) => Some(pruned),
+            _ => None,
+        }
+    }
+}
+
+fn warn_of(path: &Path, reason: &str) {
+    tracing::warn!(file = %path.display(), %reason, "the fold could not be kept; it goes on in memory");
+}
+
+fn stop(shared: &Shared, report: &watch::Sender<Progress>, why: Stop) {
+    let reason = describe(&why.error());
+    tracing::error!(organism = %shared.id, %reason, "the follower stops");
+    report.send_modify(|progress| (progress.last_error, progress.stop) = (Some(reason), Some(why)));
+}
+
+/// The reader's core and the log's ending as they were kept, or as of an empty log.
+fn resume<F>(shared: &Shared, fold: &RwLock<F>, keep: Option<&Keep<F>>) -> Result<(Core, super::Ending), String> {
+    let fresh = || Core::new(shared.id, &shared.roster).map_err(|error| describe(&error));
+    let Some(keep) = keep else { return Ok((fresh()?, super::Ending::default())) };
+    let read = keep.read(&mut fold.write().unwrap_or_else(PoisonError::into_inner));
+    let kept = match read {
+        Ok(Some(kept)) => kept,
+        Ok(None) => return Ok((fresh()?, super::Ending::default())),
+        Err(error @ (KeepError::Damaged { .. } | KeepError::Fold { .. })) => {
+            let aside = keep.set_aside().map_err(|error| describe(&error))?;
+            let (reason, file) = (describe(&error), aside.display());
+            tracing::error!(organism = %shared.id, %reason, %file, "the kept fold is no use; it was set aside");
+            return Ok((fresh()?, super::Ending::default()));
+        }
+        Err(error) => return Err(describe(&error)),
+    };
+    let file = keep.path().display();
+    if kept.organism != shared.id {
+        let (found, expected) = (kept.organism, shared.id);
+        return Err(format!("{file} is of organism {found}, not {expected}; give each reader a file of its own"));
+    }
+    let core = Core::resume(shared.id, &shared.roster, kept.saved);
+    let core = core.map_err(|error| format!("{file}: {}", describe(&error)))?;
+    Ok((core, kept.ending))
+}
+
+fn fold_all<F: Fold>(state: &RwLock<F>, entries: &[Entry]) -> Result<(), (u64, FoldFault)> {
+    let mut fold = state.write().unwrap_or_else(PoisonError::into_inner);
+    let mut services = entries.iter().filter(|entry| !is_host_kind(&entry.kind));
+    services.try_for_each(|entry| fold.fold(entry).map_err(|fault| (entry.index, fault)))
+}
+
+fn accept(core: &mut Core, answer: &FollowAnswer) -> Result<Vec<Entry>, FollowError> {
+    let note = SignedCheckpoint::parse(answer.head.as_bytes()).map_err(FollowError::SavedNote)?;
+    core.accept_head(&note, &answer.head_proof)?;
+    if answer.entries.is_empty() {
+        return Ok(Vec::new());
+    }
+    core.accept_entries(core.next_index(), &answer.entries, &answer.range_proof)
+}

@@ -1,0 +1,235 @@
+//! A reader's own file: the fold, where it stands in the tree, and the head it last accepted.
+//!
+//! Bytes, integers big endian: `434c4f47464f4c01 ‖ organism(32) ‖ u32 length ‖ head as a signed note ‖ u64 size ‖ u8 peaks ‖ peaks, 32
+//! each ‖ u8 ending (0 none, 1 announced, 2 over) ‖ u32 length ‖ marker ‖ u64 length ‖ fold ‖ SHA-256 of all that`.
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
+
+use coalition::UniqueId;
+use coalition_log::{
+    SnapshotError,
+    follow::Saved,
+    retirement::Retirement,
+    store::{StoreError, replace_durably},
+    tree::{Frontier, Hash, sha256},
+};
+
+use super::Ending;
+
+const MAGIC: &[u8; 8] = b"CLOGFOL\x01";
+/// Longest file read, in bytes.
+const MAX_FILE_BYTES: u64 = 1 << 30;
+
+/// Where a fold is kept, and how it is written and read.
+pub(super) struct Keep<F> {
+    path: PathBuf,
+    save: fn(&F) -> Vec<u8>,
+    load: fn(&mut F, &[u8]) -> Result<(), SnapshotError>,
+}
+
+impl<F> Clone for Keep<F> {
+    fn clone(&self) -> Self {
+        Self { path: self.path.clone(), save: self.save, load: self.load }
+    }
+}
+
+/// What a file holds beside the fold itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Kept {
+    pub(super) organism: UniqueId,
+    pub(super) saved: Saved,
+    pub(super) ending: Ending,
+}
+
+/// Why a kept file is not used.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum KeepError {
+    /// It cannot be read.
+    #[error("cannot read {}", path.display())]
+    Read {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    /// It is damaged.
+    #[error("{} is damaged: {what}", path.display())]
+    Damaged { path: PathBuf, what: &'static str },
+    /// The fold does not take it.
+    #[error("{} holds another fold", path.display())]
+    Fold {
+        path: PathBuf,
+        #[source]
+        source: SnapshotError,
+    },
+    /// It cannot be renamed.
+    #[error("cannot set {} aside", path.display())]
+    SetAside {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl<F> Keep<F> {
+    pub(super) const fn new(
+        path: PathBuf,
+        save: fn(&F) -> Vec<u8>,
+        load: fn(&mut F, &[u8]) -> Result<(), SnapshotError>,
+    ) -> Self {
+        Self { path, save, load }
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// What is kept, put into `fold`; `None` when nothing is. The fold is unchanged after an error.
+    pub(super) fn read(&self, fold: &mut F) -> Result<Option<Kept>, KeepError> {
+        let path = || self.path.clone();
+        let unreadable = |source| KeepError::Read { path: path(), source };
+        let bytes = match std::fs::metadata(&self.path).map(|file| file.len()) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(unreadable(error)),
+            Ok(length) if length > MAX_FILE_BYTES => {
+                return Err(KeepError::Damaged { path: path(), what: "it is too long" });
+            }
+            Ok(_) => std::fs::read(&self.path).map_err(unreadable)?,
+        };
+        let (kept, saved) = decode(&bytes).map_err(|what| KeepError::Damaged { path: path(), what })?;
+        (self.load)(fold, saved).map_err(|source| KeepError::Fold { path: path(), source })?;
+        Ok(Some(kept))
+    }
+
+    /// Replaces what is kept.
+    pub(super) fn write(&self, kept: &Kept, fold: &F) -> Result<(), StoreError> {
+        replace_durably(&self.path, &encode(kept, &(self.save)(fold)))
+    }
+
+    /// Renames a file that is no use.
+    pub(super) fn set_aside(&self) -> Result<PathBuf, KeepError> {
+        let mut name = self.path.file_name().unwrap_or_default().to_owned();
+        name.push(".damaged");
+        let aside = self.path.with_file_name(name);
+        std::fs::rename(&self.path, &aside)
+            .map_err(|source| KeepError::SetAside { path: self.path.clone(), source })?;
+        Ok(aside)
+    }
+}
+
+fn encode(kept: &Kept, fold: &[u8]) -> Vec<u8> {
+    let Kept { organism, saved, ending } = kept;
+    let head = saved.head.as_deref().unwrap_or_default();
+    let marker = ending.announced.as_ref().map(Retirement::to_bytes).unwrap_or_default();
+    let length = |bytes: usize| u32::try_from(bytes).expect("notes and markers are bounded").to_be_bytes();
+    let mut out = Vec::with_capacity(256 + head.len() + marker.len() + fold.len());
+    out.extend_from_slice(MAGIC);
+    out.extend_from_slice(organism.as_bytes());
+    out.extend_from_slice(&length(head.len()));
+    out.extend_from_slice(head.as_bytes());
+    out.extend_from_slice(&saved.frontier.size().to_be_bytes());
+    out.push(u8::try_from(saved.frontier.peaks().len()).expect("a tree has at most 64 peaks"));
+    saved.frontier.peaks().iter().for_each(|peak| out.extend_from_slice(&peak.0));
+    out.push(if ending.is_over { 2 } else { u8::from(ending.announced.is_some()) });
+    out.extend_from_slice(&length(marker.len()));
+    out.extend_from_slice(marker);
+    out.extend_from_slice(&(fold.len() as u64).to_be_bytes());
+    out.extend_from_slice(fold);
+    out.extend_from_slice(&sha256(&out).0);
+    out
+}
+
+fn decode(bytes: &[u8]) -> Result<(Kept, &[u8]), &'static str> {
+    let (content, digest) = bytes.split_last_chunk::<32>().ok_or("it is cut short")?;
+    if sha256(content).0 != *digest {
+        return Err("its digest is not that of its content");
+    }
+    let mut rest = content;
+    let cut = "it ends early";
+    let mut take = |length: usize| {
+        let (taken, after) = rest.split_at_checked(length).ok_or(cut)?;
+        rest = after;
+        Ok::<_, &'static str>(taken)
+    };
+    if take(8)? != MAGIC {
+        return Err("it does not start as a reader's file of this version");
+    }
+    let organism = UniqueId::from_bytes(take(32)?.try_into().map_err(|_| cut)?);
+    let length = u32::from_be_bytes(take(4)?.try_into().map_err(|_| cut)?) as usize;
+    let head = std::str::from_utf8(take(length)?).map_err(|_| "its head is no text")?;
+    let size = u64::from_be_bytes(take(8)?.try_into().map_err(|_| cut)?);
+    let count = usize::from(take(1)?[0]);
+    let (peaks, _) = take(32 * count)?.as_chunks::<32>();
+    let frontier = Frontier::from_peaks(size, peaks.iter().map(|peak| Hash(*peak)).collect());
+    let frontier = frontier.ok_or("its tree has not one peak for each set bit of its size")?;
+    let stage = take(1)?[0];
+    let length = u32::from_be_bytes(take(4)?.try_into().map_err(|_| cut)?) as usize;
+    let announced = Retirement::from_bytes(take(length)?);
+    if stage > 2 || (stage > 0) != announced.is_some() || (stage == 0) != (length == 0) {
+        return Err("its retirement is none");
+    }
+    let length = u64::from_be_bytes(take(8)?.try_into().map_err(|_| cut)?);
+    let fold = take(usize::try_from(length).unwrap_or(usize::MAX))?;
+    if !rest.is_empty() {
+        return Err("bytes follow its end");
+    }
+    let head = (!head.is_empty()).then(|| head.to_owned());
+    let saved = Saved { frontier, head };
+    Ok((Kept { organism, saved, ending: Ending { announced, is_over: stage == 2 } }, fold))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn kept() -> Kept {
+        let frontier = Frontier::from_peaks(5, vec![Hash([1; 32]), Hash([2; 32])]).unwrap();
+        let saved = Saved { frontier, head: Some("a head".into()) };
+        Kept { organism: UniqueId::from_bytes([7; 32]), saved, ending: Ending::default() }
+    }
+
+    #[test]
+    fn the_file_is_pinned() {
+        let bytes = encode(&kept(), b"fold");
+        let expected = [
+            &b"CLOGFOL\x01"[..],
+            &[7; 32],
+            &[0, 0, 0, 6],
+            b"a head",
+            &[0, 0, 0, 0, 0, 0, 0, 5, 2],
+            &[1; 32],
+            &[2; 32],
+            &[0, 0, 0, 0, 0],
+            &[0, 0, 0, 0, 0, 0, 0, 4],
+            b"fold",
+        ]
+        .concat();
+        assert_eq!(bytes[..bytes.len() - 32], expected);
+        assert_eq!(bytes[bytes.len() - 32..], sha256(&expected).0);
+        assert_eq!(decode(&bytes).unwrap(), (kept(), &b"fold"[..]));
+    }
+
+    proptest! {
+        #[test]
+        fn no_changed_byte_is_accepted(at in 0usize..172, flip in 1u8..=255) {
+            let mut bytes = encode(&kept(), b"fold");
+            let at = at % bytes.len();
+            bytes[at] ^= flip;
+            prop_assert!(decode(&bytes).is_err());
+        }
+
+        #[test]
+        fn hostile_bytes_are_refused_even_with_a_digest(content in prop::collection::vec(any::<u8>(), 0..200)) {
+            let mut bytes = [MAGIC.as_slice(), &content].concat();
+            let digest = sha256(&bytes);
+            bytes.extend_from_slice(&digest.0);
+            if let Ok((kept, fold)) = decode(&bytes) {
+                prop_assert_eq!(encode(&kept, fold), bytes);
+            }
+        }
+    }
+}

@@ -1,0 +1,213 @@
+//! Following an organism's log: a verified, always current fold of it in this process.
+
+mod driver;
+mod keep;
+pub(crate) mod state;
+mod when;
+
+use std::{
+    path::PathBuf,
+    sync::{Arc, PoisonError, RwLock},
+    time::Duration,
+};
+
+use coalition_log::{
+    Entry, Fold, FromState, Persist,
+    retirement::{RETIRED_KIND, Retirement},
+    tree::Hash,
+};
+use tokio::{sync::watch, task::JoinHandle};
+
+pub use self::when::When;
+use self::{
+    driver::Driver,
+    keep::Keep,
+    state::{StartFrom, start_from},
+};
+use crate::{
+    client::{Organism, millis},
+    error::ReadError,
+    pruned::Pruned,
+};
+
+/// How far a follower is.
+#[derive(Clone, Debug, Default)]
+struct Progress {
+    folded: u64,
+    last_error: Option<String>,
+    stop: Option<Stop>,
+    ending: Ending,
+}
+
+/// Why a follower stopped for good.
+#[derive(Clone, Debug)]
+enum Stop {
+    /// The head it accepted is not in the history any more.
+    Forked { size: u64, root: Hash, members: usize },
+    /// What it needs next is kept by nobody.
+    Pruned(Pruned),
+    /// Something else.
+    Because(String),
+}
+
+impl Stop {
+    fn error(&self) -> ReadError {
+        match self.clone() {
+            Self::Forked { size, root, members } => ReadError::Forked { size, root, members },
+            Self::Pruned(pruned) => ReadError::Pruned(pruned),
+            Self::Because(reason) => ReadError::Stopped { reason },
+        }
+    }
+}
+
+/// Whether and how the log ends, as far as it is folded.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Ending {
+    pub(crate) announced: Option<Retirement>,
+    pub(crate) is_over: bool,
+}
+
+impl Ending {
+    pub(crate) fn note<'a>(&mut self, entries: impl IntoIterator<Item = &'a Entry>) {
+        for entry in entries {
+            self.announced = Retirement::of(entry).or(self.announced.take());
+            self.is_over |= entry.kind == RETIRED_KIND;
+        }
+    }
+}
+
+/// A running follower. It verifies every head and every entry before folding it, asks the next member when one fails or
+/// lies, and keeps no more than one range of entries in memory beside the fold: the next is asked for when the last is folded.
+/// Dropping it stops it.
+pub struct Follower<F> {
+    state: Arc<RwLock<F>>,
+    progress: watch::Receiver<Progress>,
+    organism: Organism,
+    task: JoinHandle<()>,
+}
+
+/// A follower about to start: from the log's first entry, unless told otherwise.
+pub struct Start<F> {
+    organism: Organism,
+    initial: F,
+    start_from: Option<StartFrom<F>>,
+    keep: Option<Keep<F>>,
+}
+
+impl<F: Fold> Start<F> {
+    /// Starts from the newest state the committee has certified, if there is one, and takes one again should the entries
+    /// needed next be pruned. History before it is not in the fold then.
+    #[must_use]
+    pub fn from_state(mut self) -> Self
+    where
+        F: FromState,
+    {
+        self.start_from = Some(start_from::<F>);
+        self
+    }
+
+    /// Keeps the fold in this file, written whole or not at all every few seconds, and goes on from it if it is there. A damaged
+    /// file is named in the log and set aside. A file of another organism, or whose head is no longer in the log's history, stops
+    /// the follower: nothing starts over silently.
+    #[must_use]
+    pub fn kept_in(mut self, file: impl Into<PathBuf>) -> Self
+    where
+        F: Persist,
+    {
+        self.keep = Some(Keep::new(file.into(), F::save, F::load));
+        self
+    }
+
+    /// Starts. Reads the kept file, so that what it holds can be read at once. Must be called inside a tokio runtime.
+    #[must_use]
+    pub fn spawn(self) -> Follower<F> {
+        let Self { organism, initial, start_from, keep } = self;
+        let state = Arc::new(RwLock::new(initial));
+        let (report, progress) = watch::channel(Progress::default());
+        let shared = Arc::clone(organism.shared());
+        let task = match Driver::new(shared, Arc::clone(&state), report, start_from, keep) {
+            Some(driver) => tokio::spawn(driver.run()),
+            None => tokio::spawn(std::future::ready(())),
+        };
+        Follower { state, progress, organism, task }
+    }
+}
+
+impl<F: Fold> Follower<F> {
+    /// Starts at the log's first entry with `initial`, and keeps nothing.
+    #[must_use]
+    pub fn spawn(organism: Organism, initial: F) -> Self {
+        Self::start(organism, initial).spawn()
+    }
+
+    /// A follower about to start, with `initial` the fold of no entries.
+    #[must_use]
+    pub const fn start(organism: Organism, initial: F) -> Start<F> {
+        Start { organism, initial, start_from: None, keep: None }
+    }
+
+    /// Looks at the fold as of now.
+    pub fn read<R>(&self, look: impl FnOnce(&F) -> R) -> R {
+        look(&self.state.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Futures that resolve from the fold.
+    #[must_use]
+    pub fn when(&self) -> When<F> {
+        When::new(Arc::clone(&self.state), self.progress.clone())
+    }
+
+    /// Waits until `look` finds what it wants; it is asked again after every certified advance.
+    ///
+    /// # Errors
+    /// [`ReadError::Deadline`], and as [`When::finds`].
+    pub async fn wait_for<R>(&self, deadline: Duration, look: impl FnMut(&F) -> Option<R>) -> Result<R, ReadError> {
+        let found = tokio::time::timeout(deadline, self.when().finds(look)).await;
+        found.unwrap_or_else(|_| Err(self.late(deadline)))
+    }
+
+    /// Waits until everything certified at the time of the call is folded; answers how many entries that is.
+    ///
+    /// # Errors
+    /// [`ReadError`] when no member gives a head or the entries up to it in time.
+    pub async fn caught_up(&self, deadline: Duration) -> Result<u64, ReadError> {
+        let size = self.organism.head(deadline).await?.size();
+        let reached = tokio::time::timeout(deadline, self.when().folded(size)).await;
+        reached.unwrap_or_else(|_| Err(self.late(deadline)))
+    }
+
+    /// Entries folded so far.
+    #[must_use]
+    pub fn certified_size(&self) -> u64 {
+        self.progress.borrow().folded
+    }
+
+    /// Why the last poll failed; `None` after a success.
+    #[must_use]
+    pub fn last_error(&self) -> Option<String> {
+        self.progress.borrow().last_error.clone()
+    }
+
+    /// The retirement the log announces, and whether it is in effect. Everything before it stays readable.
+    #[must_use]
+    pub fn retirement(&self) -> Option<(Retirement, bool)> {
+        let ending = self.progress.borrow().ending.clone();
+        ending.announced.map(|retirement| (retirement, ending.is_over))
+    }
+
+    fn late(&self, deadline: Duration) -> ReadError {
+        ReadError::Deadline { waited_ms: millis(deadline), last: self.last_error() }
+    }
+
+    /// The organism followed.
+    #[must_use]
+    pub fn organism(&self) -> &Organism {
+        &self.organism
+    }
+}
+
+impl<F> Drop for Follower<F> {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
