@@ -3,7 +3,7 @@
 
 use coalition::{AlmanacTick, UniqueId};
 use coalition_almanac::*;
-use coalition_log::{Context, Entry, Machine};
+use coalition_log::{Context, Entry, FromState, Machine, Persist, SnapshotError};
 use ed25519_dalek::SigningKey;
 use proptest::prelude::*;
 
@@ -224,4 +224,62 @@ proptest! {
         sim.entries.iter().for_each(|entry| folded.evolve(entry));
         prop_assert_eq!(folded, sim.machine);
     }
+
+    #[test]
+    fn a_restored_machine_is_the_machine(gaps in proptest::collection::vec((0..2_500u64, 0..3u8, any::<bool>()), 1..40), cut in 0..120usize) {
+        let mut sim = Sim::new(1_000);
+        let mut now = START_MS;
+        for (gap, member, reads) in gaps {
+            now += gap;
+            let commands = reads.then(|| observe(member, now));
+            sim.batch(now, commands.as_slice());
+        }
+        let cut = cut % (sim.entries.len() + 1);
+        let mut before = Sim::new(1_000).machine;
+        sim.entries[..cut].iter().for_each(|entry| before.evolve(entry));
+        let mut restored = Sim::new(1_000).machine;
+        restored.restore(&before.snapshot()).unwrap();
+        prop_assert_eq!(&restored, &before);
+        prop_assert_eq!(restored.snapshot(), before.snapshot());
+        sim.entries[cut..].iter().for_each(|entry| restored.evolve(entry));
+        prop_assert_eq!(&restored, &sim.machine);
+        // A reader that starts from the state counts on, and knows what it missed.
+        let mut reader = Ticks::new(AlmanacParams::new(1_000).unwrap());
+        reader.start_from(&before.snapshot()).unwrap();
+        prop_assert!(reader.reached(AlmanacTick(before.last_seq())));
+        for entry in &sim.entries[cut..] {
+            reader.apply(entry).unwrap();
+        }
+        prop_assert!(reader.reached(AlmanacTick(sim.machine.last_seq())));
+        let mut loaded = Ticks::new(AlmanacParams::new(1_000).unwrap());
+        loaded.load(&reader.save()).unwrap();
+        prop_assert_eq!(loaded.save(), reader.save());
+        prop_assert_eq!(loaded.latest(), reader.latest());
+    }
+
+    #[test]
+    fn arbitrary_snapshots_are_refused_or_mean_themselves(bytes in proptest::collection::vec(any::<u8>(), 0..60)) {
+        let mut machine = Sim::new(1_000).machine;
+        for bytes in [bytes.clone(), [&[1, 3], bytes.as_slice()].concat()] {
+            if machine.restore(&bytes).is_ok() {
+                prop_assert_eq!(machine.snapshot(), bytes);
+            }
+        }
+    }
+}
+
+#[test]
+fn the_snapshot_is_pinned() {
+    let mut sim = Sim::new(1_000);
+    sim.batch(START_MS, &[observe(1, 300)]);
+    sim.batch(START_MS + 1, &[observe(2, 5), observe(2, 6)]);
+    let snapshot = sim.machine.snapshot();
+    assert_eq!(hex::encode(&snapshot), "0103000000 01ac020000 0106010602 0101fad195ffbc31".replace(' ', ""));
+    let other =
+        AlmanacMachine::new(AlmanacParams::new(1_000).unwrap(), organism(), Observers::Authenticated { members: 4 });
+    let refused = other.clone().restore(&snapshot).unwrap_err();
+    assert!(
+        matches!(&refused, SnapshotError::Contradiction(what) if what.contains('3') && what.contains('4')),
+        "{refused}"
+    );
 }

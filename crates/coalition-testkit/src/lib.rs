@@ -6,7 +6,7 @@
 use std::{
     net::{SocketAddr, TcpListener},
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use coalition::{RetirementMarker, Roster, RosterMember, UniqueId};
@@ -129,8 +129,9 @@ impl Committee {
         self.dir.path().join(format!("m{member}"))
     }
 
-    /// Starts one member on its directory, which may hold an earlier life.
-    pub async fn start_member(&mut self, member: usize) {
+    /// Starts one member on its directory, which may hold an earlier life. Answers how long opening and folding its logs and joining
+    /// took, its node apart.
+    pub async fn start_member(&mut self, member: usize) -> Duration {
         let node = self.node(key(member, 3)).await;
         let organisms = self.carried.iter().map(|carried| OrganismSetup {
             id: carried.id,
@@ -152,11 +153,14 @@ impl Committee {
             organisms: organisms.collect(),
             retain_entries: self.retain_entries,
         };
+        let began = Instant::now();
         let running = Member::start(setup).await.expect("member starts");
+        let took = began.elapsed();
         node.serve(running.service());
         self.addresses.retain(|address| address.peer != node.peer_id());
         self.addresses.push(node.address());
         self.seats[member].running = Some((node, running));
+        took
     }
 
     /// Stops one member cleanly.
@@ -171,6 +175,12 @@ impl Committee {
     #[must_use]
     pub fn member(&self, member: usize) -> Option<&Member> {
         self.seats[member].running.as_ref().map(|(_, running)| running)
+    }
+
+    /// Where the committee's nodes meet, and how its members can be reached: what a client in another process needs.
+    #[must_use]
+    pub fn places(&self) -> (String, Vec<PeerAddress>) {
+        (self.relay.url(), self.addresses.clone())
     }
 
     /// A node with this key at the committee's relay.

@@ -2,6 +2,7 @@
 
 use coalition::{EvidencePointer, UniqueId};
 use coalition_compute::*;
+use coalition_log::Machine as _;
 
 use crate::common::*;
 
@@ -84,6 +85,12 @@ fn lines() -> Vec<String> {
             hex::encode(&entry.body)
         )
     }));
+    // States in the middle of the story, with something of everything, and at its end.
+    for cut in [5, sim.entries.len()] {
+        let mut machine = ComputeMachine::new(organism(), params()).unwrap();
+        sim.entries[..cut].iter().for_each(|entry| machine.evolve(entry));
+        lines.push(format!("snapshot after {cut} {}", hex::encode(machine.snapshot())));
+    }
     lines
 }
 

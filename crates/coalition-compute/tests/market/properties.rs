@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use coalition::{ProviderId, RequestId};
 use coalition_compute::*;
-use coalition_log::{Context, Entry, Machine};
+use coalition_log::{Context, Entry, FromState, Machine, Persist};
 use proptest::prelude::*;
 
 use crate::common::*;
@@ -240,6 +240,46 @@ proptest! {
     }
 
     #[test]
+    fn a_restored_machine_is_the_machine(steps in proptest::collection::vec(step(), 1..60), cut in 0..200usize) {
+        let sim = run(&steps);
+        let cut = cut % (sim.entries.len() + 1);
+        let fresh = || ComputeMachine::new(organism(), params()).unwrap();
+        let mut before = fresh();
+        sim.entries[..cut].iter().for_each(|entry| before.evolve(entry));
+        let (mut restored, snapshot) = (fresh(), before.snapshot());
+        restored.restore(&snapshot).unwrap();
+        prop_assert_eq!(restored.state(), before.state());
+        prop_assert_eq!(restored.snapshot(), snapshot.clone(), "equal states, equal bytes");
+        sim.entries[cut..].iter().for_each(|entry| restored.evolve(entry));
+        prop_assert_eq!(restored.state(), sim.machine.state());
+        prop_assert_eq!(restored.wake_at_ms(&sim.cx), sim.machine.wake_at_ms(&sim.cx));
+        // Readers: from the committee's state, and from their own file.
+        let mut view = MarketView::new(organism(), params());
+        view.start_from(&snapshot).unwrap();
+        for entry in &sim.entries[cut..] {
+            view.apply(entry).unwrap();
+        }
+        let live = |state: &MarketState| state.live_grants().map(|record| record.grant.clone()).collect::<Vec<_>>();
+        prop_assert_eq!(live(view.state()), live(sim.machine.state()));
+        prop_assert_eq!(view.state().open_count(), sim.machine.state().open_count());
+        let mut loaded = MarketView::new(organism(), params());
+        loaded.load(&view.save()).unwrap();
+        prop_assert_eq!(loaded.state(), view.state());
+    }
+
+    #[test]
+    fn changed_snapshots_are_refused_or_mean_themselves(steps in proptest::collection::vec(step(), 1..20), at in any::<prop::sample::Index>(), flip in 1..=255u8) {
+        let sim = run(&steps);
+        let mut bytes = sim.machine.snapshot();
+        let at = at.index(bytes.len());
+        bytes[at] ^= flip;
+        let mut machine = ComputeMachine::new(organism(), params()).unwrap();
+        if machine.restore(&bytes).is_ok() {
+            prop_assert_eq!(machine.snapshot(), bytes);
+        }
+    }
+
+    #[test]
     fn arbitrary_bytes_never_panic_and_never_change_anything(
         bytes in proptest::collection::vec(any::<u8>(), 0..600),
         kind in 0..10usize,
@@ -262,6 +302,12 @@ proptest! {
         (entry.index, entry.kind, entry.body) = (1, kinds[kind].to_owned(), bytes);
         sim.machine.evolve(&entry);
         prop_assert_eq!(sim.machine.state(), &before);
+        // One restored from its state says the same about it.
+        let mut restored = ComputeMachine::new(organism(), params()).unwrap();
+        restored.restore(&sim.machine.snapshot()).unwrap();
+        let said = |machine: &ComputeMachine| machine.fault().map(ToString::to_string);
+        prop_assert_eq!(said(&restored), said(&sim.machine));
+        prop_assert_eq!(restored.snapshot(), sim.machine.snapshot());
     }
 
     #[test]

@@ -24,6 +24,7 @@ use super::{
     order::{decode, execute, is_clock},
     plan::{Ms, Mutation},
     serve::Call,
+    stage::Stage,
     states::restore_newest,
     world::{Event, Packet, World},
 };
@@ -101,46 +102,6 @@ struct Work {
     outcomes: Vec<(WriteId, Outcome)>,
     note: Option<SignedCheckpoint>,
     state: Option<NewState>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Stage {
-    Execute,
-    Write,
-    Sync,
-    Answer,
-    Guard,
-    GuardSync,
-    Sign,
-    Send,
-    Own,
-    Reached,
-    State,
-    StateSync,
-}
-
-impl Stage {
-    const fn crash(self) -> &'static str {
-        match self {
-            Self::Execute => "crash: before executing",
-            Self::Write => "crash: executed, not written",
-            Self::Sync => "crash: written, not synced",
-            Self::Answer => "crash: synced, not answered",
-            Self::Guard => "crash: answered, guard not written",
-            Self::GuardSync => "crash: guard written, not synced",
-            Self::Sign => "crash: guard synced, not signed",
-            Self::Send => "crash: signed, not sent",
-            Self::Own => "crash: sent, not counted",
-            Self::Reached => "crash: counted, not published",
-            Self::State => "crash: certified, state not written",
-            Self::StateSync => "crash: state written, not synced",
-        }
-    }
-
-    /// Whether the batch loop holds the store.
-    const fn is_locked(self) -> bool {
-        matches!(self, Self::Sync | Self::GuardSync | Self::Sign | Self::StateSync)
-    }
 }
 
 const REPEAT_MS: Ms = 500;

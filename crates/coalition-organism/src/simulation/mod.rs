@@ -27,6 +27,7 @@ mod regressions;
 mod report;
 mod rng;
 mod serve;
+mod stage;
 mod states;
 mod world;
 
@@ -96,10 +97,10 @@ const AT_LEAST_IN_A_HUNDRED: &[(&str, u64)] = &[
     ("log retired", 5),
     ("straggler helped", 20),
     ("state kept", 500),
-    ("member started from a state", 100),
-    ("state damaged on disk", 10),
-    ("damaged state set aside", 5),
-    ("reader started from a state", 20),
+    ("member started from a state", 20),
+    ("state damaged on disk", 4),
+    ("damaged state set aside", 1),
+    ("reader started from a state", 10),
     ("lie: false state offered", 1),
 ];
 

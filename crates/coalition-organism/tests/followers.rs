@@ -1,0 +1,292 @@
+//! Readers and members of a real committee that start from certified states, from their own files, and behind pruned entries.
+#![allow(missing_docs, clippy::unwrap_used)]
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use coalition::codec;
+use coalition_log::{Context, Draft, Entry, Machine, Refusal, SnapshotError, state::MAX_STATE_BYTES};
+use coalition_organism::{
+    Contains, Fold, FoldFault, Follower, FromState, Organism, Persist, ReadError, random_write_id,
+};
+use coalition_testkit::{Carried, Committee};
+
+const SOON: Duration = Duration::from_secs(40);
+const EVERY: u64 = 16;
+
+/// Remembers the first bytes of every note, and how many entries it was shown itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Notes {
+    heads: BTreeSet<Vec<u8>>,
+    shown: u64,
+}
+
+impl Notes {
+    fn take(&mut self, entry: &Entry) {
+        self.heads.insert(entry.body.iter().copied().take(16).collect());
+    }
+}
+
+impl Machine for Notes {
+    fn decide(&self, _: &Context, command: &[u8]) -> Result<Vec<Draft>, Refusal> {
+        Ok(vec![Draft::new("note", command.to_vec())])
+    }
+
+    fn round(&self, _: &Context) -> Option<Vec<Draft>> {
+        None
+    }
+
+    fn evolve(&mut self, entry: &Entry) {
+        self.take(entry);
+    }
+
+    fn wake_at_ms(&self, _: &Context) -> Option<u64> {
+        None
+    }
+
+    fn snapshot(&self) -> Vec<u8> {
+        codec::encode(&self.heads)
+    }
+
+    fn restore(&mut self, snapshot: &[u8]) -> Result<(), SnapshotError> {
+        self.heads = codec::decode(snapshot, MAX_STATE_BYTES)?;
+        Ok(())
+    }
+}
+
+impl Fold for Notes {
+    fn fold(&mut self, entry: &Entry) -> Result<(), FoldFault> {
+        self.take(entry);
+        self.shown += 1;
+        Ok(())
+    }
+}
+
+impl FromState for Notes {
+    fn start_from(&mut self, machine: &[u8]) -> Result<(), SnapshotError> {
+        self.restore(machine)
+    }
+}
+
+impl Persist for Notes {
+    fn save(&self) -> Vec<u8> {
+        self.snapshot()
+    }
+
+    fn load(&mut self, saved: &[u8]) -> Result<(), SnapshotError> {
+        self.restore(saved)
+    }
+}
+
+impl Contains<str> for Notes {
+    fn contains(&self, note: &str) -> bool {
+        self.heads.contains(note.as_bytes())
+    }
+}
+
+async fn committee() -> Committee {
+    Committee::start(4, vec![Carried::new("notes", Notes::default).with_state_every(EVERY)]).await
+}
+
+/// Writes notes of these numbers, `length` bytes each.
+async fn write(notes: &Organism, numbers: std::ops::Range<u64>, length: usize) {
+    let mut written = Vec::new();
+    for number in numbers {
+        let notes = notes.clone();
+        let mut text = name(number).into_bytes();
+        text.resize(text.len().max(length), b'.');
+        written.push(tokio::spawn(async move { notes.write(random_write_id(), text, SOON).await.unwrap() }));
+        if written.len() == 64 {
+            futures_of(&mut written).await;
+        }
+    }
+    futures_of(&mut written).await;
+}
+
+async fn futures_of<T>(tasks: &mut Vec<tokio::task::JoinHandle<T>>) {
+    for task in tasks.drain(..) {
+        task.await.unwrap();
+    }
+}
+
+fn name(number: u64) -> String {
+    format!("note {number:>11}")
+}
+
+async fn until(what: &str, is_so: impl Fn() -> bool) {
+    let waiting = async {
+        while !is_so() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(SOON, waiting).await.unwrap_or_else(|_| panic!("{what} did not happen"));
+}
+
+fn states(committee: &Committee, member: usize) -> Vec<PathBuf> {
+    let dir = committee.member_dir(member).join("logs/notes/state");
+    let files = fs::read_dir(dir).map(|files| files.map(|file| file.unwrap().path()).collect::<Vec<_>>());
+    let mut files = files.unwrap_or_default();
+    files.retain(|file| file.extension().is_none());
+    files.sort();
+    files
+}
+
+fn flip_last_byte(file: &Path) {
+    let mut bytes = fs::read(file).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    fs::write(file, bytes).unwrap();
+}
+
+fn damaged(file: &Path, joint: &str) -> PathBuf {
+    let mut name = file.file_name().unwrap().to_owned();
+    name.push(joint);
+    file.with_file_name(name)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn readers_start_from_states_and_from_their_own_files() {
+    let committee = committee().await;
+    let client = committee.client().await;
+    let notes = committee.organism(&client, "notes");
+    write(&notes, 0..60, 0).await;
+    let whole = Follower::spawn(notes.clone(), Notes::default());
+    let size = whole.caught_up(SOON).await.unwrap();
+    assert!(size > 60, "some of the {size} entries certify states");
+    assert_eq!(whole.read(|notes| notes.shown), 60, "which no reader is shown");
+
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("notes.fold");
+    let start = || Follower::start(notes.clone(), Notes::default()).from_state().kept_in(&file);
+    let reader = start().spawn();
+    reader.caught_up(SOON).await.unwrap();
+    assert_eq!(reader.read(|notes| notes.heads.clone()), whole.read(|notes| notes.heads.clone()));
+    assert!(reader.read(|notes| notes.shown) < 60, "it was not shown what the state covers");
+
+    // Woken by what is written later; one that is dropped takes nothing with it.
+    drop(reader.when().contains(name(77).as_str()));
+    let when = reader.when();
+    let waiting = tokio::spawn(async move { when.contains(name(77).as_str()).await });
+    write(&notes, 70..78, 0).await;
+    tokio::time::timeout(SOON, waiting).await.unwrap().unwrap().unwrap();
+    until("keeping", || file.is_file()).await;
+    let kept = fs::metadata(&file).unwrap().modified().unwrap();
+    write(&notes, 78..80, 0).await;
+    reader.wait_for(SOON, |notes| notes.contains(name(79).as_str()).then_some(())).await.unwrap();
+    until("keeping again", || fs::metadata(&file).unwrap().modified().unwrap() > kept).await;
+    let when = reader.when();
+    drop(reader);
+    assert!(matches!(when.contains(name(1_000).as_str()).await, Err(ReadError::Stopped { .. })));
+
+    // What is kept is there at once, and it goes on from there.
+    let again = start().spawn();
+    assert!(again.certified_size() > 60 && again.read(|notes| notes.contains(name(77).as_str())));
+    write(&notes, 80..82, 0).await;
+    again.wait_for(SOON, |notes| notes.contains(name(81).as_str()).then_some(())).await.unwrap();
+    assert!(again.read(|notes| notes.shown) <= 4);
+    drop(again);
+
+    // A damaged file is named and set aside; the certified state is there.
+    flip_last_byte(&file);
+    let anew = start().spawn();
+    anew.caught_up(SOON).await.unwrap();
+    assert!(anew.read(|notes| notes.contains(name(0).as_str()) && notes.contains(name(81).as_str())));
+    assert!(damaged(&file, ".damaged").is_file());
+    drop((anew, whole, client));
+    committee.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reader_whose_head_is_gone_says_so_and_does_not_start_over() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("notes.fold");
+    for numbers in [0..30, 100..140] {
+        // The second committee has the first one's keys and ids, and another log.
+        let committee = committee().await;
+        let client = committee.client().await;
+        let notes = committee.organism(&client, "notes");
+        let is_second = numbers.start == 100;
+        write(&notes, numbers, 0).await;
+        let reader = Follower::start(notes.clone(), Notes::default()).from_state().kept_in(&file).spawn();
+        if is_second {
+            let error =
+                reader.wait_for(SOON, |notes| notes.contains(name(100).as_str()).then_some(())).await.unwrap_err();
+            assert!(matches!(error, ReadError::Forked { members: 2.., .. }), "{error}");
+            assert!(file.is_file(), "the evidence is kept");
+            assert!(reader.read(|notes| notes.contains(name(0).as_str())), "and what was certified can still be read");
+        } else {
+            reader.caught_up(SOON).await.unwrap();
+            until("keeping", || file.is_file()).await;
+        }
+        drop((reader, client));
+        committee.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn members_restart_from_states_and_name_a_damaged_one() {
+    let mut committee = committee().await;
+    let client = committee.client().await;
+    let notes = committee.organism(&client, "notes");
+    write(&notes, 0..100, 0).await;
+    for (member, damages) in [(0, 1), (1, 2)] {
+        committee.stop_member(member).await;
+        let files = states(&committee, member);
+        assert_eq!(files.len(), 2);
+        files.iter().rev().take(damages).for_each(|file| flip_last_byte(file));
+        committee.start_member(member).await;
+        for (age, file) in files.iter().rev().enumerate() {
+            assert_eq!(damaged(file, ".damaged").is_file(), age < damages, "{}", file.display());
+        }
+    }
+    // Whatever they started from, they execute alike: three of four must agree on every head.
+    committee.stop_member(2).await;
+    let client = committee.client().await;
+    let notes = committee.organism(&client, "notes");
+    write(&notes, 100..140, 0).await;
+    let reader = Follower::spawn(notes.clone(), Notes::default());
+    reader.caught_up(SOON).await.unwrap();
+    assert_eq!(reader.read(|notes| notes.heads.len()), 140);
+    drop((reader, client));
+    committee.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pruned_entries_are_said_to_be_pruned_and_readers_start_behind_them() {
+    let mut committee = committee().await;
+    committee.retain_entries = Some(64);
+    for member in 0..4 {
+        committee.stop_member(member).await;
+        committee.start_member(member).await;
+    }
+    let client = committee.client().await;
+    let notes = committee.organism(&client, "notes");
+    // Enough to move entries out of the journal more than once.
+    write(&notes, 0..700, 32 << 10).await;
+    let pruned = |member: usize| committee.member_dir(member).join("logs/notes/pruned").is_file();
+    until("pruning", || (0..4).all(pruned)).await;
+
+    let error = notes.evidence(3, SOON).await.unwrap_err();
+    let ReadError::Pruned(who) = &error else { panic!("{error}") };
+    assert!(who.below >= 256 && who.by.starts_with('m') && who.at_ms > 1_700_000_000_000, "{who}");
+    let size = notes.head(SOON).await.unwrap().size();
+    notes.evidence(size - 1, SOON).await.unwrap();
+
+    let from_zero = Follower::spawn(notes.clone(), Notes::default());
+    let error = from_zero.caught_up(SOON).await.unwrap_err();
+    assert!(matches!(&error, ReadError::Pruned(who) if who.below >= 256), "{error}");
+    let from_state = Follower::start(notes.clone(), Notes::default()).from_state().spawn();
+    from_state.caught_up(SOON).await.unwrap();
+    assert_eq!(from_state.read(|notes| notes.heads.len()), 700);
+
+    // A pruned member restarts from its state, and without one it says what is missing.
+    committee.stop_member(3).await;
+    committee.start_member(3).await;
+    write(&notes, 700..720, 0).await;
+    from_state.wait_for(SOON, |notes| notes.contains(name(719).as_str()).then_some(())).await.unwrap();
+    drop((from_zero, from_state, client));
+    committee.stop().await;
+}
