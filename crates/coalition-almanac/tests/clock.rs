@@ -275,9 +275,9 @@ fn the_snapshot_is_pinned() {
     sim.batch(START_MS + 1, &[observe(2, 5), observe(2, 6)]);
     let snapshot = sim.machine.snapshot();
     assert_eq!(hex::encode(&snapshot), "0103000000 01ac020000 0106010602 0101fad195ffbc31".replace(' ', ""));
-    let other =
+    let mut other =
         AlmanacMachine::new(AlmanacParams::new(1_000).unwrap(), organism(), Observers::Authenticated { members: 4 });
-    let refused = other.clone().restore(&snapshot).unwrap_err();
+    let refused = other.restore(&snapshot).unwrap_err();
     assert!(
         matches!(&refused, SnapshotError::Contradiction(what) if what.contains('3') && what.contains('4')),
         "{refused}"

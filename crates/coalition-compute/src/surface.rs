@@ -185,7 +185,7 @@ impl coalition_log::Fold for MarketView {
 impl FromState for MarketView {
     /// Clearing records and logs of before are not there: the committee's machine keeps none.
     fn start_from(&mut self, machine: &[u8]) -> Result<(), SnapshotError> {
-        let (state, fault) = self.state.from_snapshot(machine)?;
+        let (state, fault) = self.state.restored(machine)?;
         match fault {
             None => self.state = state,
             Some(fault) => return Err(SnapshotError::Contradiction(format!("the committee could not fold: {fault}"))),

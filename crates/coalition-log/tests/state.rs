@@ -225,10 +225,13 @@ fn a_record_is_of_its_own_place_and_length() {
 fn the_last_two_states_are_kept_and_a_bad_one_is_set_aside() {
     let (log, mut store) = Log::filled(SMALL, 300);
     assert_eq!(store.states().list().unwrap(), [0; 0]);
+    let states = store.states();
+    let unfinished = states.path(150).with_extension("new");
     for covers in [100, 200, 300] {
         store.put_state(covers, &covers.to_be_bytes()).unwrap();
+        assert!(!unfinished.exists(), "what a crash left of one that was being written");
+        std::fs::write(&unfinished, b"half a st").unwrap();
     }
-    let states = store.states();
     assert_eq!(states.list().unwrap(), [300, 200]);
     assert_eq!(states.read(200).unwrap(), 200u64.to_be_bytes());
     assert_eq!(states.read_part(200, 6, 100).unwrap(), [0, 200]);

@@ -102,7 +102,8 @@ impl Shared {
                 },
                 Err(error) => {
                     if let CallError::Refused(fault) = &error {
-                        pruned.extend(Pruned::from_fault(fault).map(|pruned| (position, pruned)));
+                        let said = Pruned::from_fault(fault, self.name(position));
+                        pruned.extend(said.map(|pruned| (position, pruned)));
                     }
                     format!("member {}: {error}", self.name(position))
                 }

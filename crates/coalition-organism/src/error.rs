@@ -1,6 +1,6 @@
 //! What can go wrong for a client of an organism.
 
-use coalition_log::{Refusal, retirement::Retirement, tree::Hash};
+use coalition_log::{Refusal, equivocation::Equivocation, retirement::Retirement, tree::Hash};
 
 use crate::pruned::Pruned;
 
@@ -69,6 +69,23 @@ pub enum ReadError {
         root: Hash,
         /// How many members contradict it.
         members: usize,
+    },
+    /// The committee certified two histories, which takes more members than may lie. Each proof convicts one of those who
+    /// signed both; they are in the log of this process too.
+    #[error(
+        "the committee certified two histories: this reader accepted root {accepted} at size {size}, root {offered} is certified \
+         there too; keep the {} proofs of who signed both, and do not trust this committee",
+        proofs.len()
+    )]
+    Contradicted {
+        /// Size of both heads.
+        size: u64,
+        /// Root accepted first.
+        accepted: Hash,
+        /// Root of the other.
+        offered: Hash,
+        /// One for each member that signed both.
+        proofs: Vec<Equivocation>,
     },
     /// The follower's task has ended; a certified entry that breaks its service's rules ends it for good.
     #[error("the follower has stopped: {reason}")]

@@ -22,13 +22,13 @@ impl Pruned {
         Fault::new(CODE, self.to_string())
     }
 
-    /// What a refusal says, if it says this and nothing else.
-    pub(crate) fn from_fault(fault: &Fault) -> Option<Self> {
+    /// What a refusal of this member says, if it says this, of itself, and nothing else.
+    pub(crate) fn from_fault(fault: &Fault, member: &str) -> Option<Self> {
         let text = fault.message.strip_prefix("entries below ")?.strip_suffix(" ms since the Unix epoch")?;
         let (below, text) = text.split_once(" were pruned by ")?;
         let (by, at_ms) = text.rsplit_once(" at ")?;
         let pruned = Self { below: below.parse().ok()?, at_ms: at_ms.parse().ok()?, by: by.to_owned() };
-        (fault.code == CODE && pruned.to_fault() == *fault).then_some(pruned)
+        (fault.code == CODE && pruned.by == member && pruned.to_fault() == *fault).then_some(pruned)
     }
 }
 
@@ -41,9 +41,10 @@ mod tests {
         let pruned = Pruned { below: 4_096, at_ms: 1_700_000_000_000, by: "m1 at home".into() };
         let text = "entries below 4096 were pruned by m1 at home at 1700000000000 ms since the Unix epoch";
         assert_eq!(pruned.to_fault(), Fault::new("pruned", text));
-        assert_eq!(Pruned::from_fault(&pruned.to_fault()), Some(pruned));
+        assert_eq!(Pruned::from_fault(&pruned.to_fault(), "m2"), None, "of another member");
+        assert_eq!(Pruned::from_fault(&pruned.to_fault(), "m1 at home"), Some(pruned));
         for (code, text) in [("behind", text), ("pruned", ""), ("pruned", &text.replace("4096", "04096"))] {
-            assert_eq!(Pruned::from_fault(&Fault::new(code, text)), None, "{code}: {text}");
+            assert_eq!(Pruned::from_fault(&Fault::new(code, text), "m1 at home"), None, "{code}: {text}");
         }
     }
 }

@@ -208,7 +208,7 @@ pub(crate) struct StateAnswer {
     pub(crate) proof: Vec<Hash>,
 }
 
-/// `organism.state_part`: bytes of a state from an offset on, at most [`MAX_RANGE_BYTES`]; the answer is those bytes alone.
+/// `organism.state_part`: [`MAX_RANGE_BYTES`] of a state from an offset on, or all there are; the answer is those bytes alone.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct StatePartRequest {
     pub(crate) organism: UniqueId,

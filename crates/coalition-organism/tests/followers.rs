@@ -5,15 +5,21 @@ use std::{
     collections::BTreeSet,
     fs,
     path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
-use coalition::codec;
+use coalition::{UniqueId, codec};
 use coalition_log::{Context, Draft, Entry, Machine, Refusal, SnapshotError, state::MAX_STATE_BYTES};
 use coalition_organism::{
-    Contains, Fold, FoldFault, Follower, FromState, Organism, Persist, ReadError, random_write_id,
+    Contains, Fold, FoldFault, Follower, FromState, Organism, Persist, ReadError, WriteError, random_write_id,
 };
-use coalition_testkit::{Carried, Committee};
+use coalition_testkit::{Carried, Committee, key};
+use coalition_universe::{Fault, PeerId, Service};
+use futures::future::BoxFuture;
 
 const SOON: Duration = Duration::from_secs(40);
 const EVERY: u64 = 16;
@@ -117,7 +123,7 @@ fn name(number: u64) -> String {
     format!("note {number:>11}")
 }
 
-async fn until(what: &str, is_so: impl Fn() -> bool) {
+async fn until(what: &str, mut is_so: impl FnMut() -> bool) {
     let waiting = async {
         while !is_so() {
             tokio::time::sleep(Duration::from_millis(10)).await;
@@ -227,6 +233,93 @@ async fn a_reader_whose_head_is_gone_says_so_and_does_not_start_over() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_certified_histories_stop_a_reader_with_the_proof() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("notes.fold");
+    for first in [0, 100] {
+        // The same keys, ids and sizes, and another content.
+        let committee = committee().await;
+        let client = committee.client().await;
+        let notes = committee.organism(&client, "notes");
+        write(&notes, first..first + 10, 0).await;
+        let reader = Follower::start(notes.clone(), Notes::default()).kept_in(&file).spawn();
+        if first == 0 {
+            assert_eq!(reader.caught_up(SOON).await.unwrap(), 10);
+            until("keeping", || file.is_file()).await;
+        } else {
+            let found = reader.wait_for(SOON, |notes| notes.contains(name(100).as_str()).then_some(())).await;
+            let Err(ReadError::Contradicted { size: 10, proofs, .. }) = found else { panic!("{found:?}") };
+            assert!(proofs.len() >= 2, "more than may lie have signed both");
+            assert!(reader.read(|notes| notes.contains(name(0).as_str()) && !notes.contains(name(100).as_str())));
+        }
+        drop((reader, client));
+        committee.stop().await;
+    }
+}
+
+/// A member that answers a reader's first question truly, and from then on says that nothing is new.
+#[derive(Default)]
+struct StandsStill {
+    first: Vec<u8>,
+    later: Vec<u8>,
+    told: AtomicU64,
+    stalled: AtomicU64,
+}
+
+impl Service for StandsStill {
+    fn call(&self, _: PeerId, method: String, body: Vec<u8>) -> BoxFuture<'static, Result<Vec<u8>, Fault>> {
+        let asked = postcard::from_bytes::<(UniqueId, u64, u64, u32)>(&body);
+        let answer = match asked {
+            Ok((_, 0, 0, _)) if method == "organism.follow" => {
+                self.told.fetch_add(1, Ordering::Relaxed);
+                Ok(self.first.clone())
+            }
+            Ok(_) if method == "organism.follow" => {
+                self.stalled.fetch_add(1, Ordering::Relaxed);
+                Ok(self.later.clone())
+            }
+            _ => Err(Fault::new("busy", "ask another")),
+        };
+        Box::pin(std::future::ready(answer))
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn readers_leave_a_member_that_answers_and_never_advances() {
+    let mut committee = committee().await;
+    let client = committee.client().await;
+    let notes = committee.organism(&client, "notes");
+    write(&notes, 0..5, 0).await;
+    let question = postcard::to_stdvec(&(notes.id(), 0u64, 0u64, 1_000u32)).unwrap();
+    let first = client.call(key(1, 3).peer_id(), "organism.follow", question, SOON).await.unwrap();
+    let (head, _) = postcard::take_from_bytes::<String>(&first).unwrap();
+    let later = postcard::to_stdvec(&(head, [0u8; 3])).unwrap();
+    committee.stop_member(0).await;
+    let liar = committee.node(key(0, 3)).await;
+    let service = Arc::new(StandsStill { first, later, ..StandsStill::default() });
+    liar.serve(Arc::clone(&service) as Arc<dyn Service>);
+    client.introduce(liar.address());
+
+    // Each starts at a random member.
+    let mut readers = Vec::new();
+    until("a reader that asks the member that stands still", || {
+        if readers.len() < 40 && service.told.load(Ordering::Relaxed) == 0 {
+            readers.push(Follower::spawn(committee.organism(&client, "notes"), Notes::default()));
+        }
+        service.stalled.load(Ordering::Relaxed) > 0
+    })
+    .await;
+    write(&notes, 5..8, 0).await;
+    for reader in &readers {
+        reader.wait_for(SOON, |notes| notes.contains(name(7).as_str()).then_some(())).await.unwrap();
+    }
+    drop((readers, notes));
+    liar.stop().await;
+    client.stop().await;
+    committee.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn members_restart_from_states_and_name_a_damaged_one() {
     let mut committee = committee().await;
     let client = committee.client().await;
@@ -264,8 +357,10 @@ async fn pruned_entries_are_said_to_be_pruned_and_readers_start_behind_them() {
     }
     let client = committee.client().await;
     let notes = committee.organism(&client, "notes");
+    let (id, first) = (random_write_id(), name(0).into_bytes());
+    notes.write(id, first.clone(), SOON).await.unwrap();
     // Enough to move entries out of the journal more than once.
-    write(&notes, 0..700, 32 << 10).await;
+    write(&notes, 1..700, 32 << 10).await;
     let pruned = |member: usize| committee.member_dir(member).join("logs/notes/pruned").is_file();
     until("pruning", || (0..4).all(pruned)).await;
 
@@ -281,6 +376,14 @@ async fn pruned_entries_are_said_to_be_pruned_and_readers_start_behind_them() {
     let from_state = Follower::start(notes.clone(), Notes::default()).from_state().spawn();
     from_state.caught_up(SOON).await.unwrap();
     assert_eq!(from_state.read(|notes| notes.heads.len()), 700);
+
+    // A write that was pruned can't be proven any more. It is not executed again, and holds up nothing that travels with it.
+    let again = notes.write(id, first, Duration::from_secs(3));
+    let (again, beside) =
+        tokio::join!(again, notes.write(random_write_id(), b"beside".to_vec(), Duration::from_secs(20)));
+    assert!(matches!(again, Err(WriteError::Deadline { .. })), "{again:?}");
+    let after = notes.write(random_write_id(), b"after".to_vec(), SOON).await.unwrap();
+    assert!(after.entries[0].index <= beside.unwrap().entries[0].index + 2, "at most a state between them");
 
     // A pruned member restarts from its state, and without one it says what is missing.
     committee.stop_member(3).await;

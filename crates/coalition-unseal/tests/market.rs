@@ -10,7 +10,7 @@ use coalition_compute::{
     Capabilities, Command, ComputeGrant, ComputeMachine, ComputeParams, ComputeRequest, DeclaredRates, MarketView,
     Offer, PostCard, ProviderCard, Region, Signed, anonymous_requester, request_id,
 };
-use coalition_log::{Entry, Machine};
+use coalition_log::{Entry, Machine, state::STATE_EVERY};
 use coalition_organism::{Follower, Organism, random_write_id};
 use coalition_shuffle::{
     CellScope, DealerOutput, Member, MemberLimits, PendingRequest, Posture, RotatingPeer, SshAccessReceipt, SshHostKey,
@@ -46,7 +46,8 @@ async fn committee() -> Committee {
         let params = AlmanacParams::new(CADENCE_MS).unwrap();
         Box::new(AlmanacMachine::new(params, id, Observers::Keys(keys))) as Box<dyn Machine>
     };
-    let almanac = Carried { id, name: "almanac", machine: Box::new(almanac), clock: Some(tick_of) };
+    let almanac =
+        Carried { id, name: "almanac", machine: Box::new(almanac), clock: Some(tick_of), state_every: STATE_EVERY };
     let compute = || ComputeMachine::new(compute_id(), ComputeParams::standard(CADENCE_MS)).unwrap();
     Committee::start(4, vec![almanac, Carried::new("compute", compute)]).await
 }

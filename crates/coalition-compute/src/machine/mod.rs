@@ -95,7 +95,7 @@ impl Machine for ComputeMachine {
     }
 
     fn restore(&mut self, snapshot: &[u8]) -> Result<(), SnapshotError> {
-        let (state, fault) = self.state.from_snapshot(snapshot)?;
+        let (state, fault) = self.state.restored(snapshot)?;
         self.fault = fault.map(|what| FoldError::Earlier { what });
         self.state = state;
         Ok(())

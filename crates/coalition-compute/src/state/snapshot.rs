@@ -52,11 +52,11 @@ impl MarketState {
     }
 
     /// The state of a market with this one's organism, parameters and retention, and the fault, from a snapshot.
-    pub(crate) fn from_snapshot(&self, bytes: &[u8]) -> Result<(Self, Option<String>), SnapshotError> {
+    pub(crate) fn restored(&self, bytes: &[u8]) -> Result<(Self, Option<String>), SnapshotError> {
         let read: Read = codec::decode(bytes, MAX_STATE_BYTES)?;
         check(&read).map_err(|what| SnapshotError::Contradiction(what.into()))?;
         let of_open = |(id, record): (&RequestId, &RequestRecord)| {
-            (record.stage == RequestStage::Open).then(|| (record.pointer.index, (*id, record.signed.key)))
+            (record.stage == RequestStage::Open).then_some((record.pointer.index, (*id, record.signed.key)))
         };
         let open = read.requests.iter().filter_map(of_open).collect();
         let live: BTreeSet<RequestId> = live(&read.grants).map(|record| record.grant.request_id).collect();

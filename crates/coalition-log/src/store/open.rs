@@ -33,8 +33,7 @@ pub(super) fn open(
     let guard = Guard::open(dir, organism)?;
     let missing = || StoreError::Missing { path: dir.join(JOURNAL_FILE) };
     let mut recovered = journal::recover(dir, organism)?.ok_or_else(missing)?;
-    let mut state = rebuild(dir, &mut recovered)?;
-    state.pruned = pruning::recover(dir)?;
+    let state = rebuild(dir, &mut recovered)?;
     let base = state.base;
     let reader = Reader::new(dir.to_owned(), organism, state, options.cache_bytes);
     check_guard(&reader, &guard)?;
@@ -42,6 +41,7 @@ pub(super) fn open(
         check_certified(&reader, &certified)?;
         reader.shared.state_mut().certified = Some(certified);
     }
+    reader.shared.state_mut().pruned = pruning::recover(dir)?;
     let journal = Journal::resume(dir, &recovered)?;
     let mut store =
         Store { reader, journal, guard, options, unsynced: Vec::new(), rotation: None, poisoned: None, _lock: lock };

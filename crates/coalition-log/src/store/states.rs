@@ -87,8 +87,18 @@ impl States {
         }
         replace_durably(&self.path(covers), state)?;
         for old in self.list()?.into_iter().skip(KEPT) {
-            let path = self.path(old);
-            fs::remove_file(&path).map_err(fatal("remove", &path))?;
+            remove(&self.path(old))?;
+        }
+        self.drop_unfinished()
+    }
+
+    /// Removes what a crash left of a state that was being written. Nothing is being written now.
+    fn drop_unfinished(&self) -> Result<(), StoreError> {
+        for file in fs::read_dir(&self.dir).map_err(unreadable(&self.dir))? {
+            let path = file.map_err(unreadable(&self.dir))?.path();
+            if path.extension().is_some_and(|extension| extension == "new") {
+                remove(&path)?;
+            }
         }
         Ok(())
     }
@@ -105,4 +115,8 @@ impl States {
         sync(&self.dir)?;
         Ok(aside)
     }
+}
+
+fn remove(path: &Path) -> Result<(), StoreError> {
+    fs::remove_file(path).map_err(fatal("remove", path))
 }

@@ -18,6 +18,7 @@ use tokio::{sync::watch, time::Instant};
 
 use super::{
     Progress, Stop,
+    elsewhere::Elsewhere,
     keep::{Keep, KeepError, Kept},
     state::{self, Failure, NoState, StartFrom, describe},
 };
@@ -42,6 +43,8 @@ enum Objection {
     Pruned(Pruned),
     /// It keeps no state.
     NoState,
+    /// It shows another certified head of the size accepted.
+    Contradiction(Box<Stop>),
     /// Anything else.
     Failed,
 }
@@ -59,6 +62,7 @@ pub(super) struct Driver<F> {
     kept: (Instant, u64),
     /// What the members said last, by position, since one answered well.
     objections: BTreeMap<usize, Objection>,
+    elsewhere: Elsewhere,
 }
 
 impl<F: Fold> Driver<F> {
@@ -75,8 +79,8 @@ impl<F: Fold> Driver<F> {
             Ok((core, ending)) => {
                 let (wants_state, kept) = (start_from.is_some() && core.next_index() == 0, core.next_index());
                 report.send_modify(|progress| (progress.folded, progress.ending) = (kept, ending));
-                let (kept, objections) = ((Instant::now(), kept), BTreeMap::new());
-                Some(Self { shared, core, fold, report, start_from, wants_state, keep, kept, objections })
+                let (kept, objections, elsewhere) = ((Instant::now(), kept), BTreeMap::new(), Elsewhere::default());
+                Some(Self { shared, core, fold, report, start_from, wants_state, keep, kept, objections, elsewhere })
             }
             Err(reason) => {
                 stop(&shared, &report, Stop::Because(reason));
@@ -122,6 +126,7 @@ impl<F: Fold> Driver<F> {
     }
 
     async fn poll(&mut self, position: usize) -> Result<(), (Objection, String)> {
+        let (before, asked) = (self.core.head_size(), Instant::now());
         let answer = self.ask(position).await?;
         let entries = accept(&mut self.core, &answer).map_err(|error| self.refused(&error))?;
         if let Err((index, fault)) = fold_all(&self.fold, &entries) {
@@ -130,6 +135,23 @@ impl<F: Fold> Driver<F> {
             return Ok(());
         }
         self.report.send_modify(|progress| progress.ending.note(&entries));
+        let (have, next) = (self.core.head_size(), self.core.next_index());
+        if entries.is_empty() && next < have {
+            return Err((Objection::Failed, format!("it keeps back entry {next} of {have}")));
+        }
+        if entries.is_empty() && have == before {
+            return self.wait_for_news(position, asked).await;
+        }
+        Ok(())
+    }
+
+    /// A member had nothing new. Another one may, and one that answers at once instead of waiting is not asked at once again.
+    async fn wait_for_news(&mut self, position: usize, asked: Instant) -> Result<(), (Objection, String)> {
+        let have = self.core.head_size();
+        if let Some(size) = self.elsewhere.ahead(&self.shared, position, have).await {
+            return Err((Objection::Failed, format!("it stays at {have} entries, {size} are certified")));
+        }
+        tokio::time::sleep(RETRY.saturating_sub(asked.elapsed())).await;
         Ok(())
     }
 
@@ -145,7 +167,7 @@ impl<F: Fold> Driver<F> {
             Ok(bytes) => wire::decode(&bytes).map_err(|error| (Objection::Failed, error.to_string())),
             Err(error) => {
                 let pruned = match &error {
-                    CallError::Refused(fault) => Pruned::from_fault(fault),
+                    CallError::Refused(fault) => Pruned::from_fault(fault, self.shared.name(position)),
                     _ => None,
                 };
                 Err((pruned.map_or(Objection::Failed, Objection::Pruned), error.to_string()))
@@ -154,8 +176,14 @@ impl<F: Fold> Driver<F> {
     }
 
     fn refused(&self, error: &FollowError) -> (Objection, String) {
-        let is_fork = matches!(error, FollowError::Fork { .. } | FollowError::Inconsistent { .. });
-        (if is_fork { Objection::Fork } else { Objection::Failed }, describe(error))
+        let objection = match error.clone() {
+            FollowError::Fork { size, accepted, offered, proofs } => {
+                Objection::Contradiction(Box::new(Stop::Contradicted { size, accepted, offered, proofs }))
+            }
+            FollowError::Inconsistent { .. } => Objection::Fork,
+            _ => Objection::Failed,
+        };
+        (objection, describe(error))
     }
 
     /// Tells what is new, and keeps it now and then.
@@ -177,6 +205,10 @@ impl<F: Fold> Driver<F> {
         let reason = format!("member {}: {reason}", self.shared.name(position));
         tracing::debug!(organism = %self.shared.id, %reason, "follower asks the next member");
         self.report.send_modify(|progress| progress.last_error = Some(reason));
+        // Not a member's word: a quorum has signed both.
+        if let Objection::Contradiction(why) = objection {
+            return Some(*why);
+        }
         let pause = if matches!(objection, Objection::NoState) { Duration::ZERO } else { RETRY };
         self.objections.insert(position, objection);
         self.shared.demote(position);
@@ -245,23 +277,29 @@ fn warn_of(path: &Path, reason: &str) {
 fn stop(shared: &Shared, report: &watch::Sender<Progress>, why: Stop) {
     let reason = describe(&why.error());
     tracing::error!(organism = %shared.id, %reason, "the follower stops");
+    if let Stop::Contradicted { proofs, .. } = &why {
+        for proof in proofs {
+            tracing::error!(organism = %shared.id, %proof, "a member signed two histories; keep this proof");
+        }
+    }
     report.send_modify(|progress| (progress.last_error, progress.stop) = (Some(reason), Some(why)));
 }
 
-/// The reader's core and the log's ending as they were kept, or as of an empty log.
+/// The reader's core and the log's ending as they were kept, or as of an empty log. The fold is touched last: what does not fit is
+/// not shown.
 fn resume<F>(shared: &Shared, fold: &RwLock<F>, keep: Option<&Keep<F>>) -> Result<(Core, super::Ending), String> {
     let fresh = || Core::new(shared.id, &shared.roster).map_err(|error| describe(&error));
     let Some(keep) = keep else { return Ok((fresh()?, super::Ending::default())) };
-    let read = keep.read(&mut fold.write().unwrap_or_else(PoisonError::into_inner));
-    let kept = match read {
+    let no_use = |error: &KeepError| {
+        let aside = keep.set_aside().map_err(|error| describe(&error))?;
+        let (reason, file) = (describe(error), aside.display());
+        tracing::error!(organism = %shared.id, %reason, %file, "the kept fold is no use; it was set aside");
+        Ok((fresh()?, super::Ending::default()))
+    };
+    let (kept, bytes) = match keep.read() {
         Ok(Some(kept)) => kept,
         Ok(None) => return Ok((fresh()?, super::Ending::default())),
-        Err(error @ (KeepError::Damaged { .. } | KeepError::Fold { .. })) => {
-            let aside = keep.set_aside().map_err(|error| describe(&error))?;
-            let (reason, file) = (describe(&error), aside.display());
-            tracing::error!(organism = %shared.id, %reason, %file, "the kept fold is no use; it was set aside");
-            return Ok((fresh()?, super::Ending::default()));
-        }
+        Err(error @ KeepError::Damaged { .. }) => return no_use(&error),
         Err(error) => return Err(describe(&error)),
     };
     let file = keep.path().display();
@@ -271,7 +309,8 @@ fn resume<F>(shared: &Shared, fold: &RwLock<F>, keep: Option<&Keep<F>>) -> Resul
     }
     let core = Core::resume(shared.id, &shared.roster, kept.saved);
     let core = core.map_err(|error| format!("{file}: {}", describe(&error)))?;
-    Ok((core, kept.ending))
+    let loaded = keep.load(&mut fold.write().unwrap_or_else(PoisonError::into_inner), &bytes);
+    loaded.map_or_else(|error| no_use(&error), |()| Ok((core, kept.ending)))
 }
 
 fn fold_all<F: Fold>(state: &RwLock<F>, entries: &[Entry]) -> Result<(), (u64, FoldFault)> {

@@ -86,8 +86,8 @@ impl<F> Keep<F> {
         &self.path
     }
 
-    /// What is kept, put into `fold`; `None` when nothing is. The fold is unchanged after an error.
-    pub(super) fn read(&self, fold: &mut F) -> Result<Option<Kept>, KeepError> {
+    /// What is kept, and the fold's bytes for [`Keep::load`]; `None` when nothing is.
+    pub(super) fn read(&self) -> Result<Option<(Kept, Vec<u8>)>, KeepError> {
         let path = || self.path.clone();
         let unreadable = |source| KeepError::Read { path: path(), source };
         let bytes = match std::fs::metadata(&self.path).map(|file| file.len()) {
@@ -98,9 +98,13 @@ impl<F> Keep<F> {
             }
             Ok(_) => std::fs::read(&self.path).map_err(unreadable)?,
         };
-        let (kept, saved) = decode(&bytes).map_err(|what| KeepError::Damaged { path: path(), what })?;
-        (self.load)(fold, saved).map_err(|source| KeepError::Fold { path: path(), source })?;
-        Ok(Some(kept))
+        let (kept, fold) = decode(&bytes).map_err(|what| KeepError::Damaged { path: path(), what })?;
+        Ok(Some((kept, fold.to_vec())))
+    }
+
+    /// Puts what was kept into `fold`, which is unchanged after an error.
+    pub(super) fn load(&self, fold: &mut F, kept: &[u8]) -> Result<(), KeepError> {
+        (self.load)(fold, kept).map_err(|source| KeepError::Fold { path: self.path.clone(), source })
     }
 
     /// Replaces what is kept.

@@ -1,6 +1,7 @@
 //! Following an organism's log: a verified, always current fold of it in this process.
 
 mod driver;
+mod elsewhere;
 mod keep;
 pub(crate) mod state;
 mod when;
@@ -13,6 +14,7 @@ use std::{
 
 use coalition_log::{
     Entry, Fold, FromState, Persist,
+    equivocation::Equivocation,
     retirement::{RETIRED_KIND, Retirement},
     tree::Hash,
 };
@@ -44,6 +46,8 @@ struct Progress {
 enum Stop {
     /// The head it accepted is not in the history any more.
     Forked { size: u64, root: Hash, members: usize },
+    /// Another head of the same size is certified too.
+    Contradicted { size: u64, accepted: Hash, offered: Hash, proofs: Vec<Equivocation> },
     /// What it needs next is kept by nobody.
     Pruned(Pruned),
     /// Something else.
@@ -54,6 +58,9 @@ impl Stop {
     fn error(&self) -> ReadError {
         match self.clone() {
             Self::Forked { size, root, members } => ReadError::Forked { size, root, members },
+            Self::Contradicted { size, accepted, offered, proofs } => {
+                ReadError::Contradicted { size, accepted, offered, proofs }
+            }
             Self::Pruned(pruned) => ReadError::Pruned(pruned),
             Self::Because(reason) => ReadError::Stopped { reason },
         }

@@ -87,8 +87,8 @@ pub(super) async fn take<F: Send + Sync + 'static>(
     let bytes = fetch(shared, position, &record).await?;
     let fold = Arc::clone(fold);
     let installing = move || {
-        let mut fold = fold.write().unwrap_or_else(PoisonError::into_inner);
-        install(organism, &record, &bytes, |machine| start_from(&mut fold, machine))
+        let into = |machine: &[u8]| start_from(&mut fold.write().unwrap_or_else(PoisonError::into_inner), machine);
+        install(organism, &record, &bytes, into)
     };
     let installed = tokio::task::spawn_blocking(installing).await;
     let installed = installed.map_err(|_| Failure::Answered("the fold panicked at a state".into()))?;
@@ -97,16 +97,20 @@ pub(super) async fn take<F: Send + Sync + 'static>(
     Ok(ending)
 }
 
-/// The bytes of a state, part by part, at most as many as certified.
+/// The bytes of a state, part by part, as many as certified. Every part but the last is whole, so that a member cannot
+/// hold a reader up with crumbs.
 async fn fetch(shared: &Shared, position: usize, record: &StateRecord) -> Result<Vec<u8>, NoState> {
     let mut bytes: Vec<u8> = Vec::new();
     while (bytes.len() as u64) < record.length {
         let offset = bytes.len() as u64;
         let request = wire::encode(&StatePartRequest { organism: shared.id, covers: record.covers, offset });
-        let part = call(shared, position, method::STATE_PART, request).await?;
-        if part.is_empty() || part.len() > MAX_RANGE_BYTES || offset + part.len() as u64 > record.length {
-            let (bytes, length) = (part.len(), record.length);
-            let reason = format!("{bytes} bytes of the state of {length} bytes at {offset}");
+        let part = match call(shared, position, method::STATE_PART, request).await {
+            Err(NoState::None) => Err(Failure::Answered("it has dropped the state it offered".into()))?,
+            other => other?,
+        };
+        let expected = (record.length - offset).min(MAX_RANGE_BYTES as u64);
+        if part.len() as u64 != expected {
+            let reason = format!("{} bytes of its state at {offset}, expected {expected}", part.len());
             return Err(Failure::Answered(reason).into());
         }
         bytes.extend_from_slice(&part);

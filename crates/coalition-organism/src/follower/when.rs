@@ -31,7 +31,7 @@ impl<F> When<F> {
     ///
     /// # Errors
     /// [`ReadError::Retired`] when the log has its last entry and it is not there; [`ReadError::Forked`],
-    /// [`ReadError::Pruned`], [`ReadError::Stopped`] when the follower stops.
+    /// [`ReadError::Contradicted`], [`ReadError::Pruned`], [`ReadError::Stopped`] when the follower stops.
     pub async fn finds<R>(mut self, mut look: impl FnMut(&F) -> Option<R>) -> Result<R, ReadError> {
         loop {
             // Taken before looking: an advance in between wakes once more than needed, never once less.

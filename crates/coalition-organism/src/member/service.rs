@@ -3,9 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use coalition::UniqueId;
-use coalition_log::{
-    Refusal, checkpoint::CertifiedCheckpoint, entry::WriteId, evidence::Evidence, store::StoreError,
-};
+use coalition_log::{Refusal, checkpoint::CertifiedCheckpoint, entry::WriteId, evidence::Evidence, store::StoreError};
 use coalition_order::{OrderHandle, SubmitError};
 use coalition_universe::{Fault, PeerId, Service};
 use futures::future::{BoxFuture, join_all};
@@ -210,8 +208,13 @@ impl Call {
         if tokio::time::timeout_at(until, certified.wait_for(covers)).await.is_err() {
             return Ok(WriteAnswer::Pending);
         }
-        let entries = (first..end).map(|index| organism.log.entry(index)).collect::<Result<Vec<_>, _>>();
-        let entries = entries.map_err(|error| self.failed(organism, &error))?;
+        let entries = match (first..end).map(|index| organism.log.entry(index)).collect::<Result<Vec<_>, _>>() {
+            Ok(entries) => entries,
+            // Committed, and not provable here any more: another member may have kept it, and its companions in the
+            // request need not wait for that.
+            Err(StoreError::Pruned { .. }) => return Ok(WriteAnswer::Pending),
+            Err(error) => return Err(self.failed(organism, &error)),
+        };
         let entries =
             pointers(organism.id, entries.iter()).map_err(|error| Fault::new("internal", error.to_string()))?;
         Ok(WriteAnswer::Committed { entries })
