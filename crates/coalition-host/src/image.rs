@@ -1,5 +1,6 @@
 //! An image to try things with, made from what a Debian-like machine has, and a look at any image before it is sent.
 
+use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
@@ -7,7 +8,7 @@ use std::process::Command;
 
 use flate2::read::MultiGzDecoder;
 
-use crate::rootfs::{EntryKind, Header, Planned, plan};
+use crate::rootfs::{DIRECTORY_BYTES, ENTRY_COST, EntryKind, Header, Planned, plan};
 
 /// What was made or found.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,6 +34,9 @@ pub struct Inspection {
     pub entries: u64,
     /// Bytes of content once unpacked.
     pub unpacked_bytes: u64,
+    /// Bytes of disk that a host counts for it, or a little less: contents in whole blocks, and what files and
+    /// directories take whatever is in them. A workload needs room beside it.
+    pub disk_bytes: u64,
     /// True when there is a `/bin/sh` or `/usr/bin/sh`; without one, nobody can log in.
     pub has_shell: bool,
     /// The first entry a host would refuse, and why.
@@ -218,8 +222,16 @@ pub fn inspect(path: &Path) -> Result<Inspection, ImageError> {
     let mut magic = [0u8; 2];
     let gzip = file.read_exact(&mut magic).is_ok() && magic == [0x1f, 0x8b];
     let source = io::Cursor::new(magic).chain(file);
-    let mut found =
-        Inspection { blake3, size_bytes, gzip, entries: 0, unpacked_bytes: 0, has_shell: false, refused: None };
+    let mut found = Inspection {
+        blake3,
+        size_bytes,
+        gzip,
+        entries: 0,
+        unpacked_bytes: 0,
+        disk_bytes: 0,
+        has_shell: false,
+        refused: None,
+    };
     let read = if gzip { look(MultiGzDecoder::new(source), &mut found) } else { look(source, &mut found) };
     read.map_err(|source| ImageError::NotAnArchive { path: path.into(), source })?;
     if found.entries == 0 {
@@ -230,6 +242,7 @@ pub fn inspect(path: &Path) -> Result<Inspection, ImageError> {
 
 fn look(source: impl Read, found: &mut Inspection) -> io::Result<()> {
     let mut archive = tar::Archive::new(source);
+    let mut directories = HashSet::new();
     for entry in archive.entries()? {
         let entry = entry?;
         let kind = match entry.header().entry_type() {
@@ -244,11 +257,15 @@ fn look(source: impl Read, found: &mut Inspection) -> io::Result<()> {
         let header = Header { path: &path, kind, size: entry.size(), mode: 0o755, uid: 0, gid: 0, link: &link };
         match plan(&header) {
             Ok(Planned::Skip) => {}
-            Ok(_) => {
+            Ok(planned) => {
                 found.entries += 1;
-                if kind == EntryKind::File {
-                    found.unpacked_bytes = found.unpacked_bytes.saturating_add(header.size);
-                }
+                let size = if kind == EntryKind::File { header.size } else { 0 };
+                found.unpacked_bytes = found.unpacked_bytes.saturating_add(size);
+                let blocks = size.checked_next_multiple_of(DIRECTORY_BYTES).unwrap_or(u64::MAX);
+                let made =
+                    count_new_directories(&planned, &mut directories).saturating_mul(DIRECTORY_BYTES + ENTRY_COST);
+                found.disk_bytes =
+                    found.disk_bytes.saturating_add(blocks).saturating_add(ENTRY_COST).saturating_add(made);
                 let name = String::from_utf8_lossy(&path);
                 let name = name.trim_start_matches("./").trim_start_matches('/');
                 found.has_shell |= matches!(name, "bin/sh" | "usr/bin/sh");
@@ -260,6 +277,24 @@ fn look(source: impl Read, found: &mut Inspection) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Directories that a host makes for this entry and has not made before: itself, if it is one, and those above it.
+fn count_new_directories(planned: &Planned, known: &mut HashSet<blake3::Hash>) -> u64 {
+    let (path, depth) = match planned {
+        Planned::Skip => return 0,
+        Planned::Directory { path, .. } => (path, path.len()),
+        Planned::File { path, .. } | Planned::Symlink { path, .. } | Planned::HardLink { path, .. } => {
+            (path, path.len().saturating_sub(1))
+        }
+    };
+    let (mut hasher, mut new) = (blake3::Hasher::new(), 0);
+    for name in &path[..depth] {
+        // No name holds a slash, so no two paths hash the same.
+        hasher.update(name).update(b"/");
+        new += u64::from(known.insert(hasher.finalize()));
+    }
+    new
 }
 
 #[cfg(test)]

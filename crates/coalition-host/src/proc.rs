@@ -2,6 +2,8 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fs;
+use std::io;
+use std::path::Path;
 
 use crate::types::ProcessRef;
 
@@ -44,9 +46,25 @@ pub fn parse_stat(text: &str) -> Option<Stat> {
     })
 }
 
-/// The stat of one process, or none when it is gone.
+/// The stat of one process, or none when it is gone. Not being able to look is an error, not a death.
+pub fn look(pid: i32) -> io::Result<Option<Stat>> {
+    look_in(Path::new("/proc"), pid)
+}
+
+fn look_in(proc: &Path, pid: i32) -> io::Result<Option<Stat>> {
+    let text = match fs::read_to_string(proc.join(pid.to_string()).join("stat")) {
+        Ok(text) => text,
+        // It ended before we looked, or between opening and reading.
+        Err(e) if e.kind() == io::ErrorKind::NotFound || e.raw_os_error() == Some(nix::libc::ESRCH) => return Ok(None),
+        Err(e) => return Err(e),
+    };
+    let odd = || io::Error::new(io::ErrorKind::InvalidData, format!("process {pid} has an unreadable stat line"));
+    parse_stat(&text).map(Some).ok_or_else(odd)
+}
+
+/// The stat of one process, or none when it is gone or cannot be looked at.
 pub fn stat(pid: i32) -> Option<Stat> {
-    parse_stat(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
+    look(pid).ok().flatten()
 }
 
 /// Every process visible to us.
@@ -79,20 +97,25 @@ pub fn descendants(root: i32, processes: &[Stat]) -> Vec<Stat> {
     found
 }
 
-fn boot_id() -> String {
-    fs::read_to_string("/proc/sys/kernel/random/boot_id").map(|s| s.trim().to_owned()).unwrap_or_default()
+fn boot_id() -> io::Result<String> {
+    fs::read_to_string("/proc/sys/kernel/random/boot_id").map(|s| s.trim().to_owned())
 }
 
 /// A reference to a live process, or none.
-pub fn process_ref(pid: i32) -> Option<ProcessRef> {
-    let stat = stat(pid)?;
-    Some(ProcessRef { pid, start_ticks: stat.start_ticks, boot_id: boot_id() })
+pub fn process_ref(pid: i32) -> io::Result<Option<ProcessRef>> {
+    let Some(stat) = look(pid)? else { return Ok(None) };
+    Ok(Some(ProcessRef { pid, start_ticks: stat.start_ticks, boot_id: boot_id()? }))
 }
 
-/// True while that very process runs: same boot, same start time, not a zombie.
-pub fn is_alive(process: &ProcessRef) -> bool {
-    stat(process.pid).is_some_and(|s| s.start_ticks == process.start_ticks && !matches!(s.state, 'Z' | 'X'))
-        && boot_id() == process.boot_id
+/// True while that very process runs: same boot, same start time, not a zombie. An error when that cannot be seen.
+pub fn is_alive(process: &ProcessRef) -> io::Result<bool> {
+    is_alive_in(Path::new("/proc"), process)
+}
+
+fn is_alive_in(proc: &Path, process: &ProcessRef) -> io::Result<bool> {
+    let Some(stat) = look_in(proc, process.pid)? else { return Ok(false) };
+    let same = stat.start_ticks == process.start_ticks && !matches!(stat.state, 'Z' | 'X');
+    Ok(same && boot_id()? == process.boot_id)
 }
 
 /// Processes of ours that carry `name=value` in their initial environment. The only trace left of a workload without
@@ -128,11 +151,23 @@ mod tests {
     #[test]
     fn we_find_ourselves_and_our_parent() {
         let own = i32::try_from(std::process::id()).unwrap();
-        let me = process_ref(own).unwrap();
-        assert!(is_alive(&me));
-        assert!(!is_alive(&ProcessRef { start_ticks: me.start_ticks + 1, ..me }));
+        let me = process_ref(own).unwrap().unwrap();
+        assert!(is_alive(&me).unwrap());
+        assert!(!is_alive(&ProcessRef { start_ticks: me.start_ticks + 1, ..me }).unwrap());
         let everyone = all();
         let parent = stat(own).unwrap().ppid;
         assert!(descendants(parent, &everyone).iter().any(|p| p.pid == own));
+    }
+
+    #[test]
+    fn a_process_that_cannot_be_looked_at_is_not_dead() {
+        let proc = tempfile::tempdir().unwrap();
+        let process = ProcessRef { pid: 7, start_ticks: 1, boot_id: "b".into() };
+        assert!(!is_alive_in(proc.path(), &process).unwrap(), "no directory is no process");
+        fs::create_dir_all(proc.path().join("7/stat")).unwrap();
+        is_alive_in(proc.path(), &process).unwrap_err();
+        fs::remove_dir(proc.path().join("7/stat")).unwrap();
+        fs::write(proc.path().join("7/stat"), "").unwrap();
+        is_alive_in(proc.path(), &process).unwrap_err();
     }
 }

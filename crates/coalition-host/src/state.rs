@@ -222,6 +222,7 @@ mod tests {
             supervisor: ProcessRef { pid: 1, start_ticks: 2, boot_id: "b".into() },
             init: None,
             cgroups: vec![],
+            usage_so_far: None,
             phase,
         }
     }

@@ -227,6 +227,9 @@ pub struct RunnerState {
     pub init: Option<ProcessRef>,
     /// cgroup directories made for it.
     pub cgroups: Vec<PathBuf>,
+    /// Reported while it runs, never written: usage as of the last sample.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub usage_so_far: Option<UsageReport>,
     /// The phase.
     #[serde(flatten)]
     pub phase: Phase,

@@ -4,6 +4,6 @@ mod policy;
 mod unpack;
 mod usage;
 
-pub use policy::{Budget, EntryKind, Header, Planned, plan};
+pub use policy::{Budget, DIRECTORY_BYTES, ENTRY_COST, EntryKind, Header, Planned, plan};
 pub use unpack::{Owner, Unpacked, open_verified, unpack};
 pub use usage::{disk_bytes, remove_tree};

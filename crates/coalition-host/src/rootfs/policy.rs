@@ -9,7 +9,9 @@ const MAX_NAME: usize = 255;
 /// Most entries in one archive.
 const MAX_ENTRIES: u64 = 1_000_000;
 /// What an entry costs besides its contents, so that a billion empty files are not free.
-const ENTRY_COST: u64 = 256;
+pub const ENTRY_COST: u64 = 256;
+/// What a directory takes of the disk, whatever is in it.
+pub const DIRECTORY_BYTES: u64 = 4096;
 
 /// Entry types, as far as they matter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -15,7 +15,7 @@ use nix::sys::stat::{FchmodatFlags, Mode, SFlag, fchmod, fchmodat, fstatat, mkdi
 use nix::unistd::{Gid, LinkatFlags, Uid, UnlinkatFlags, fchownat, linkat, symlinkat, unlinkat};
 use tar::EntryType;
 
-use super::policy::{Budget, EntryKind, Header, Planned, owner, plan};
+use super::policy::{Budget, DIRECTORY_BYTES, EntryKind, Header, Planned, owner, plan};
 use crate::error::{Result, RunnerError};
 
 /// Longest long name or extended header believed.
@@ -248,7 +248,13 @@ impl<'a> Unpacker<'a> {
             } else {
                 refuse(e.to_string())
             }
-        })
+        })?;
+        // Also those that no entry of their own announces.
+        let mut made = 0..std::mem::take(&mut self.tree.made);
+        if made.all(|_| self.budget.take(DIRECTORY_BYTES)) {
+            return Ok(());
+        }
+        Err(RunnerError::ImageTooLarge { limit_mib: self.disk_mib })
     }
 }
 
@@ -258,6 +264,8 @@ struct Tree {
     owner: Owner,
     /// The directory used last: archives list a directory's files one after the other.
     last: Option<(Vec<Vec<u8>>, OwnedFd)>,
+    /// Directories made since somebody last asked.
+    made: u64,
 }
 
 const DIRECTORY: OFlag = OFlag::O_DIRECTORY.union(OFlag::O_NOFOLLOW).union(OFlag::O_CLOEXEC).union(OFlag::O_RDONLY);
@@ -265,7 +273,7 @@ const DIRECTORY: OFlag = OFlag::O_DIRECTORY.union(OFlag::O_NOFOLLOW).union(OFlag
 impl Tree {
     fn open(path: &Path, owner: Owner) -> io::Result<Self> {
         let root = nix::fcntl::open(path, DIRECTORY, Mode::empty())?;
-        let tree = Self { root, owner, last: None };
+        let tree = Self { root, owner, last: None, made: 0 };
         tree.own(tree.root.as_fd(), b".", (0, 0))?;
         Ok(tree)
     }
@@ -291,6 +299,7 @@ impl Tree {
                 Ok(fd) => fd,
                 Err(Errno::ENOENT) => {
                     mkdirat(&here, name, Mode::from_bits_truncate(0o755))?;
+                    self.made += 1;
                     self.own(&here, name.as_bytes(), (0, 0))?;
                     openat(&here, name, DIRECTORY, Mode::empty())?
                 }

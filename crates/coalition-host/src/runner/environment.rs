@@ -191,7 +191,8 @@ pub(super) fn kill_all(init: Option<i32>, groups: &Groups, grant_id: &str) -> Re
         }
         // Those that were our children, or came to us as orphans, are ours to bury.
         while matches!(waitpid(None, Some(WaitPidFlag::WNOHANG)), Ok(s) if s != WaitStatus::StillAlive) {}
-        let gone = init.is_none_or(|pid| proc::stat(pid).is_none_or(|s| matches!(s.state, 'Z' | 'X')));
+        let dead = |pid| proc::look(pid).is_ok_and(|found| found.is_none_or(|s| matches!(s.state, 'Z' | 'X')));
+        let gone = init.is_none_or(dead);
         if victims.is_empty() && gone {
             return Ok(());
         }

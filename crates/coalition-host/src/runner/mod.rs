@@ -142,7 +142,7 @@ mod tests {
             assert_eq!((error.code(), error.exit_code()), ("usage", 2));
             assert!(error.hint().is_some_and(|h| h.contains("probe")));
         }
-        assert_eq!(failed(&["status", "--dir", "/nonexistent"]).code(), "io");
+        assert_eq!(failed(&["status", "--dir", "/nonexistent"]).code(), "no_grant");
     }
 
     #[test]

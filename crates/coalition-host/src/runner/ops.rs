@@ -8,27 +8,37 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use super::environment::kill_all;
+use super::log;
 use crate::error::{Result, RunnerError};
 use crate::isolate::cgroup::{Groups, Hierarchies};
 use crate::proc;
 use crate::rootfs::remove_tree;
 use crate::state::{GrantDir, now_unix_ms};
-use crate::types::{CleanReport, EndReason, FORMAT_VERSION, ListReport, ListedGrant, Phase, RunnerState, UsageReport};
+use crate::types::{
+    CleanReport, EndReason, FORMAT_VERSION, ListReport, ListedGrant, Phase, ProcessRef, RunnerState, UsageReport,
+};
 
 /// How long a supervisor may take to end its grant when told to.
 const STOP_LIMIT: Duration = Duration::from_secs(20);
 
 fn load(dir: &Path) -> Result<(GrantDir, RunnerState)> {
-    fs::metadata(dir).map_err(|e| RunnerError::io(format!("cannot look at {}", dir.display()), e))?;
+    fs::metadata(dir).map_err(|e| match e.kind() {
+        std::io::ErrorKind::NotFound => RunnerError::NoGrant { dir: dir.into() },
+        _ => RunnerError::io(format!("cannot look at {}", dir.display()), e),
+    })?;
     let dir = GrantDir::new(dir);
     let state = dir.read_state()?.ok_or_else(|| RunnerError::NoGrant { dir: dir.path().into() })?;
     let state = judge(&dir, state)?;
     Ok((dir, state))
 }
 
+fn alive(process: &ProcessRef) -> Result<bool> {
+    proc::is_alive(process).map_err(|e| RunnerError::io(format!("cannot look at process {}", process.pid), e))
+}
+
 /// A grant that is not over but whose supervisor is gone is lost.
 fn judge(dir: &GrantDir, state: RunnerState) -> Result<RunnerState> {
-    if matches!(state.phase, Phase::Ended { .. }) || proc::is_alive(&state.supervisor) {
+    if matches!(state.phase, Phase::Ended { .. }) || alive(&state.supervisor)? {
         return Ok(state);
     }
     // It may have written its last word between our two looks.
@@ -44,9 +54,14 @@ fn judge(dir: &GrantDir, state: RunnerState) -> Result<RunnerState> {
     Ok(RunnerState { phase: Phase::Lost { usage }, ..state })
 }
 
-/// The state as it is now.
+/// The state as it is now, and what was used so far.
 pub(super) fn status(dir: &Path) -> Result<RunnerState> {
-    load(dir).map(|(_, state)| state)
+    let (dir, mut state) = load(dir)?;
+    if matches!(state.phase, Phase::Starting | Phase::Ready { .. }) {
+        // Only a help to whoever asks: its absence is no error.
+        state.usage_so_far = dir.read_usage().ok().flatten();
+    }
+    Ok(state)
 }
 
 /// Ends a grant and returns when everything of it but its files is gone. Ending an ended grant repeats its last word.
@@ -56,8 +71,9 @@ pub(super) fn stop(dir: &Path, reason: Option<&str>) -> Result<RunnerState> {
         Phase::Ended { .. } => Ok(state),
         Phase::Lost { ref usage } => settle(&dir, &state, usage.clone(), EndReason::Lost, reason),
         Phase::Starting | Phase::Ready { .. } => {
-            if let Some(reason) = reason {
-                dir.write_stop_reason(reason)?;
+            // Before the signal, for the supervisor to find; but a disk without room for a word must not keep it alive.
+            if let Some(Err(error)) = reason.map(|reason| dir.write_stop_reason(reason)) {
+                log(&format!("stop reason: {}", error.to_failure()));
             }
             let _ = kill(Pid::from_raw(state.supervisor.pid), Signal::SIGTERM);
             wait_for_end(&dir, state, reason)
@@ -70,24 +86,25 @@ fn wait_for_end(dir: &GrantDir, state: RunnerState, reason: Option<&str>) -> Res
     while began.elapsed() < STOP_LIMIT {
         let now = dir.read_state()?.map_or(Ok(state.clone()), |s| judge(dir, s))?;
         match now.phase {
-            Phase::Ended { .. } if !proc::is_alive(&now.supervisor) => return Ok(now),
+            Phase::Ended { .. } if !alive(&now.supervisor)? => return Ok(now),
             Phase::Lost { ref usage } => return settle(dir, &now, usage.clone(), EndReason::Lost, reason),
             _ => std::thread::sleep(Duration::from_millis(3)),
         }
     }
     // A supervisor that does not react is killed like everything else of the grant.
-    if proc::is_alive(&state.supervisor) {
+    if alive(&state.supervisor)? {
         let _ = kill(Pid::from_raw(state.supervisor.pid), Signal::SIGKILL);
     }
     let now = dir.read_state()?.unwrap_or(state);
     if matches!(now.phase, Phase::Ended { .. }) {
         return Ok(now);
     }
-    let usage = dir.read_usage()?.unwrap_or_default();
+    let usage = dir.read_usage().ok().flatten().unwrap_or_default();
     settle(dir, &now, usage, EndReason::Stopped, reason)
 }
 
-/// Does a dead supervisor's work: kills what is left, removes cgroups, and writes the last word.
+/// Does a dead supervisor's work: kills what is left, removes cgroups, and writes the last word. The word is also the
+/// answer, so that a disk that does not take it costs nothing but asking again.
 fn settle(
     dir: &GrantDir,
     state: &RunnerState,
@@ -95,7 +112,10 @@ fn settle(
     end: EndReason,
     reason: Option<&str>,
 ) -> Result<RunnerState> {
-    let init = state.init.as_ref().filter(|p| proc::is_alive(p)).map(|p| p.pid);
+    let init = match &state.init {
+        Some(init) if alive(init)? => Some(init.pid),
+        _ => None,
+    };
     let root = nix::unistd::geteuid().is_root();
     let mut dirs = Groups::find(&Hierarchies::discover(), root, &state.grant_id);
     dirs.extend(state.cgroups.iter().filter(|d| !dirs.contains(d)).cloned().collect::<Vec<_>>());
@@ -114,14 +134,16 @@ fn settle(
     }
     usage.is_final = true;
     usage.updated_unix_ms = usage.updated_unix_ms.max(now_unix_ms().min(state.valid_to_unix_ms));
-    dir.write_usage(&usage)?;
-    let exit = match dir.read_state()?.map(|s| s.phase) {
+    let exit = match dir.read_state().ok().flatten().map(|s| s.phase) {
         Some(Phase::Ready { workload_exit, .. }) => workload_exit,
         _ => None,
     };
     let detail = reason.map(str::to_owned);
+    let usage_kept = dir.write_usage(&usage);
     let next = RunnerState { phase: Phase::Ended { reason: end, detail, exit, usage }, ..state.clone() };
-    dir.write_state(Some(state), &next)?;
+    for error in [usage_kept, dir.write_state(Some(state), &next)].into_iter().filter_map(Result::err) {
+        log(&format!("last word: {}", error.to_failure()));
+    }
     Ok(next)
 }
 

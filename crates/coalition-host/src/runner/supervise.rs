@@ -119,8 +119,8 @@ struct Grant {
 impl Grant {
     fn begin(dir: GrantDir, checked: CheckedSpec) -> Result<Self> {
         let own = i32::try_from(std::process::id()).unwrap_or(0);
-        let supervisor =
-            proc::process_ref(own).unwrap_or(ProcessRef { pid: own, start_ticks: 0, boot_id: String::new() });
+        let supervisor = process_ref(own)?
+            .ok_or_else(|| RunnerError::Environment(format!("there is no process {own}, which is this one")))?;
         let state = RunnerState {
             version: FORMAT_VERSION,
             grant_id: checked.spec.grant_id.clone(),
@@ -128,6 +128,7 @@ impl Grant {
             supervisor,
             init: None,
             cgroups: Vec::new(),
+            usage_so_far: None,
             phase: Phase::Starting,
         };
         dir.write_state(None, &state)?;
@@ -151,7 +152,7 @@ impl Grant {
         };
         let meter = Meter::new(&self.checked.spec.grant_id, now_unix_ms());
         self.meter = Some((meter, Sampler::new(self.holdings.groups.clone(), up.init)));
-        self.state.init = proc::process_ref(up.init);
+        self.state.init = process_ref(up.init)?;
         self.state.cgroups = self.holdings.groups.dirs().to_vec();
         self.sample()?;
         self.advance(Phase::Ready {
@@ -233,8 +234,11 @@ impl Grant {
             log(&format!("usage: {}", error.to_failure()));
         }
         let usage = self.meter.take().map_or_else(UsageReport::default, |(meter, _)| meter.finish());
-        self.dir.write_usage(&usage)?;
         self.holdings.release()?;
+        // The state below holds the same; whichever of the two the disk takes is enough.
+        if let Err(error) = self.dir.write_usage(&usage) {
+            log(&format!("usage: {}", error.to_failure()));
+        }
         let exit = match &self.state.phase {
             Phase::Ready { workload_exit, .. } => *workload_exit,
             _ => None,
@@ -246,11 +250,17 @@ impl Grant {
     async fn abandon(&mut self, error: &RunnerError) -> Result<()> {
         self.holdings.kill(&self.checked.spec.grant_id).await?;
         self.holdings.release()?;
-        remove_rootfs(&self.dir)?;
+        if let Err(error) = remove_rootfs(&self.dir) {
+            log(&format!("files: {}", error.to_failure()));
+        }
         let usage = Meter::new(&self.checked.spec.grant_id, now_unix_ms()).finish();
         let detail = Some(error.to_failure().to_string());
         self.advance(Phase::Ended { reason: EndReason::FailedToStart, detail, exit: None, usage })
     }
+}
+
+fn process_ref(pid: i32) -> Result<Option<ProcessRef>> {
+    proc::process_ref(pid).map_err(|e| RunnerError::io(format!("cannot look at process {pid}"), e))
 }
 
 async fn sleep_until(deadline: Instant) {

@@ -337,7 +337,9 @@ impl Grant<'_> {
             let state = self.status();
             match state.phase {
                 // Its last word is the last thing a supervisor does, save exiting.
-                Phase::Ended { reason, detail, usage, .. } if !coalition_host::proc::is_alive(&state.supervisor) => {
+                Phase::Ended { reason, detail, usage, .. }
+                    if !coalition_host::proc::is_alive(&state.supervisor).unwrap() =>
+                {
                     Some((reason, detail, usage))
                 }
                 _ => None,
@@ -360,7 +362,7 @@ impl Grant<'_> {
         assert_eq!(self.processes(), Vec::<i32>::new());
         let state = self.state.as_ref().unwrap();
         for process in state.init.iter().chain([&state.supervisor]) {
-            assert!(!coalition_host::proc::is_alive(process), "{process:?}");
+            assert!(!coalition_host::proc::is_alive(process).unwrap(), "{process:?}");
         }
     }
 

@@ -120,6 +120,29 @@ fn bombs_are_stopped_at_the_disk_limit() {
     assert_eq!(code(try_unpack(&packed, 8, root.path())), "image_too_large");
     let root = tempfile::tempdir().unwrap();
     assert_eq!(code(try_unpack(&packed, 32, root.path())), "unpacked");
+    // A few names that imply many directories: 25 x 101 of them take more than 8 MiB.
+    let deep = |count: u8| {
+        let mut tar = tar::Builder::new(Vec::new());
+        for i in 0..count {
+            let name = format!("{i}/{}f", "d/".repeat(100));
+            let mut header = tar::Header::new_gnu();
+            header.set_size(0);
+            header.set_mode(0o644);
+            tar.append_data(&mut header, &name, &b""[..]).unwrap();
+        }
+        tar.into_inner().unwrap()
+    };
+    let root = tempfile::tempdir().unwrap();
+    assert_eq!(code(try_unpack(&deep(25), 8, root.path())), "image_too_large");
+    let root = tempfile::tempdir().unwrap();
+    assert_eq!(code(try_unpack(&deep(10), 8, root.path())), "unpacked");
+    // A look beforehand says what disk it takes.
+    let file = root.path().join("deep.tar");
+    std::fs::write(&file, deep(25)).unwrap();
+    let needed = coalition_host::image::inspect(&file).unwrap().disk_bytes.div_ceil(1 << 20);
+    let (enough, short) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    assert_eq!(code(try_unpack(&deep(25), needed, enough.path())), "unpacked");
+    assert_eq!(code(try_unpack(&deep(25), needed - 1, short.path())), "image_too_large");
     // A name that claims to be enormous.
     let mut tar = tar::Builder::new(Vec::new());
     entry(&mut tar, tar::EntryType::GNULongName, "@", "", &vec![b'a'; 1 << 20], 0o644);
@@ -179,7 +202,7 @@ fn a_refused_image_leaves_nothing_running() {
         assert!(failure.message.contains(&"ab".repeat(32)) && failure.message.contains(&host.info.blake3), "{failure}");
         let state = grant.status();
         assert!(matches!(state.phase, Phase::Ended { reason: EndReason::FailedToStart, .. }));
-        assert!(!grant.dir.join("rootfs").exists() && !coalition_host::proc::is_alive(&state.supervisor));
+        assert!(!grant.dir.join("rootfs").exists() && !coalition_host::proc::is_alive(&state.supervisor).unwrap());
         grant.clean();
 
         let grant = host.prepare(|spec| spec.disk_mib = 1);

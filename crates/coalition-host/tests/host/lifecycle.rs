@@ -149,3 +149,47 @@ fn a_port_in_use_and_a_deadline_in_the_past_are_told_apart() {
     assert!(failure.code == "deadline_passed" && failure.hint.unwrap().contains("date -u"));
     grant.clean();
 }
+
+/// Makes every write of these files fail, also for root, as a full disk does.
+fn refuse_writes(grant: &super::harness::Grant<'_>) {
+    for file in [".stop.json.new", ".usage.json.new", ".state.json.new"] {
+        await_some("a moment without a write", Duration::from_secs(10), || fs::create_dir(grant.dir.join(file)).ok());
+    }
+}
+
+#[test]
+fn a_disk_that_takes_no_word_keeps_nothing_alive_and_no_directory() {
+    for host in Host::each() {
+        let grant = host.start(|spec| spec.command = vec!["sleep".into(), "1000".into()]);
+        refuse_writes(&grant);
+        let ended = grant.stop();
+        let Phase::Ended { usage, .. } = &ended.phase else { panic!("{ended:?}") };
+        assert!(usage.is_final && usage.samples > 0, "{usage:?}");
+        grant.assert_no_process();
+        assert!(matches!(grant.stop().phase, Phase::Ended { .. }), "it can be asked again");
+        grant.clean();
+
+        let grant = host.start(|_| {});
+        refuse_writes(&grant);
+        grant.clean();
+    }
+}
+
+#[test]
+fn a_directory_that_is_not_there_holds_no_grant_and_one_that_cannot_be_read_is_no_loss() {
+    for host in Host::each().into_iter().take(1) {
+        let missing = host.temp.path().join("missing");
+        let failure = host.answer::<RunnerState>(&["status", "--dir", missing.to_str().unwrap()]).unwrap_err();
+        assert_eq!(failure.code, "no_grant");
+        let grant = host.start(|_| {});
+        let (state, aside) = (grant.dir.join("state.json"), grant.dir.join("aside"));
+        fs::rename(&state, &aside).unwrap();
+        fs::create_dir(&state).unwrap();
+        let failure = host.answer::<RunnerState>(&["status", "--dir", grant.dir_text()]).unwrap_err();
+        assert_eq!(failure.code, "io");
+        fs::remove_dir(&state).unwrap();
+        fs::rename(&aside, &state).unwrap();
+        assert!(matches!(grant.status().phase, Phase::Ready { .. }));
+        grant.clean();
+    }
+}
