@@ -209,10 +209,44 @@ impl Node {
         body: Vec<u8>,
         timeout: Duration,
     ) -> Result<Vec<u8>, CallError> {
+        self.call_with(peer, || self.places(peer), method, body, timeout).await
+    }
+
+    /// As [`Node::call`], to a peer at an address that a stranger gave: nothing of it is remembered, and what this node
+    /// knows of the peer by itself counts as well. Of relays only this node's own is used, whatever the address names.
+    ///
+    /// # Errors
+    /// As [`Node::call`].
+    pub async fn call_at(
+        &self,
+        address: &PeerAddress,
+        method: &str,
+        body: Vec<u8>,
+        timeout: Duration,
+    ) -> Result<Vec<u8>, CallError> {
+        let places = || {
+            let own = PeerAddress { relay: Some(self.relay.clone()), ..address.clone() };
+            let mut places = self.places(address.peer);
+            if let Ok(given) = own.to_endpoint() {
+                places.addrs.extend(given.addrs);
+            }
+            places
+        };
+        self.call_with(address.peer, places, method, body, timeout).await
+    }
+
+    async fn call_with(
+        &self,
+        peer: PeerId,
+        places: impl FnOnce() -> EndpointAddr,
+        method: &str,
+        body: Vec<u8>,
+        timeout: Duration,
+    ) -> Result<Vec<u8>, CallError> {
         if body.len() > MAX_BODY_BYTES {
             return Err(CallError::TooLarge { bytes: body.len() });
         }
-        let attempt = self.connections.call(peer, || self.places(peer), method, &body);
+        let attempt = self.connections.call(peer, places, method, &body);
         let transport = |reason| CallError::Transport { peer, method: method.into(), reason };
         match tokio::time::timeout(timeout, attempt).await {
             Err(_) => Err(CallError::Timeout {

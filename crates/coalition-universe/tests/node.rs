@@ -10,7 +10,7 @@ use std::{
 };
 
 use coalition_universe::{
-    CallError, Fault, MAX_BODY_BYTES, Node, NodeConfig, NodeKey, PeerId, Relay, Service, UNIVERSE,
+    CallError, Fault, MAX_BODY_BYTES, Node, NodeConfig, NodeKey, PeerAddress, PeerId, Relay, Service, UNIVERSE,
 };
 use futures::future::{BoxFuture, join_all};
 
@@ -254,4 +254,20 @@ async fn a_public_peer_that_moved_is_found_again_and_a_private_one_is_in_no_list
     assert_eq!(watching.locate(private.peer_id()), None);
     assert_eq!(hub.locate(private.peer_id()), None);
     assert_eq!(private.locate(peer), None);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_strangers_address_is_used_once_and_never_replaces_a_known_one() {
+    let relay = relay().await;
+    let (server, client) = tokio::join!(node(&relay, 61), node(&relay, 62));
+    server.serve(Arc::new(Echo));
+    let address = server.address();
+    let elsewhere = PeerAddress { relay: Some("http://192.0.2.1:1".into()), ..address.clone() };
+    assert_eq!(client.call_at(&elsewhere, "echo", b"hi".to_vec(), WAIT).await.unwrap(), b"hi");
+    // Another node that was only told where the peer is not still has the address it was introduced with.
+    let second = node(&relay, 63).await;
+    second.introduce(address.clone());
+    let nowhere = PeerAddress { direct: vec!["127.0.0.1:9".parse().unwrap()], relay: None, ..address };
+    assert_eq!(second.call_at(&nowhere, "echo", b"hi".to_vec(), WAIT).await.unwrap(), b"hi");
+    assert_eq!(second.call(server.peer_id(), "echo", b"hi".to_vec(), WAIT).await.unwrap(), b"hi");
 }
