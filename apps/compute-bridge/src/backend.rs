@@ -8,7 +8,9 @@ use std::path::PathBuf;
 
 use async_trait::async_trait;
 use coalition::UniqueId;
-use coalition_compute::{Capabilities, ComputeGrant, DeclaredRates, LogEnd, OfferName, UsageMetrics};
+use coalition_compute::{
+    Capabilities, ComputeGrant, DeclaredRates, LogEnd, MIN_CPU_MILLICORES, MIN_RAM_MIB, OfferName, UsageMetrics,
+};
 use coalition_host::types::{IsolationLevel, SecretText};
 use coalition_shuffle::SshHostKey;
 use serde::{Deserialize, Serialize};
@@ -33,6 +35,8 @@ pub enum FailureKind {
     Transient,
     /// It will not work however often it is tried.
     Fatal,
+    /// The image unpacks to more than the workload's disk; it does so everywhere.
+    TooLarge,
 }
 
 impl FailureKind {
@@ -48,11 +52,12 @@ impl FailureKind {
             Self::Conflict => "conflict",
             Self::Transient => "transient",
             Self::Fatal => "fatal",
+            Self::TooLarge => "too_large",
         }
     }
 
     /// All kinds.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Capacity,
         Self::Quota,
         Self::Throttled,
@@ -61,6 +66,7 @@ impl FailureKind {
         Self::Conflict,
         Self::Transient,
         Self::Fatal,
+        Self::TooLarge,
     ];
 }
 
@@ -247,6 +253,16 @@ pub enum Unfit {
     /// The grant needs TDX.
     #[error("the grant needs TDX, which it does not have")]
     Tdx,
+    /// The grant is smaller than what a host can run.
+    #[error(
+        "the grant's {cpu_millicores} mCPU and {ram_mib} MiB are less than {MIN_CPU_MILLICORES} mCPU and {MIN_RAM_MIB} MiB"
+    )]
+    TooSmall {
+        /// What the grant asks, thousandths of a core.
+        cpu_millicores: u32,
+        /// What the grant asks, MiB.
+        ram_mib: u32,
+    },
     /// The grant is larger than its largest instance.
     #[error("the grant's {wanted} is more than its largest instance's {most}")]
     Size {
@@ -256,6 +272,9 @@ pub enum Unfit {
         most: String,
     },
 }
+
+/// Is told the usage of an instance as it grows.
+pub type UsageSeen<'a> = dyn Fn(UsageMetrics) + Send + Sync + 'a;
 
 /// One class of machines a bridge can provision on.
 ///
@@ -282,11 +301,16 @@ pub trait Backend: Send + Sync + 'static {
     async fn provision(&self, name: &InstanceName, order: Order<'_>) -> Result<ProvisionedInstance, BackendError>;
 
     /// Waits until the instance has ended by itself, its host's deadline included. Not being able to see the host is not an
-    /// end: it goes on waiting.
+    /// end: it goes on waiting. Tells `seen` the usage so far whenever it is known.
     ///
     /// # Errors
     /// [`BackendError`] only for what waiting cannot cure, e.g. an instance the host has never heard of.
-    async fn watch_until_exit(&self, instance: &ProvisionedInstance, valid_to_ms: u64) -> Result<Exit, BackendError>;
+    async fn watch_until_exit(
+        &self,
+        instance: &ProvisionedInstance,
+        valid_to_ms: u64,
+        seen: &UsageSeen<'_>,
+    ) -> Result<Exit, BackendError>;
 
     /// Stops the instance but keeps what its final usage is read from. Answers that usage; `None` when there is no such
     /// instance (any more).

@@ -1,4 +1,5 @@
-//! `compute-bridge check`: everything a start would trip over, found before it costs anything.
+//! `compute-bridge check`: what a start needs from others, found before it costs anything. The data directory, the journal and
+//! the dashboard's port are left alone: a running bridge holds them.
 
 use std::time::Duration;
 
@@ -8,7 +9,8 @@ use ed25519_dalek::SigningKey;
 
 use crate::backend::Backend;
 use crate::config::{BridgeConfig, Resolved};
-use crate::market::Market;
+use crate::market::{LiveMarket, Market};
+use crate::provider::clock;
 use crate::wiring::{BridgeError, Committees, follow, machines, start_node};
 
 /// Wait for the committee's log.
@@ -32,7 +34,7 @@ impl Finding {
 }
 
 /// Checks the boot file, what it points to, the coalition, the network, and every machine by logging in and probing it. The runner is
-/// installed on machines that do not have it yet; nothing else changes.
+/// installed on machines that do not have it yet, and a key or dashboard token that is missing is made; nothing else changes.
 ///
 /// # Errors
 /// [`BridgeError`] when the file or the coalition cannot be used at all.
@@ -46,7 +48,7 @@ pub async fn check(config: BridgeConfig) -> Result<Vec<Finding>, BridgeError> {
     let public = SigningKey::from_bytes(resolved.key.expose()).verifying_key().to_bytes();
     let id = ProviderId::from_public_key(&public);
     findings.push(Finding::new("identity", true, format!("provider {id}")));
-    findings.push(network(&resolved, &committees, id).await);
+    findings.extend(network(&resolved, &committees, id).await);
     for machine in machines(&resolved.config, id) {
         let what = format!("machine {}", machine.name());
         let offering = machine.capabilities().await;
@@ -59,19 +61,37 @@ pub async fn check(config: BridgeConfig) -> Result<Vec<Finding>, BridgeError> {
 }
 
 /// Whether relay and committee answer. Asked under a throw-away identity, so that a running bridge is not disturbed.
-async fn network(resolved: &Resolved, committees: &Committees, id: ProviderId) -> Finding {
+async fn network(resolved: &Resolved, committees: &Committees, id: ProviderId) -> Vec<Finding> {
     let asked = async {
         let node = start_node(resolved, NodeKey::generate(), None, false).await?;
         let market = follow(&node, committees, PATIENCE).await;
-        let found = market.map(|market| market.card(id).is_some());
+        let found = market.map(|market| (market.card(id).is_some(), clock(&market)));
         node.stop().await;
         found
     };
     match asked.await {
-        Ok(true) => Finding::new("network", true, "relay and committee answer; this provider's card is in the market"),
-        Ok(false) => {
-            Finding::new("network", true, "relay and committee answer; this provider has no card in the market yet")
+        Ok((is_known, clock)) => {
+            let card = if is_known {
+                "this provider's card is in the market"
+            } else {
+                "this provider has no card in the market yet"
+            };
+            vec![Finding::new("network", true, format!("relay and committee answer; {card}")), clock]
         }
-        Err(error) => Finding::new("network", false, crate::explain(&error)),
+        Err(error) => vec![Finding::new("network", false, crate::explain(&error))],
+    }
+}
+
+/// This machine's clock against the committee's. Ticks come all the time; without any, the last entry may be old, and only
+/// one from the future says something.
+fn clock(market: &LiveMarket) -> Finding {
+    let now_ms = crate::now_ms();
+    let (from_ms, committee_ms) = match market.last_tick_ms() {
+        Some(tick_ms) => (now_ms, tick_ms),
+        None => (0, market.at().time_ms),
+    };
+    match clock::problem(from_ms, now_ms, committee_ms) {
+        Some(problem) => Finding::new("clock", false, problem),
+        None => Finding::new("clock", true, "agrees with the committee's, as far as its log tells"),
     }
 }

@@ -21,7 +21,7 @@ use crate::status::Snapshot;
 
 const PAGE: &str = include_str!("dashboard.html");
 
-/// Why the page is not served. The bridge runs without it.
+/// Why the page is not served.
 #[derive(Debug, thiserror::Error)]
 pub enum DashboardError {
     /// The port is taken.

@@ -3,9 +3,11 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use coalition::RequestId;
 use coalition_compute::{Offer, OfferName};
 
 use crate::backend::{Backend, BackendError, FailureKind, InstanceName, Offering, Order, ProvisionedInstance, Unfit};
+use crate::journal::GrantState;
 
 /// The backends in order of preference.
 #[derive(Clone)]
@@ -22,6 +24,15 @@ pub enum FleetError {
     /// Two backends of one name.
     #[error("two backends are called {0}; names are offers on the card and must differ")]
     Duplicate(OfferName),
+    /// Grants run on backends that the boot file does not name any more.
+    #[error(
+        "the boot file no longer names backends where grants still run: {grants}; name them again until then (a machine \
+         without a `name` is called after its host and port, so give it the old one as its `name` when you change these)"
+    )]
+    Unnamed {
+        /// Each grant, its backend, and how long it still runs.
+        grants: String,
+    },
 }
 
 /// One try of one backend.
@@ -116,6 +127,22 @@ impl Fleet {
         self.backends.iter().find(|backend| backend.name() == name)
     }
 
+    /// Refuses a fleet that lacks a backend where grants still run: they would be given up, because nobody here knows any
+    /// more how to reach them. After its deadline no grant runs, wherever it was.
+    ///
+    /// # Errors
+    /// [`FleetError::Unnamed`] with every such grant.
+    pub fn check_open(&self, open: &[(RequestId, GrantState)], now_ms: u64) -> Result<(), FleetError> {
+        let lost = |(id, state): &(RequestId, GrantState)| {
+            let (backend, _) = state.instance()?;
+            let ends_ms = state.grant.valid_to_ms;
+            let is_lost = self.get(backend).is_none() && ends_ms > now_ms;
+            is_lost.then(|| format!("{id} on {backend} for {} s more", (ends_ms - now_ms).div_ceil(1_000)))
+        };
+        let lost: Vec<String> = open.iter().filter_map(lost).collect();
+        if lost.is_empty() { Ok(()) } else { Err(FleetError::Unnamed { grants: lost.join(", ") }) }
+    }
+
     /// What every backend offers now, in order. They are asked at the same time.
     pub async fn offerings(&self) -> Vec<(OfferName, Offering)> {
         let ask = |backend: &Arc<dyn Backend>| {
@@ -181,7 +208,7 @@ fn goes_on(error: &BackendError) -> bool {
     match error.kind {
         FailureKind::Capacity | FailureKind::Quota => true,
         FailureKind::Throttled | FailureKind::Auth | FailureKind::Transient => !error.started,
-        FailureKind::NotFound | FailureKind::Conflict | FailureKind::Fatal => false,
+        FailureKind::NotFound | FailureKind::Conflict | FailureKind::Fatal | FailureKind::TooLarge => false,
     }
 }
 

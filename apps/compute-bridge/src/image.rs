@@ -12,7 +12,8 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use coalition::UniqueId;
-use coalition_universe::{CallError, Node, PeerAddress, PeerId};
+use coalition_shuffle::RotatingPeer;
+use coalition_universe::{CallError, Node, PeerAddress};
 use serde::{Deserialize, Serialize};
 
 use crate::backend::LocalImage;
@@ -199,15 +200,36 @@ impl ImageStore {
         source: &dyn ChunkSource,
         until: Instant,
     ) -> Result<(), ImageError> {
-        let path = self.path(hash);
-        if self.is_whole(&path, hash, size).await {
+        if self.is_whole(&self.path(hash), hash, size).await {
             return Ok(());
         }
         self.make_room(size)?;
         let partial = self.partial(hash);
         let disk = |source| ImageError::Disk { path: partial.clone(), source };
-        let mut hasher = blake3::Hasher::new();
-        let mut got = resume(&partial, size, &mut hasher).await.map_err(disk)?;
+        loop {
+            let mut hasher = blake3::Hasher::new();
+            let resumed = resume(&partial, size, &mut hasher).await.map_err(disk)?;
+            match self.transfer(hash, size, source, until, (resumed, hasher)).await {
+                // What a cut transfer left came from anybody who named this hash; only bytes that all came from here are
+                // this source's fault. They are gone now, so the next round begins at nothing.
+                Err(ImageError::Mismatch { .. } | ImageError::Length { .. }) if resumed > 0 => {}
+                done => return done,
+            }
+        }
+    }
+
+    /// Appends to the partial file, of which so many bytes are there and hashed, and puts it in place when it is right.
+    /// Wrong bytes are removed.
+    async fn transfer(
+        &self,
+        hash: UniqueId,
+        size: u64,
+        source: &dyn ChunkSource,
+        until: Instant,
+        (mut got, mut hasher): (u64, blake3::Hasher),
+    ) -> Result<(), ImageError> {
+        let partial = self.partial(hash);
+        let disk = |source| ImageError::Disk { path: partial.clone(), source };
         let mut file =
             std::fs::OpenOptions::new().append(true).create(true).mode(0o600).open(&partial).map_err(disk)?;
         let mut reason = String::from("nothing was asked yet");
@@ -224,7 +246,7 @@ impl ImageStore {
                 Ok(bytes) => {
                     let total = got + bytes.len() as u64;
                     if total > size {
-                        let _ = std::fs::remove_file(&partial);
+                        std::fs::remove_file(&partial).map_err(disk)?;
                         return Err(ImageError::Length { expected_bytes: size, actual_bytes: total });
                     }
                     hasher.update(&bytes);
@@ -239,11 +261,11 @@ impl ImageStore {
         }
         let actual = hasher.finalize();
         if actual.as_bytes() != hash.as_bytes() {
-            let _ = std::fs::remove_file(&partial);
+            std::fs::remove_file(&partial).map_err(disk)?;
             return Err(ImageError::Mismatch { expected: hash, actual: actual.to_hex().to_string() });
         }
         file.sync_all().map_err(disk)?;
-        std::fs::rename(&partial, &path).map_err(disk)
+        std::fs::rename(&partial, self.path(hash)).map_err(disk)
     }
 
     /// Whether the cache has it; a damaged file is removed. Reading it renews its place in the cache.
@@ -268,7 +290,12 @@ impl ImageStore {
         let mut files = Vec::new();
         for entry in std::fs::read_dir(&self.dir).map_err(disk)? {
             let entry = entry.map_err(disk)?;
-            let meta = entry.metadata().map_err(disk)?;
+            let meta = match entry.metadata() {
+                Ok(meta) => meta,
+                // A transfer beside this one just put it in place or removed it.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                Err(error) => return Err(disk(error)),
+            };
             let used = meta.modified().unwrap_or(std::time::UNIX_EPOCH);
             files.push((used, meta.len(), entry.path()));
         }
@@ -314,23 +341,38 @@ async fn resume(partial: &Path, size: u64, hasher: &mut blake3::Hasher) -> io::R
     }
 }
 
-/// The requester's node as a source.
+/// Why an envelope's image pointer leads nowhere. Says nothing of what it holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PointerError {
+    /// It is no peer address.
+    #[error("the image pointer is no peer address")]
+    Malformed,
+    /// It names somebody else: the image would be asked of a stranger to the request.
+    #[error("the image pointer names another peer than the one the envelope is from")]
+    OtherPeer,
+}
+
+/// The address in an envelope's image pointer, which is that of the envelope's own rotating node and nobody else's.
+///
+/// # Errors
+/// [`PointerError`].
+pub fn requester_address(from: RotatingPeer, pointer: &[u8]) -> Result<PeerAddress, PointerError> {
+    let text = std::str::from_utf8(pointer).map_err(|_| PointerError::Malformed)?;
+    let address: PeerAddress = text.parse().map_err(|_| PointerError::Malformed)?;
+    if address.peer.as_bytes() == from.as_bytes() { Ok(address) } else { Err(PointerError::OtherPeer) }
+}
+
+/// The requester's node as a source. Its address lives here and nowhere else.
 pub struct NodeSource {
     node: Arc<Node>,
-    peer: PeerId,
+    address: PeerAddress,
 }
 
 impl NodeSource {
-    /// From the text of an envelope's image pointer: the address of the requester's rotating node.
-    ///
-    /// # Errors
-    /// A sentence that does not repeat the text.
-    pub fn new(node: Arc<Node>, pointer: &[u8]) -> Result<Self, String> {
-        let text = std::str::from_utf8(pointer).map_err(|_| "the image pointer is not text".to_owned())?;
-        let address: PeerAddress = text.parse().map_err(|_| "the image pointer is no peer address".to_owned())?;
-        let peer = address.peer;
-        node.introduce(address);
-        Ok(Self { node, peer })
+    /// The node at an address from [`requester_address`].
+    #[must_use]
+    pub const fn new(node: Arc<Node>, address: PeerAddress) -> Self {
+        Self { node, address }
     }
 }
 
@@ -345,7 +387,7 @@ impl ChunkSource for NodeSource {
             CallError::Transport { .. } => "the requester's node could not be reached".to_owned(),
             CallError::TooLarge { .. } => "the request was too large".to_owned(),
         };
-        self.node.call(self.peer, IMAGE_METHOD, body, deadline).await.map_err(nameless)
+        self.node.call_at(&self.address, IMAGE_METHOD, body, deadline).await.map_err(nameless)
     }
 }
 

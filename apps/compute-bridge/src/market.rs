@@ -188,6 +188,12 @@ impl LiveMarket {
         Arc::new(Self { organism, follower, clock })
     }
 
+    /// Time of the last tick, Unix milliseconds, when the coalition has a clock.
+    #[must_use]
+    pub fn last_tick_ms(&self) -> Option<u64> {
+        self.clock.as_ref()?.read(|ticks| ticks.0.latest().map(|tick| tick.time_ms))
+    }
+
     /// Waits until everything certified by now is folded.
     ///
     /// # Errors

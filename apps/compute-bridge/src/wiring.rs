@@ -164,6 +164,7 @@ impl Bridge {
         let machines = machines(&resolved.config, id);
         let backends = machines.iter().map(|machine| Arc::clone(machine) as Arc<dyn Backend>).collect();
         let fleet = Fleet::new(backends)?;
+        fleet.check_open(&journal.open_grants(), crate::now_ms())?;
         let provider = &resolved.config.provider;
         let mib = |value: u64| value.saturating_mul(1 << 20);
         let images = ImageStore::open(
@@ -294,6 +295,7 @@ fn tuning(config: &BridgeConfig) -> Tuning {
     let provider = &config.provider;
     let seconds = |value: &toml::Spanned<u64>| Duration::from_secs(*value.get_ref());
     Tuning {
+        blind_after_deadline: Duration::from_secs(30),
         capacity_refresh: seconds(&provider.capacity_refresh_sec),
         max_concurrent_grants: *provider.max_concurrent_grants.get_ref() as usize,
         open_timeout: seconds(&provider.open_timeout_sec),
@@ -355,9 +357,7 @@ fn unseal_client(node: &Arc<Node>, committees: &Committees) -> Arc<Unseal> {
 
 fn image_source(node: &Arc<Node>) -> Arc<SourceMaker> {
     let node = Arc::clone(node);
-    Arc::new(move |pointer: &[u8]| {
-        NodeSource::new(Arc::clone(&node), pointer).map(|source| Box::new(source) as Box<dyn ChunkSource>)
-    })
+    Arc::new(move |address| Box::new(NodeSource::new(Arc::clone(&node), address)) as Box<dyn ChunkSource>)
 }
 
 async fn start_dashboard(

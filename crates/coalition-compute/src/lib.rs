@@ -39,6 +39,6 @@ pub use state::{At, FoldError, GrantRecord, GrantStage, MarketState, RequestReco
 pub use surface::{CardView, FreeOffer, MarketView, RequestStatus};
 pub use types::{
     BondCount, Capabilities, ClearingRecord, ComputeGrant, ComputeLog, ComputeRequest, DeclaredRates, EndpointHint,
-    Expiry, FilterKind, GrantEnd, Invalid, LogEnd, Offer, OfferName, ProviderCard, RefusalReason, Region, RemovedBy,
-    RequestEnd, UsageMetrics, anonymous_requester, request_id,
+    Expiry, FilterKind, GrantEnd, Invalid, LogEnd, MIN_CPU_MILLICORES, MIN_RAM_MIB, Offer, OfferName, ProviderCard,
+    RefusalReason, Region, RemovedBy, RequestEnd, UsageMetrics, anonymous_requester, request_id,
 };

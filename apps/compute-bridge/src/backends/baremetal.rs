@@ -12,7 +12,9 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use coalition_compute::{Capabilities, ComputeGrant, DeclaredRates, LogEnd, OfferName, Region, UsageMetrics};
+use coalition_compute::{
+    Capabilities, ComputeGrant, DeclaredRates, LogEnd, MIN_CPU_MILLICORES, MIN_RAM_MIB, OfferName, Region, UsageMetrics,
+};
 use coalition_host::types::{
     CleanReport, EndReason, FORMAT_VERSION, Isolation, IsolationLevel, ListReport, Phase, ProbeReport, RunnerState,
     UsageReport, WorkloadSpec,
@@ -23,6 +25,7 @@ use zeroize::Zeroizing;
 use super::runner::{Runner, RunnerCallError, SMALL, join, own_program};
 use crate::backend::{
     Backend, BackendError, Exit, FailureKind, InstanceName, Offering, Order, OwnedInstance, ProvisionedInstance, Unfit,
+    UsageSeen,
 };
 use crate::fleet::chain;
 use crate::ssh::{SshHost, SshTarget, quote};
@@ -401,6 +404,9 @@ impl Backend for BareMetalBackend {
         if grant.tdx_required {
             return Err(Unfit::Tdx);
         }
+        if grant.cpu_millicores < MIN_CPU_MILLICORES || grant.ram_mib < MIN_RAM_MIB {
+            return Err(Unfit::TooSmall { cpu_millicores: grant.cpu_millicores, ram_mib: grant.ram_mib });
+        }
         if grant.cpu_millicores > self.setup.cpu_millicores || grant.ram_mib > self.setup.ram_mib {
             let size = |cpu: u32, ram: u32| format!("{cpu} mCPU and {ram} MiB");
             let wanted = size(grant.cpu_millicores, grant.ram_mib);
@@ -422,7 +428,12 @@ impl Backend for BareMetalBackend {
         started
     }
 
-    async fn watch_until_exit(&self, instance: &ProvisionedInstance, _valid_to_ms: u64) -> Result<Exit, BackendError> {
+    async fn watch_until_exit(
+        &self,
+        instance: &ProvisionedInstance,
+        _valid_to_ms: u64,
+        seen: &UsageSeen<'_>,
+    ) -> Result<Exit, BackendError> {
         let mut blind_since = None;
         loop {
             match self.status(&instance.name).await {
@@ -433,8 +444,11 @@ impl Backend for BareMetalBackend {
                     if let Some(exit) = exit_of(&state.phase) {
                         return Ok(exit);
                     }
+                    if let Some(usage) = &state.usage_so_far {
+                        seen(metrics(usage));
+                    }
                 }
-                Err(RunnerCallError::Refused(failure)) if matches!(failure.code.as_str(), "no_grant" | "io") => {
+                Err(RunnerCallError::Refused(failure)) if failure.code == "no_grant" => {
                     let message =
                         format!("the machine knows nothing of instance {} any more ({failure})", instance.name);
                     return Err(self.error(FailureKind::NotFound, message, true));
@@ -449,7 +463,10 @@ impl Backend for BareMetalBackend {
     }
 
     async fn stop(&self, name: &InstanceName) -> Result<Option<Exit>, BackendError> {
-        self.halt(name).await.map_err(|error| self.failed(&error, true))
+        let exit = self.halt(name).await.map_err(|error| self.failed(&error, true))?;
+        // What is left of it is files; its CPU and memory can be sold again.
+        self.ledger().remove(name);
+        Ok(exit)
     }
 
     async fn terminate(&self, name: &InstanceName) -> Result<(), BackendError> {
@@ -510,11 +527,15 @@ enum StartError {
 
 impl StartError {
     fn from_call(error: RunnerCallError) -> Self {
-        let RunnerCallError::Refused(failure) = &error else { return Self::Started(error) };
+        let failure = match &error {
+            RunnerCallError::Refused(failure) => failure,
+            RunnerCallError::Ssh(ssh) if ssh.is_before_anything() => return Self::Before(error),
+            _ => return Self::Started(error),
+        };
         match failure.code.as_str() {
             "image_hash_mismatch" | "image_size_mismatch" => Self::Image(error),
             "bad_spec" | "unreadable" | "usage" | "deadline_passed" | "isolation_too_weak" | "cannot_listen"
-            | "disk_full" | "occupied" => Self::Before(error),
+            | "disk_full" | "occupied" | "image_too_large" => Self::Before(error),
             _ => Self::Started(error),
         }
     }
@@ -525,6 +546,7 @@ fn kind_of(error: &RunnerCallError) -> FailureKind {
         RunnerCallError::Ssh(error) => error.kind(),
         RunnerCallError::Refused(failure) => match failure.code.as_str() {
             "disk_full" => FailureKind::Capacity,
+            "image_too_large" => FailureKind::TooLarge,
             "occupied" => FailureKind::Conflict,
             "no_grant" => FailureKind::NotFound,
             "cannot_listen" | "will_not_die" => FailureKind::Transient,

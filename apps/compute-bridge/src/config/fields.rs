@@ -80,7 +80,7 @@ pub enum OnShutdown {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ProviderConfig {
-    /// Seconds between two refreshes of the card, 5 to 3,600.
+    /// Seconds between two refreshes of the card, 5 to 60.
     pub capacity_refresh_sec: Spanned<u64>,
     /// Grants worked on at once, 1 to 1,024; further ones wait.
     pub max_concurrent_grants: Spanned<u32>,

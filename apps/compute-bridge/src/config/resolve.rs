@@ -62,7 +62,8 @@ impl BridgeConfig {
 
     fn check_ranges(&self) -> Result<(), ConfigError> {
         let p = &self.provider;
-        self.range(&p.capacity_refresh_sec, 5, 3_600)?;
+        // Two missed posts must not make the card stale.
+        self.range(&p.capacity_refresh_sec, 5, 60)?;
         self.range(&p.open_timeout_sec, 1, 600)?;
         self.range(&p.image_timeout_sec, 1, 86_400)?;
         self.range(&p.start_timeout_sec, 1, 3_600)?;

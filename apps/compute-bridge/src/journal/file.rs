@@ -249,7 +249,7 @@ fn parse(path: &Path, bytes: &[u8]) -> Result<(Vec<Record>, usize, [u8; TRAILER]
     }
     let (mut records, mut offset, mut trailer) = (Vec::new(), start, [0; TRAILER]);
     loop {
-        match read_one(&bytes[offset..], records.len(), &trailer) {
+        match read_one(&bytes[offset..], offset, records.len(), &trailer) {
             Found::End | Found::Torn => return Ok((records, offset, trailer)),
             Found::Damaged(problem) => return Err(damaged(offset, records.len(), problem)),
             Found::Record(record, taken) => {
@@ -261,7 +261,18 @@ fn parse(path: &Path, bytes: &[u8]) -> Result<(Vec<Record>, usize, [u8; TRAILER]
     }
 }
 
-fn read_one(rest: &[u8], index: usize, before: &[u8; TRAILER]) -> Found {
+/// The unit a disk writes whole.
+const SECTOR: usize = 512;
+
+/// Whether a record that begins at byte `at` of the file is zeros from some sector on: what was never written of the last
+/// one when the power went.
+fn ends_unwritten(record: &[u8], at: usize) -> bool {
+    let last_written = record.iter().rposition(|b| *b != 0).unwrap_or(0);
+    let first_unwritten = (at + last_written + 1).next_multiple_of(SECTOR);
+    first_unwritten < at + record.len()
+}
+
+fn read_one(rest: &[u8], at: usize, index: usize, before: &[u8; TRAILER]) -> Found {
     if rest.is_empty() {
         return Found::End;
     }
@@ -281,9 +292,12 @@ fn read_one(rest: &[u8], index: usize, before: &[u8; TRAILER]) -> Found {
     }
     let Some((payload, tail)) = body.split_at_checked(size) else { return Found::Torn };
     let Some((trailer, after)) = tail.split_at_checked(TRAILER) else { return Found::Torn };
-    if trailer != chain(before, payload) {
-        let unwritten = after.is_empty() && trailer.iter().all(|b| *b == 0);
-        return if unwritten { Found::Torn } else { Found::Damaged("its content is not what was written") };
+    let right = chain(before, payload);
+    if trailer != right {
+        let written = trailer.iter().zip(&right).take_while(|(there, right)| there == right).count();
+        let half_written = trailer[written..].iter().all(|b| *b == 0) || ends_unwritten(rest, at);
+        let torn = after.is_empty() && half_written;
+        return if torn { Found::Torn } else { Found::Damaged("its content is not what was written") };
     }
     match postcard::from_bytes(payload) {
         Ok(record) => Found::Record(Box::new(record), HEAD + size + TRAILER),

@@ -122,6 +122,12 @@ impl Journal {
         })
     }
 
+    /// Whether it knows of no grant at all, not even of closed ones: a first start, or a lost file.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.with(|inner| inner.states.is_empty())
+    }
+
     /// Looks at every grant the journal remembers.
     pub fn for_each(&self, mut look: impl FnMut(&RequestId, &GrantState)) {
         self.with(|inner| inner.states.iter().for_each(|(id, state)| look(id, state)));

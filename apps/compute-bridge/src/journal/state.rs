@@ -64,7 +64,7 @@ pub enum Event {
     },
     /// The receipt was posted.
     Replied,
-    /// Intent: the instance is about to be stopped, or is over.
+    /// Intent: the instance is about to be stopped, or is over. Said again as lost when its machine does not answer.
     Stopping(LogEnd),
     /// The instance does not run any more and this was its usage; it is about to be removed.
     Metered(UsageMetrics),
@@ -313,6 +313,10 @@ impl GrantState {
             (Stage::Running { instance, .. } | Stage::Replied { instance }, Event::Stopping(end)) => {
                 let instance = Some((instance.backend.clone(), instance.name.clone()));
                 Stage::Stopping { instance, end: *end, usage: None }
+            }
+            // The machine it was to be stopped on is lost.
+            (Stage::Stopping { instance, usage, .. }, Event::Stopping(LogEnd::BackendLost)) => {
+                Stage::Stopping { instance: instance.clone(), end: LogEnd::BackendLost, usage: *usage }
             }
             (Stage::Stopping { instance, end, .. }, Event::Metered(usage)) => {
                 Stage::Stopping { instance: instance.clone(), end: *end, usage: Some(*usage) }

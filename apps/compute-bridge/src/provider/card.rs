@@ -4,10 +4,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use coalition::AlmanacTick;
-use coalition_compute::{Capabilities, Command, Deregister, Offer, PostCard, ProviderCard, RefusalCode, Signed};
+use coalition_compute::{Command, Deregister, Offer, PostCard, ProviderCard, RefusalCode, Signed};
 use coalition_organism::random_write_id;
 
-use super::{Context, WRITE, shuffle_channel};
+use super::{Context, WRITE, clock, shuffle_channel};
 use crate::fleet::{Fleet, chain};
 use crate::market::MarketError;
 
@@ -16,9 +16,13 @@ const AGAIN: Duration = Duration::from_secs(2);
 
 /// Posts the card for ever.
 pub(super) async fn keep(context: Arc<Context>) {
+    let mut clock_problem = clock::suspicion(&context);
     loop {
         let offerings = context.parts.fleet.offerings().await;
-        let offers = Fleet::offers(&offerings);
+        let mut offers = Fleet::offers(&offerings);
+        if clock_problem.is_some() {
+            offers.iter_mut().for_each(sell_nothing);
+        }
         tracing::debug!(offers = offers.len(), "backends looked at");
         for (name, offering) in &offerings {
             if !offering.reachable {
@@ -26,10 +30,20 @@ pub(super) async fn keep(context: Arc<Context>) {
             }
         }
         context.parts.status.offerings(offerings);
+        let sent_ms = crate::now_ms();
         let pause = match post(&context, offers).await {
-            Ok(tick) => {
-                context.parts.status.card_posted(tick);
-                context.parts.tuning.capacity_refresh
+            Ok(posted) => {
+                context.parts.status.card_posted(posted.tick);
+                let was_wrong = clock_problem.is_some();
+                if let Some(compared) = clock::compare(&context, sent_ms, posted.sequence).await {
+                    clock_problem = compared;
+                }
+                if let Some(problem) = &clock_problem {
+                    tracing::error!(%problem, "nothing is sold");
+                    context.parts.status.card_failed(problem.clone());
+                }
+                // A card that says the opposite of what is known now is replaced at once.
+                if clock_problem.is_some() == was_wrong { context.parts.tuning.capacity_refresh } else { AGAIN }
             }
             Err(error) => {
                 let problem = chain(&error);
@@ -46,15 +60,21 @@ pub(super) async fn keep(context: Arc<Context>) {
     }
 }
 
-/// Posts the card once; answers the tick on it.
-async fn post(context: &Context, mut offers: Vec<Offer>) -> Result<u64, MarketError> {
+/// What a certified card says of itself.
+struct Posted {
+    tick: u64,
+    sequence: u64,
+}
+
+/// Posts the card once.
+async fn post(context: &Context, mut offers: Vec<Offer>) -> Result<Posted, MarketError> {
     let parts = &context.parts;
     let known = parts.market.card(context.id);
     if let Some(known) = &known {
         keep_offers_in_use(&mut offers, known);
     }
-    let tick = context.tick();
-    let statement = PostCard { sequence: next_sequence(context), card: card(context, offers, tick) };
+    let (tick, sequence) = (context.tick(), next_sequence(context));
+    let statement = PostCard { sequence, card: card(context, offers, tick) };
     let signed = Signed::sign(statement, &parts.signer, &parts.market.organism());
     let signed = signed.map_err(|invalid| MarketError::Refused(RefusalCode::Invalid.because(invalid.to_string())))?;
     let refresh =
@@ -69,7 +89,7 @@ async fn post(context: &Context, mut offers: Vec<Offer>) -> Result<u64, MarketEr
         tracing::info!(provider = %context.id, "the card is in the market");
         parts.status.event("the card was registered");
     }
-    Ok(tick.0)
+    Ok(Posted { tick: tick.0, sequence })
 }
 
 fn card(context: &Context, offers: Vec<Offer>, tick: AlmanacTick) -> ProviderCard {
@@ -96,11 +116,16 @@ fn keep_offers_in_use(offers: &mut Vec<Offer>, known: &coalition_compute::CardVi
         let in_use = free.instances < u64::from(total.max_instances)
             || free.cpu_millicores < u64::from(total.max_cpu_millicores);
         if in_use && offers.iter().all(|offer| offer.name != free.offer.name) {
-            let capabilities =
-                Capabilities { max_cpu_millicores: 0, max_ram_mib: 0, max_instances: 0, ..total.clone() };
-            offers.push(Offer { capabilities, ..free.offer.clone() });
+            let mut offer = free.offer.clone();
+            sell_nothing(&mut offer);
+            offers.push(offer);
         }
     }
+}
+
+fn sell_nothing(offer: &mut Offer) {
+    let capabilities = &mut offer.capabilities;
+    (capabilities.max_cpu_millicores, capabilities.max_ram_mib, capabilities.max_instances) = (0, 0, 0);
 }
 
 /// Takes the card out of the market; a failure only means that it goes stale by itself.

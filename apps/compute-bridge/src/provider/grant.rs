@@ -1,7 +1,7 @@
 //! One grant from the log to its final log. The same loop serves a new grant and one found in the journal: look at the
 //! state, do the one next thing, write down what came of it.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use coalition::{AlmanacRange, AlmanacTick, RequestId};
@@ -12,7 +12,7 @@ use coalition_log::{Refusal, retirement::RETIRED_CODE};
 use coalition_shuffle::Envelope;
 
 use super::{Context, WRITE, refusal_word, serve};
-use crate::backend::{Exit, InstanceName};
+use crate::backend::InstanceName;
 use crate::fleet::chain;
 use crate::journal::state::AttemptFailure;
 use crate::journal::{Event, GrantState, JournalError, Next, Outcome, Stage};
@@ -21,8 +21,6 @@ use crate::market::MarketError;
 /// Pause before something that failed is tried again: doubled up to the longest.
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
-/// How long after its deadline a workload's host is still asked for the last usage. Its own timer has ended it by then.
-const BLIND_AFTER_DEADLINE_MS: u64 = 30_000;
 
 /// One grant in work. What is only in memory can be obtained anew.
 pub(super) struct Work {
@@ -30,8 +28,8 @@ pub(super) struct Work {
     pub(super) id: RequestId,
     /// The opened envelope; never written anywhere.
     pub(super) envelope: Option<Envelope>,
-    /// What the watch reported.
-    exit: Option<Exit>,
+    /// The newest usage the watch reported.
+    seen: UsageMetrics,
 }
 
 /// Growing pauses.
@@ -53,7 +51,7 @@ impl Backoff {
 /// # Errors
 /// [`JournalError`] when a record cannot be written; nothing more is done then.
 pub(super) async fn drive(context: Arc<Context>, id: RequestId) -> Result<(), JournalError> {
-    let mut work = Work { context, id, envelope: None, exit: None };
+    let mut work = Work { context, id, envelope: None, seen: UsageMetrics::default() };
     while let Some(state) = work.context.parts.journal.get(&id) {
         match state.next() {
             Next::Provision => {
@@ -125,6 +123,15 @@ impl Work {
         self.record(Event::AttemptFailed(AttemptFailure::Interrupted)).await
     }
 
+    /// Removes what a stopped instance left. It does not run any more, so the log waits for nothing: what cannot be removed
+    /// now, no open grant explains, and the sweep tries again.
+    async fn remove(&self, backend: &coalition_compute::OfferName, name: &InstanceName) {
+        let Some(here) = self.context.parts.fleet.get(backend) else { return };
+        if let Err(error) = here.terminate(name).await {
+            tracing::warn!(grant = %self.id, %backend, error = %chain(&error), "stopped, but not removed yet; left to the sweep");
+        }
+    }
+
     /// Terminates until confirmed, or until the host's own timer must have done so and nobody can say.
     async fn until_gone(&self, state: &GrantState, backend: &coalition_compute::OfferName, instance: &InstanceName) {
         let Some(here) = self.context.parts.fleet.get(backend) else {
@@ -149,7 +156,8 @@ impl Work {
     }
 
     fn is_blind(&self, state: &GrantState) -> bool {
-        crate::now_ms() > state.grant.valid_to_ms.saturating_add(BLIND_AFTER_DEADLINE_MS)
+        crate::now_ms()
+            > state.grant.valid_to_ms.saturating_add(serve::millis(self.context.parts.tuning.blind_after_deadline))
     }
 
     async fn watch(&mut self, state: &GrantState) -> Result<(), JournalError> {
@@ -160,10 +168,12 @@ impl Work {
             return self.record(Event::Stopping(LogEnd::BackendLost)).await;
         };
         let grant = &state.grant;
+        let newest = Mutex::new(self.seen);
+        let see = |usage| *newest.lock().unwrap_or_else(PoisonError::into_inner) = usage;
         let end = tokio::select! {
-            exit = backend.watch_until_exit(instance, grant.valid_to_ms) => match exit {
+            exit = backend.watch_until_exit(instance, grant.valid_to_ms, &see) => match exit {
                 Ok(exit) => {
-                    self.exit = Some(exit);
+                    see(exit.usage);
                     exit.end
                 }
                 Err(error) => {
@@ -177,6 +187,7 @@ impl Work {
             () = context.drained() => LogEnd::Draining,
             () = serve::state_serving(&context, grant) => LogEnd::Deadline,
         };
+        self.seen = newest.into_inner().unwrap_or_else(PoisonError::into_inner);
         tracing::info!(grant = %self.id, ?end, "the grant ends");
         self.record(Event::Stopping(end)).await
     }
@@ -186,34 +197,45 @@ impl Work {
         let mut used = *usage;
         if let Some((backend, name)) = instance {
             if used.is_none() {
-                let measured = self.final_usage(state, backend, name).await;
+                let measured = match self.final_usage(state, backend, name).await {
+                    Some(measured) => measured,
+                    None => {
+                        tracing::error!(grant = %self.id, %backend, "the machine was never heard of again; the grant is logged as lost");
+                        self.record(Event::Stopping(LogEnd::BackendLost)).await?;
+                        self.seen
+                    }
+                };
                 self.record(Event::Metered(measured)).await?;
                 used = Some(measured);
             }
-            self.until_gone(state, backend, name).await;
+            self.remove(backend, name).await;
         }
         self.context.capacity.notify_one();
         let usage = used.unwrap_or_default();
         self.record(Event::Stopped { usage, to: self.context.tick() }).await
     }
 
-    /// Stops the instance and reads its usage; what the watch saw last when the host cannot be asked any more.
+    /// Stops the instance and reads its usage: what the watch saw last when the host has none. Nothing when the host is not
+    /// heard of any more until well after its own timer has ended the instance.
     async fn final_usage(
         &self,
         state: &GrantState,
         backend: &coalition_compute::OfferName,
         name: &InstanceName,
-    ) -> UsageMetrics {
-        let seen = self.exit.map(|exit| exit.usage).unwrap_or_default();
-        let Some(here) = self.context.parts.fleet.get(backend) else { return seen };
+    ) -> Option<UsageMetrics> {
+        let Some(here) = self.context.parts.fleet.get(backend) else {
+            tracing::error!(grant = %self.id, %backend, "the grant's backend is no longer in the boot file; its host ends it at the deadline");
+            self.context.until_ms(state.grant.valid_to_ms).await;
+            return None;
+        };
         let mut backoff = Backoff::new();
         loop {
             match here.stop(name).await {
-                Ok(exit) => return exit.map_or(seen, |exit| exit.usage),
+                Ok(exit) => return Some(exit.map_or(self.seen, |exit| exit.usage)),
                 Err(error) => tracing::warn!(grant = %self.id, error = %chain(&error), "not stopped yet; trying again"),
             }
             if self.is_blind(state) {
-                return seen;
+                return None;
             }
             backoff.pause().await;
         }

@@ -1,23 +1,25 @@
 //! The provider loop: post the card, take up grants, end them, keep the books straight with the certified log.
 
+mod adopt;
 mod card;
+pub(crate) mod clock;
 mod grant;
 mod login;
 mod serve;
 mod sweep;
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use coalition::{AlmanacTick, ProviderId, RequestId, UniqueId};
-use coalition_compute::{LogEnd, OfferName, RefusalReason};
+use coalition_compute::{LogEnd, RefusalReason};
 use coalition_log::entry::WriteId;
+use coalition_universe::PeerAddress;
 use ed25519_dalek::SigningKey;
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio::task::JoinSet;
 
-use crate::backend::InstanceName;
 use crate::channel::{ReplySender, RequestOpener};
 use crate::fleet::Fleet;
 use crate::image::{ChunkSource, ImageStore};
@@ -32,12 +34,14 @@ const WRITE: Duration = Duration::from_secs(10);
 /// Wait for all grants to be stopped and logged when draining.
 const DRAIN: Duration = Duration::from_secs(50);
 
-/// Makes a source of image pieces from an envelope's image pointer.
-pub type SourceMaker = dyn Fn(&[u8]) -> Result<Box<dyn ChunkSource>, String> + Send + Sync;
+/// Makes a source of image pieces from the address of a requester's rotating node.
+pub type SourceMaker = dyn Fn(PeerAddress) -> Box<dyn ChunkSource> + Send + Sync;
 
 /// Times and limits of the loop; see the boot file for what each means.
 #[derive(Clone, Debug)]
 pub struct Tuning {
+    /// How long after its deadline a workload's host is still asked for the last usage. Its own timer has ended it by then.
+    pub blind_after_deadline: Duration,
     /// Between two refreshes of the card.
     pub capacity_refresh: Duration,
     /// Grants provisioned at once.
@@ -97,6 +101,13 @@ pub(crate) struct Context {
 impl Context {
     pub(crate) fn sight(&self, grant: &RequestId) -> Option<GrantSight> {
         self.parts.market.grant(self.id, grant)
+    }
+
+    /// Live grants to us that the journal does not know.
+    pub(crate) fn unknown(&self) -> Vec<GrantSight> {
+        let mut live = self.parts.market.grants_of(self.id);
+        live.retain(|sight| sight.live && self.parts.journal.get(&sight.grant.request_id).is_none());
+        live
     }
 
     pub(crate) async fn record(
@@ -159,7 +170,12 @@ pub async fn serve(parts: Parts, shutdown: impl Future<Output = ()> + Send) -> R
     let permits = Semaphore::new(parts.tuning.max_concurrent_grants);
     let drains = parts.tuning.drain;
     let context = Arc::new(Context { parts, id, permits, capacity: Notify::new(), draining });
-    let mut running = Running { context: Arc::clone(&context), grants: JoinSet::new(), aside: JoinSet::new() };
+    let mut running = Running {
+        context: Arc::clone(&context),
+        grants: JoinSet::new(),
+        aside: JoinSet::new(),
+        sought: BTreeSet::new(),
+    };
     running.resume().await?;
     running.aside.spawn(card::keep(Arc::clone(&context)));
     running.aside.spawn(sweep::keep(Arc::clone(&context)));
@@ -185,6 +201,8 @@ struct Running {
     context: Arc<Context>,
     grants: JoinSet<(RequestId, Result<(), JournalError>)>,
     aside: JoinSet<()>,
+    /// Grants of a lost journal; what runs for them is being looked for.
+    sought: BTreeSet<RequestId>,
 }
 
 impl Running {
@@ -207,46 +225,41 @@ impl Running {
             }
             self.drive(id);
         }
-        self.adopt_lost().await
-    }
-
-    /// Grants the log says we serve but the journal does not know: the journal was lost. What runs for them is found by its
-    /// derived name and kept; what does not is closed honestly.
-    async fn adopt_lost(&mut self) -> Result<(), JournalError> {
-        let lost: Vec<GrantSight> = self.unknown().into_iter().filter(|sight| sight.serving).collect();
-        if lost.is_empty() {
-            return Ok(());
-        }
-        tracing::warn!(
-            grants = lost.len(),
-            "the log has grants in service that the journal does not know; looking for them"
-        );
-        let mut owned: BTreeMap<InstanceName, OfferName> = BTreeMap::new();
-        for backend in self.context.parts.fleet.backends() {
-            match backend.list_owned().await {
-                Ok(found) => owned.extend(found.into_iter().map(|one| (one.name, backend.name().clone()))),
-                Err(error) => tracing::warn!(error = %crate::fleet::chain(&error), "cannot look for lost grants"),
-            }
-        }
-        for sight in lost {
-            sweep::adopt(&self.context, &sight, &owned).await?;
-            self.drive(sight.grant.request_id);
-        }
+        self.look_for_lost();
         Ok(())
     }
 
-    /// Live grants to us that the journal does not know.
-    fn unknown(&self) -> Vec<GrantSight> {
-        let parts = &self.context.parts;
-        let mut live = parts.market.grants_of(self.context.id);
-        live.retain(|sight| sight.live && parts.journal.get(&sight.grant.request_id).is_none());
-        live
+    /// Grants the journal should know and does not: those the log has in service, and, when it knows nothing at all, every
+    /// one. What runs for them is found by its derived name and kept; what does not is closed honestly.
+    fn look_for_lost(&mut self) {
+        let is_new = self.context.parts.journal.is_empty();
+        let mut lost = self.context.unknown();
+        lost.retain(|sight| sight.serving || is_new);
+        if lost.is_empty() {
+            return;
+        }
+        tracing::warn!(grants = lost.len(), "the log has grants that the journal does not know; looking for them");
+        let search = Arc::new(adopt::Search::new(self.context.parts.fleet.backends()));
+        for sight in lost {
+            let (context, search, id) = (Arc::clone(&self.context), Arc::clone(&search), sight.grant.request_id);
+            self.sought.insert(id);
+            self.grants.spawn(async move {
+                let adopted = adopt::adopt(&context, &sight, &search).await;
+                match adopted {
+                    Ok(()) => (id, Box::pin(grant::drive(context, id)).await),
+                    Err(error) => (id, Err(error)),
+                }
+            });
+        }
     }
 
     /// Writes down and starts every new grant.
     async fn take_up(&mut self) -> Result<(), JournalError> {
-        for sight in self.unknown() {
+        for sight in self.context.unknown() {
             let id = sight.grant.request_id;
+            if self.sought.contains(&id) {
+                continue;
+            }
             tracing::info!(grant = %id, offer = %sight.grant.offer, region = %sight.grant.region, "granted");
             self.context.record(id, Event::Granted(Box::new(sight.grant))).await?;
             self.context.parts.status.event("a grant was taken up");
@@ -302,6 +315,7 @@ pub(crate) const fn refusal_word(reason: RefusalReason) -> &'static str {
         RefusalReason::BackendFailed => "backend_failed",
         RefusalReason::Draining => "draining",
         RefusalReason::Other => "other",
+        RefusalReason::ImageTooLarge => "image_too_large",
     }
 }
 

@@ -15,7 +15,7 @@ use super::{Context, WRITE};
 use crate::backend::{BackendError, FailureKind, InstanceName, Order, ProvisionedInstance, Workload};
 use crate::channel::OpenError;
 use crate::fleet::{Attempt, AttemptLog, AttemptResult, JournalStop, ProvisionError, chain};
-use crate::image::{HeldImage, ImageError};
+use crate::image::{HeldImage, ImageError, PointerError, requester_address};
 use crate::journal::state::AttemptFailure;
 use crate::journal::{Event, JournalError, Stage};
 use crate::market::MarketError;
@@ -42,10 +42,14 @@ pub(super) async fn prepare(work: &mut Work, grant: &ComputeGrant) -> Result<Pre
         tracing::warn!(grant = %work.id, disk_mib, most = parts.tuning.max_disk_mib, "more disk is asked than sold");
         return Err(RefusalReason::NoCapacity);
     }
-    let source = (parts.source)(&wanted.image_pointer).map_err(|problem| {
-        tracing::warn!(grant = %work.id, problem, "the image cannot be fetched");
-        RefusalReason::ImageUnavailable
+    let address = requester_address(envelope.peer_id, &wanted.image_pointer).map_err(|error| {
+        tracing::warn!(grant = %work.id, %error, "the image is not asked for");
+        match error {
+            PointerError::Malformed => RefusalReason::ImageUnavailable,
+            PointerError::OtherPeer => RefusalReason::EnvelopeMismatch,
+        }
     })?;
+    let source = (parts.source)(address);
     let obtained = parts
         .images
         .obtain(grant.image_hash, wanted.image_size_bytes, source.as_ref(), parts.tuning.image_timeout)
@@ -56,7 +60,7 @@ pub(super) async fn prepare(work: &mut Work, grant: &ComputeGrant) -> Result<Pre
             ImageError::Mismatch { .. } | ImageError::Length { .. } => RefusalReason::ImageMismatch,
             ImageError::Unavailable { .. } => RefusalReason::ImageUnavailable,
             ImageError::Disk { .. } => RefusalReason::NoCapacity,
-            ImageError::TooLarge { .. } => RefusalReason::Other,
+            ImageError::TooLarge { .. } => RefusalReason::ImageTooLarge,
         }
     })?;
     let workload = Workload { command: wanted.command.clone(), env: wanted.env.clone(), disk_mib };
@@ -139,6 +143,11 @@ fn give_up(attempts: &[Attempt]) -> Event {
     let started = |attempt: &Attempt| matches!(attempt.result, AttemptResult::Failed { started: true, .. });
     if attempts.iter().any(started) {
         return Event::Stopping(coalition_compute::LogEnd::ProvisioningFailed);
+    }
+    let too_large =
+        |attempt: &Attempt| matches!(attempt.result, AttemptResult::Failed { kind: FailureKind::TooLarge, .. });
+    if attempts.iter().any(too_large) {
+        return Event::Refusing(RefusalReason::ImageTooLarge);
     }
     let no_room = |attempt: &Attempt| {
         matches!(
@@ -291,6 +300,6 @@ pub(super) async fn state_serving(context: &Context, grant: &ComputeGrant) {
     std::future::pending().await
 }
 
-fn millis(duration: Duration) -> u64 {
+pub(super) fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }

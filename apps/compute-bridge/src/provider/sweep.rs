@@ -5,16 +5,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use coalition_compute::{LogEnd, OfferName};
+use coalition_compute::OfferName;
 
 use super::Context;
-use crate::backend::{InstanceName, ProvisionedInstance};
+use crate::backend::InstanceName;
 use crate::fleet::chain;
-use crate::journal::{Event, JournalError};
-use crate::market::GrantSight;
-
-/// Tries whose names are looked for when a journal was lost.
-const ATTEMPTS_LOOKED_FOR: u32 = 16;
 
 /// Sweeps for ever.
 pub(super) async fn keep(context: Arc<Context>) {
@@ -36,10 +31,13 @@ async fn sweep(context: &Context, first_seen: &mut BTreeMap<(OfferName, Instance
                 continue;
             }
         };
-        let explained = explained(context);
+        let (explained, expected) = (explained(context), expected(context));
         let here = backend.name();
-        let orphans: BTreeSet<(OfferName, InstanceName)> =
-            owned.into_iter().map(|one| (here.clone(), one.name)).filter(|one| !explained.contains(one)).collect();
+        let orphans: BTreeSet<(OfferName, InstanceName)> = owned
+            .into_iter()
+            .map(|one| (here.clone(), one.name))
+            .filter(|(_, name)| !explained.contains(name) && !expected.contains(name))
+            .collect();
         first_seen.retain(|key, _| key.0 != *here || orphans.contains(key));
         for orphan in orphans {
             let since = *first_seen.entry(orphan.clone()).or_insert_with(Instant::now);
@@ -59,45 +57,15 @@ async fn sweep(context: &Context, first_seen: &mut BTreeMap<(OfferName, Instance
     }
 }
 
-fn explained(context: &Context) -> BTreeSet<(OfferName, InstanceName)> {
+/// Names of instances that open grants have. A name says which grant and try it is for; what its machine is called in the
+/// boot file may change.
+fn explained(context: &Context) -> BTreeSet<InstanceName> {
     let open = context.parts.journal.open_grants();
-    open.iter()
-        .filter_map(|(_, state)| state.instance().map(|(backend, name)| (backend.clone(), name.clone())))
-        .collect()
+    open.iter().filter_map(|(_, state)| state.instance().map(|(_, name)| name.clone())).collect()
 }
 
-/// Writes into a new journal what a live grant of an old one must have been.
-pub(super) async fn adopt(
-    context: &Context,
-    sight: &GrantSight,
-    owned: &BTreeMap<InstanceName, OfferName>,
-) -> Result<(), JournalError> {
-    let id = sight.grant.request_id;
-    let name_of = |attempt| InstanceName::derive(&context.id, &id, attempt);
-    let found = (0..ATTEMPTS_LOOKED_FOR).map(name_of).find_map(|name| Some((owned.get(&name)?.clone(), name)));
-    context.record(id, Event::Granted(Box::new(sight.grant.clone()))).await?;
-    context.record(id, Event::Opening).await?;
-    let Some((backend, name)) = found else {
-        tracing::warn!(grant = %id, "nothing runs for a grant the log has in service; it is logged as lost");
-        context.record(id, Event::Stopping(LogEnd::BackendLost)).await?;
-        return Ok(());
-    };
-    if let Some(here) = context.parts.fleet.get(&backend) {
-        here.adopt(&sight.grant, &name);
-    }
-    context.record(id, Event::Provisioning { backend: backend.clone(), instance: name.clone() }).await?;
-    // Where it is reached was on the receipt, which its requester has; nobody needs it here any more.
-    let instance = ProvisionedInstance {
-        backend,
-        name,
-        host: String::new(),
-        port: 0,
-        user: String::new(),
-        isolation: coalition_host::types::IsolationLevel::default(),
-        isolation_text: String::new(),
-    };
-    context.record(id, Event::Running { instance: Box::new(instance), sealed_receipt: Vec::new() }).await?;
-    context.record(id, Event::Replied).await?;
-    tracing::info!(grant = %id, "adopted a running instance");
-    Ok(())
+/// Names that live grants unknown to the journal may have: after a lost journal, what runs for them is looked for, not
+/// swept away.
+fn expected(context: &Context) -> BTreeSet<InstanceName> {
+    context.unknown().iter().flat_map(|sight| super::adopt::names_of(context, sight)).collect()
 }

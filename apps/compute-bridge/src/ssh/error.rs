@@ -70,6 +70,16 @@ pub enum SshError {
         /// What was under way.
         what: String,
     },
+    /// The server opens no further channel on the connection.
+    #[error("{host} opens no channel for {what} ({reason}); MaxSessions in its sshd_config should be 10 or more")]
+    NoChannel {
+        /// `host:port`.
+        host: String,
+        /// What it was for.
+        what: String,
+        /// What the server said.
+        reason: String,
+    },
     /// The server would not do it.
     #[error("{host} refused {what}")]
     Denied {
@@ -89,7 +99,7 @@ pub enum SshError {
         path: String,
         /// What the machine said.
         problem: String,
-        /// Whether it said that the disk is full.
+        /// Whether its disk is full, or most probably is.
         disk_full: bool,
     },
     /// A file here could not be read.
@@ -143,13 +153,28 @@ impl SshError {
                 FailureKind::Auth => FailureKind::Auth,
                 _ => FailureKind::Transient,
             },
-            Self::Deadline { .. } | Self::Lost { .. } | Self::Protocol(_) => FailureKind::Transient,
+            Self::Deadline { .. } | Self::Lost { .. } | Self::NoChannel { .. } | Self::Protocol(_) => {
+                FailureKind::Transient
+            }
             Self::Denied { .. }
             | Self::File { .. }
             | Self::Local { .. }
             | Self::Hash { .. }
             | Self::TooMuchOutput { .. } => FailureKind::Fatal,
         }
+    }
+
+    /// Whether it failed before the machine was told anything.
+    #[must_use]
+    pub const fn is_before_anything(&self) -> bool {
+        matches!(
+            self,
+            Self::Connect { .. }
+                | Self::HostKey { .. }
+                | Self::Refused { .. }
+                | Self::KeyFile { .. }
+                | Self::NoChannel { .. }
+        )
     }
 
     /// Whether the operation may simply be tried again on a new connection.

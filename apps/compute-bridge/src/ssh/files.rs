@@ -8,10 +8,11 @@ use russh_sftp::client::SftpSession;
 use russh_sftp::client::error::Error as SftpError;
 use russh_sftp::protocol::{FileAttributes, OpenFlags, StatusCode};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::timeout;
 
 use super::error::SshError;
-use super::session::SshHost;
+use super::session::{OpenChannel, SshHost};
 
 const CHUNK: usize = 256 * 1024;
 /// Wait for one answer of the SFTP server.
@@ -45,30 +46,33 @@ pub async fn file_blake3(path: &Path) -> std::io::Result<(blake3::Hash, u64)> {
 
 /// An SFTP session that gives its channel back: a host allows only so many on one connection, and dropping the session
 /// alone leaves the channel open.
-struct Files(SftpSession);
+struct Files {
+    session: SftpSession,
+    _permit: OwnedSemaphorePermit,
+}
 
 impl std::ops::Deref for Files {
     type Target = SftpSession;
 
     fn deref(&self) -> &SftpSession {
-        &self.0
+        &self.session
     }
 }
 
 impl Drop for Files {
     fn drop(&mut self) {
         // It only queues the end of the stream and never waits.
-        let _ = self.0.close().now_or_never();
+        let _ = self.session.close().now_or_never();
     }
 }
 
 impl SshHost {
     async fn sftp(&self) -> Result<Files, SshError> {
-        let channel = self.sftp_channel().await?;
+        let OpenChannel { channel, permit } = self.sftp_channel().await?;
         let session = SftpSession::new(channel.into_stream()).await;
         let session = session.map_err(|error| self.file_error("opening", "(sftp)", &error))?;
         session.set_timeout(SFTP_ANSWER_SECS);
-        Ok(Files(session))
+        Ok(Files { session, _permit: permit })
     }
 
     fn file_error(&self, what: &'static str, path: &str, error: &SftpError) -> SshError {
@@ -76,7 +80,7 @@ impl SshHost {
             return self.lost(format!("{what} {path}"));
         }
         let problem = error.to_string();
-        let disk_full = ["space", "quota", "ENOSPC"].iter().any(|word| problem.contains(word));
+        let disk_full = GROWS.contains(&what) && is_bare_failure(error) || names_full_disk(&problem);
         SshError::File { host: self.target().label(), what, path: path.into(), problem, disk_full }
     }
 
@@ -212,9 +216,21 @@ impl SshHost {
         Ok(Uploaded { hash: hasher.finalize(), size_bytes })
     }
 
+    fn read_error(&self, path: &str, error: &std::io::Error) -> SshError {
+        match self.write_error(path, error) {
+            SshError::File { host, path, problem, .. } => {
+                SshError::File { host, what: "reading", path, problem, disk_full: false }
+            }
+            lost => lost,
+        }
+    }
+
     fn write_error(&self, path: &str, error: &std::io::Error) -> SshError {
         let problem = error.to_string();
-        let disk_full = error.kind() == std::io::ErrorKind::StorageFull || problem.contains("space");
+        let status = error.get_ref().and_then(|inner| inner.downcast_ref::<SftpError>());
+        // Of an answer to a write only the text comes through.
+        let refused = status.map_or(problem == BARE_FAILURE, is_bare_failure);
+        let disk_full = refused || error.kind() == std::io::ErrorKind::StorageFull || names_full_disk(&problem);
         if matches!(
             error.kind(),
             std::io::ErrorKind::BrokenPipe | std::io::ErrorKind::UnexpectedEof | std::io::ErrorKind::ConnectionReset
@@ -258,7 +274,7 @@ impl SshHost {
             let mut file = sftp.open(remote).await.map_err(|error| self.file_error("opening", remote, &error))?;
             let (mut hasher, mut size, mut buffer) = (blake3::Hasher::new(), 0_u64, vec![0; CHUNK]);
             loop {
-                let count = file.read(&mut buffer).await.map_err(|error| self.write_error(remote, &error))?;
+                let count = file.read(&mut buffer).await.map_err(|error| self.read_error(remote, &error))?;
                 if count == 0 {
                     return Ok((hasher.finalize(), size));
                 }
@@ -307,6 +323,21 @@ impl SshHost {
         };
         self.within(&format!("removing {path}"), deadline, remove).await
     }
+}
+
+/// OpenSSH's text for a failure without a code of its own.
+const BARE_FAILURE: &str = "Failure";
+/// What takes room on the machine's disk.
+const GROWS: [&str; 2] = ["making", "making directory"];
+
+fn names_full_disk(problem: &str) -> bool {
+    ["space", "quota", "ENOSPC"].iter().any(|word| problem.contains(word))
+}
+
+/// OpenSSH answers so, without a reason, for every error that the protocol has no code for. Missing permissions and files
+/// have codes; what is left for a file that is made or grows is a full disk, or one that fails.
+fn is_bare_failure(error: &SftpError) -> bool {
+    matches!(error, SftpError::Status(status) if status.status_code == StatusCode::Failure)
 }
 
 fn mode_only(mode: u32) -> FileAttributes {

@@ -7,8 +7,8 @@ use std::time::Duration;
 use russh::ChannelMsg;
 use russh::client::{self, Handle, Msg};
 use russh::keys::{HashAlg, PrivateKey, PrivateKeyWithHashAlg, PublicKeyOrCertificate};
-use tokio::sync::Mutex;
-use tokio::time::timeout;
+use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore};
+use tokio::time::{Instant, timeout};
 
 use super::error::SshError;
 use crate::config::{PinnedHostKey, read_secret_file};
@@ -17,6 +17,12 @@ use crate::config::{PinnedHostKey, read_secret_file};
 const CONNECT: Duration = Duration::from_secs(15);
 /// Silence after which the other side is asked whether it is still there; three unanswered questions end the connection.
 const KEEPALIVE: Duration = Duration::from_secs(10);
+/// Channels open at once on one connection. OpenSSH allows ten of its own accord, and takes a moment to count one that was
+/// closed as gone.
+const CHANNELS: usize = 8;
+/// Longest wait for a server that has no channel free, and the pause between two tries.
+const NO_CHANNEL: Duration = Duration::from_secs(5);
+const NO_CHANNEL_PAUSE: Duration = Duration::from_millis(100);
 /// Most output of one command, each stream.
 const MAX_OUTPUT: usize = 4 << 20;
 
@@ -70,6 +76,13 @@ impl ExecOutput {
 pub struct SshHost {
     target: SshTarget,
     connection: Mutex<Option<Arc<Handle<Pinned>>>>,
+    channels: Arc<Semaphore>,
+}
+
+/// One channel of the connection, and the right to have it open.
+pub(super) struct OpenChannel {
+    pub(super) channel: russh::Channel<Msg>,
+    pub(super) permit: OwnedSemaphorePermit,
 }
 
 /// Accepts exactly the pinned key.
@@ -104,7 +117,7 @@ impl SshHost {
     /// A machine; nothing is contacted yet.
     #[must_use]
     pub fn new(target: SshTarget) -> Self {
-        Self { target, connection: Mutex::new(None) }
+        Self { target, connection: Mutex::new(None), channels: Arc::new(Semaphore::new(CHANNELS)) }
     }
 
     /// Where it is.
@@ -208,7 +221,7 @@ impl SshHost {
 
     async fn exec_now(&self, what: &str, command: &str) -> Result<ExecOutput, SshError> {
         let handle = self.handle().await?;
-        let mut channel = handle.channel_open_session().await.map_err(|error| self.dropped(what, error))?;
+        let OpenChannel { mut channel, permit: _permit } = self.open_channel(&handle, what).await?;
         channel.exec(true, command).await.map_err(|error| self.dropped(what, error))?;
         let mut output = ExecOutput { stdout: Vec::new(), stderr: Vec::new(), status: None, signal: None };
         let mut closed = false;
@@ -249,19 +262,35 @@ impl SshHost {
             russh::Error::SendError | russh::Error::Disconnect | russh::Error::HUP | russh::Error::KeepaliveTimeout => {
                 self.lost(what)
             }
-            russh::Error::ChannelOpenFailure(reason) => {
-                SshError::Denied { host: self.target.label(), what: format!("a channel for {what} ({reason:?})") }
-            }
             other => SshError::Protocol(other),
         }
     }
 
-    pub(super) async fn sftp_channel(&self) -> Result<russh::Channel<Msg>, SshError> {
+    /// Opens a channel once there are few enough, and waits a little for a server that allows fewer.
+    async fn open_channel(&self, handle: &Handle<Pinned>, what: &str) -> Result<OpenChannel, SshError> {
+        let permit = Arc::clone(&self.channels).acquire_owned().await.map_err(|_| self.lost(what))?;
+        let until = Instant::now() + NO_CHANNEL;
+        loop {
+            match handle.channel_open_session().await {
+                Ok(channel) => return Ok(OpenChannel { channel, permit }),
+                Err(russh::Error::ChannelOpenFailure(_)) if Instant::now() < until => {
+                    tokio::time::sleep(NO_CHANNEL_PAUSE).await;
+                }
+                Err(russh::Error::ChannelOpenFailure(reason)) => {
+                    let (host, what) = (self.target.label(), what.to_owned());
+                    return Err(SshError::NoChannel { host, what, reason: format!("{reason:?}") });
+                }
+                Err(error) => return Err(self.dropped(what, error)),
+            }
+        }
+    }
+
+    pub(super) async fn sftp_channel(&self) -> Result<OpenChannel, SshError> {
         let handle = self.handle().await?;
         let what = "file transfer (the sftp subsystem)";
-        let channel = handle.channel_open_session().await.map_err(|error| self.dropped(what, error))?;
-        channel.request_subsystem(true, "sftp").await.map_err(|error| self.dropped(what, error))?;
-        Ok(channel)
+        let open = self.open_channel(&handle, what).await?;
+        open.channel.request_subsystem(true, "sftp").await.map_err(|error| self.dropped(what, error))?;
+        Ok(open)
     }
 }
 

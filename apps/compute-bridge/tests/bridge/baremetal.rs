@@ -116,7 +116,7 @@ async fn the_hosts_own_timer_ends_it_and_the_watch_says_so() {
     let Some(image) = example_image(host.dir.path()) else { return };
     let backend = BareMetalBackend::new(host.setup());
     let one = provision(&backend, 2, &image, host.dir.path(), 4_000).await.unwrap();
-    let exit = backend.watch_until_exit(&one.instance, now_ms() + 4_000).await.unwrap();
+    let exit = backend.watch_until_exit(&one.instance, now_ms() + 4_000, &|_| ()).await.unwrap();
     assert_eq!(exit.end, LogEnd::Deadline);
     backend.terminate(&one.instance.name).await.unwrap();
 }
@@ -127,10 +127,12 @@ async fn a_blind_bridge_waits_and_a_host_that_forgot_is_a_loss() {
     let Some(image) = example_image(host.dir.path()) else { return };
     let backend = Arc::new(BareMetalBackend::new(host.setup()));
     let one = provision(&backend, 3, &image, host.dir.path(), 120_000).await.unwrap();
+    let told = Arc::new(tokio::sync::Notify::new());
     let watch = tokio::spawn({
-        let (backend, instance) = (Arc::clone(&backend), one.instance.clone());
-        async move { backend.watch_until_exit(&instance, now_ms() + 120_000).await }
+        let (backend, instance, told) = (Arc::clone(&backend), one.instance.clone(), Arc::clone(&told));
+        async move { backend.watch_until_exit(&instance, now_ms() + 120_000, &|_| told.notify_one()).await }
     });
+    tokio::time::timeout(SOON, told.notified()).await.expect("the usage so far is told");
     host.stop().await;
     eventually("the backend to notice", || backend.trouble()).await;
     assert!(!backend.capabilities().await.reachable);
@@ -140,6 +142,16 @@ async fn a_blind_bridge_waits_and_a_host_that_forgot_is_a_loss() {
     // The workload does not care.
     assert_eq!(ssh_into(&one.receipt, host.dir.path(), "echo alive").await.stdout, b"alive\n");
     host.restart().await;
+    eventually("the backend to see again", || backend.trouble().is_none().then_some(())).await;
+    assert!(!watch.is_finished());
+    // A machine that cannot read its own files for a while has not lost the workload.
+    let dir = host.grants_dir().join(one.instance.name.as_str());
+    std::fs::rename(dir.join("state.json"), dir.join("aside")).unwrap();
+    std::fs::create_dir(dir.join("state.json")).unwrap();
+    eventually("the backend to be blind", || backend.trouble()).await;
+    assert!(!watch.is_finished(), "an error on the machine is not an end");
+    std::fs::remove_dir(dir.join("state.json")).unwrap();
+    std::fs::rename(dir.join("aside"), dir.join("state.json")).unwrap();
     eventually("the backend to see again", || backend.trouble().is_none().then_some(())).await;
     assert!(!watch.is_finished());
     backend.terminate(&one.instance.name).await.unwrap();
@@ -207,4 +219,35 @@ async fn a_damaged_image_on_the_machine_is_sent_again() {
     let two = provision(&backend, 9, &image, host.dir.path(), 60_000).await.unwrap();
     assert_eq!(std::fs::read(&copy).unwrap(), image);
     backend.terminate(&two.instance.name).await.unwrap();
+}
+
+/// One file of zeros as a tar, without a library: a header whose checksum is right, the content, and the end.
+fn tar_of_zeros(bytes: usize) -> Vec<u8> {
+    let mut tar = vec![0; 512 + bytes.next_multiple_of(512) + 1_024];
+    tar[..5].copy_from_slice(b"zeros");
+    for (at, value) in [(100, 0o644), (108, 0), (116, 0), (136, 0)] {
+        tar[at..at + 7].copy_from_slice(format!("{value:07o}").as_bytes());
+    }
+    tar[124..135].copy_from_slice(format!("{bytes:011o}").as_bytes());
+    tar[156] = b'0';
+    tar[257..265].copy_from_slice(b"ustar\x0000");
+    tar[148..156].fill(b' ');
+    let sum: u32 = tar[..512].iter().map(|b| u32::from(*b)).sum();
+    tar[148..155].copy_from_slice(format!("{sum:06o}\0").as_bytes());
+    tar
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_larger_than_its_disk_is_told_apart_and_nothing_was_started() {
+    let host = Host::start().await;
+    let backend = BareMetalBackend::new(host.setup());
+    let error = provision(&backend, 9, &tar_of_zeros(65 << 20), host.dir.path(), 60_000).await.err().unwrap();
+    assert_eq!((error.kind, error.started), (FailureKind::TooLarge, false), "{error}");
+    let mut small = grant_number(1, "metal", 60_000);
+    for (cpu_millicores, ram_mib) in [(9, 64), (500, 7)] {
+        (small.cpu_millicores, small.ram_mib) = (cpu_millicores, ram_mib);
+        assert_eq!(backend.can_satisfy(&small), Err(Unfit::TooSmall { cpu_millicores, ram_mib }));
+    }
+    (small.cpu_millicores, small.ram_mib) = (10, 8);
+    assert_eq!(backend.can_satisfy(&small), Ok(()));
 }

@@ -70,7 +70,7 @@ fn every_mistake_names_file_line_key_and_remedy() {
         ("tdx_capable", "tdx_capable = true", &["tdx_capable", "cannot start workloads inside TDX"]),
         ("minimum_isolation", "minimum_isolation = \"total\"", &["minimum_isolation", "user_namespaces"]),
         ("on_shutdown", "on_shutdown = \"explode\"", &["on_shutdown", "keep", "drain"]),
-        ("capacity_refresh_sec", "capacity_refresh_sec = 1", &["capacity_refresh_sec", "5 to 3600"]),
+        ("capacity_refresh_sec", "capacity_refresh_sec = 1", &["capacity_refresh_sec", "5 to 60"]),
         ("image_cache_mib", "image_cache_mib = 1", &["image_cache_mib", "max_image_mib = 4096"]),
         ("default_disk_mib", "default_disk_mib = 20000", &["default_disk_mib", "max_disk_mib = 16384"]),
         ("[dashboard]", "[dashbord]", &["dashbord", "did you mean `dashboard`?"]),

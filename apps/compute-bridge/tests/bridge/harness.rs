@@ -1,4 +1,4 @@
-//! A market in memory that runs the committee's real machine, a requester, and a scripted backend.
+//! What tests of the bridge share: a requester, a scripted backend, waiting.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
@@ -13,9 +13,6 @@ use coalition_almanac::AlmanacParams;
 use coalition_compute::*;
 use coalition_host::keys;
 use coalition_host::types::IsolationLevel;
-use coalition_log::entry::WriteId;
-use coalition_log::{Context, Entry, Fold, Machine, Refusal, retirement::RETIRED_CODE};
-use coalition_organism::WriteError;
 use coalition_shuffle::{
     CellId, CellScope, DealerOutput, Envelope, ReceiverKey, ReplyCell, RotatingPeer, SshAccessReceipt, SshHostKey,
     WorkloadSpec,
@@ -23,12 +20,13 @@ use coalition_shuffle::{
 use compute_bridge::backend::*;
 use compute_bridge::channel::{OpenError, ReplySender, RequestOpener};
 use compute_bridge::image::{ChunkRequest, ChunkSource, MAX_CHUNK_BYTES};
-use compute_bridge::market::{Earnings, GrantSight, Market, MarketError, MarketFold};
+use compute_bridge::market::{Earnings, Market};
 use compute_bridge::now_ms;
 use ed25519_dalek::SigningKey;
 use rand_core::OsRng;
 
 pub(crate) use super::hosts::*;
+pub(crate) use super::memory::*;
 
 pub(crate) const SOON: Duration = Duration::from_secs(20);
 pub(crate) const CADENCE_MS: u32 = 100;
@@ -135,10 +133,14 @@ pub(crate) struct FakeBackend {
     pub(crate) visible: Mutex<bool>,
     /// How often it was told to stop something while it did not answer.
     pub(crate) unheard: Mutex<u32>,
+    /// Whether files stay behind: nothing can be removed.
+    pub(crate) unremovable: Mutex<bool>,
     /// Makes every watch report this end.
     pub(crate) exits: Mutex<Option<LogEnd>>,
 }
 
+/// What is used of an instance while it runs, and what in the end.
+pub(crate) const SO_FAR: UsageMetrics = UsageMetrics { cpu_core_seconds: 1, ram_mib_seconds: 100, net_bytes: 2_000 };
 pub(crate) const USED: UsageMetrics = UsageMetrics { cpu_core_seconds: 3, ram_mib_seconds: 500, net_bytes: 7_000 };
 
 impl FakeBackend {
@@ -156,6 +158,7 @@ impl FakeBackend {
             provision_fails: Mutex::default(),
             visible: Mutex::new(true),
             unheard: Mutex::default(),
+            unremovable: Mutex::default(),
             exits: Mutex::default(),
         })
     }
@@ -223,9 +226,15 @@ impl Backend for FakeBackend {
         })
     }
 
-    async fn watch_until_exit(&self, instance: &ProvisionedInstance, valid_to_ms: u64) -> Result<Exit, BackendError> {
+    async fn watch_until_exit(
+        &self,
+        instance: &ProvisionedInstance,
+        valid_to_ms: u64,
+        seen: &UsageSeen<'_>,
+    ) -> Result<Exit, BackendError> {
         loop {
             if self.seen().is_ok() {
+                seen(SO_FAR);
                 if let Some(end) = *self.exits.lock().unwrap() {
                     return Ok(Exit { end, usage: USED });
                 }
@@ -248,6 +257,9 @@ impl Backend for FakeBackend {
 
     async fn terminate(&self, name: &InstanceName) -> Result<(), BackendError> {
         self.seen()?;
+        if *self.unremovable.lock().unwrap() {
+            return Err(self.error(FailureKind::Fatal, true));
+        }
         self.running.lock().unwrap().remove(name);
         self.terminated.lock().unwrap().push(name.clone());
         Ok(())
@@ -257,166 +269,6 @@ impl Backend for FakeBackend {
         self.seen()?;
         let running = self.running.lock().unwrap();
         Ok(running.iter().map(|name| OwnedInstance { name: name.clone(), running: true }).collect())
-    }
-}
-
-// ---- the market ----
-
-struct Book {
-    machine: ComputeMachine,
-    fold: MarketFold,
-    entries: Vec<Entry>,
-    writes: BTreeMap<[u8; 16], Result<(), Refusal>>,
-    online: bool,
-    retired: bool,
-}
-
-/// The real machine and the real fold, ordered by a mutex instead of a committee.
-pub(crate) struct MemoryMarket {
-    started_ms: u64,
-    book: Mutex<Book>,
-    changes: tokio::sync::watch::Sender<u64>,
-}
-
-pub(crate) fn params() -> ComputeParams {
-    ComputeParams { round_ms: 10, grant_grace_ticks: 100, ..ComputeParams::standard(CADENCE_MS) }
-}
-
-impl MemoryMarket {
-    pub(crate) fn new() -> Arc<Self> {
-        let machine = ComputeMachine::new(organism(), params()).unwrap();
-        let fold = MarketFold::new(organism(), params());
-        let book = Book { machine, fold, entries: Vec::new(), writes: BTreeMap::new(), online: true, retired: false };
-        Arc::new(Self {
-            started_ms: now_ms() - 10_000,
-            book: Mutex::new(book),
-            changes: tokio::sync::watch::channel(0).0,
-        })
-    }
-
-    fn context(&self) -> Context {
-        let time_ms = now_ms();
-        let tick = (time_ms - self.started_ms) / u64::from(CADENCE_MS);
-        Context { height: tick, time_ms, tick }
-    }
-
-    pub(crate) fn set_online(&self, online: bool) {
-        self.book.lock().unwrap().online = online;
-    }
-
-    /// As after the market's last entry.
-    pub(crate) fn retire(&self) {
-        self.book.lock().unwrap().retired = true;
-    }
-
-    /// Executes one command, then everything that is due.
-    pub(crate) fn execute(&self, command: Option<&Command>) -> Result<(), coalition_log::Refusal> {
-        let cx = self.context();
-        let mut book = self.book.lock().unwrap();
-        let decided = command.map_or(Ok(Vec::new()), |command| book.machine.decide(&cx, &command.to_bytes()));
-        let result = decided.map(|drafts| book.commit(drafts, &cx));
-        while let Some(drafts) = book.machine.round(&cx) {
-            book.commit(drafts, &cx);
-        }
-        let size = book.entries.len() as u64;
-        drop(book);
-        self.changes.send_if_modified(|seen| std::mem::replace(seen, size) != size);
-        result
-    }
-
-    pub(crate) fn read<R>(&self, look: impl FnOnce(&MarketFold) -> R) -> R {
-        look(&self.book.lock().unwrap().fold)
-    }
-
-    pub(crate) fn record(&self, id: &RequestId) -> Option<GrantRecord> {
-        let _ = self.execute(None);
-        self.read(|fold| fold.view().grant(id).cloned())
-    }
-
-    /// Kinds and bodies of everything committed, for searching.
-    pub(crate) fn bytes(&self) -> Vec<u8> {
-        self.book.lock().unwrap().entries.iter().flat_map(|entry| entry.body.clone()).collect()
-    }
-}
-
-impl Book {
-    fn commit(&mut self, drafts: Vec<coalition_log::Draft>, cx: &Context) {
-        for draft in drafts {
-            let entry = draft.into_entry(self.entries.len() as u64, Some(cx.tick), cx.time_ms);
-            self.machine.evolve(&entry);
-            self.fold.fold(&entry).unwrap();
-            self.entries.push(entry);
-        }
-    }
-}
-
-#[async_trait]
-impl Market for MemoryMarket {
-    fn organism(&self) -> UniqueId {
-        organism()
-    }
-
-    fn at(&self) -> At {
-        let cx = self.context();
-        At { tick: cx.tick, time_ms: cx.time_ms }
-    }
-
-    fn grants_of(&self, provider: ProviderId) -> Vec<GrantSight> {
-        self.read(|fold| {
-            let own = fold.view().state().grants().values().filter(|record| record.grant.provider == provider);
-            own.map(|record| fold.sight(record)).collect()
-        })
-    }
-
-    fn grant(&self, provider: ProviderId, id: &RequestId) -> Option<GrantSight> {
-        self.read(|fold| {
-            fold.view().grant(id).filter(|record| record.grant.provider == provider).map(|record| fold.sight(record))
-        })
-    }
-
-    fn card(&self, provider: ProviderId) -> Option<CardView> {
-        let at = self.at();
-        self.read(|fold| fold.view().card(&provider, at))
-    }
-
-    fn card_sequence(&self, provider: ProviderId) -> u64 {
-        self.read(|fold| fold.view().state().providers().get(&provider).map_or(0, |record| record.sequence))
-    }
-
-    fn earnings(&self, provider: ProviderId) -> Earnings {
-        self.read(|fold| fold.earnings(provider))
-    }
-
-    async fn changed(&self, seen: u64, deadline: Duration) -> u64 {
-        let _ = self.execute(None);
-        let mut changes = self.changes.subscribe();
-        let wait = changes.wait_for(|size| *size > seen);
-        let _ = tokio::time::timeout(deadline.min(Duration::from_millis(50)), wait).await;
-        *self.changes.borrow()
-    }
-
-    async fn write(&self, id: WriteId, command: Command, deadline: Duration) -> Result<(), MarketError> {
-        let (online, retired) = {
-            let book = self.book.lock().unwrap();
-            (book.online, book.retired)
-        };
-        if retired {
-            return Err(MarketError::Refused(Refusal::new(RETIRED_CODE, "the market has retired")));
-        }
-        if !online {
-            tokio::time::sleep(deadline.min(Duration::from_millis(20))).await;
-            return Err(MarketError::Unavailable(WriteError::Deadline { waited_ms: 20, last: None }));
-        }
-        if let Some(known) = self.book.lock().unwrap().writes.get(&id.0).cloned() {
-            return known.map_err(MarketError::Refused);
-        }
-        let result = self.execute(Some(&command));
-        self.book.lock().unwrap().writes.insert(id.0, result.clone());
-        result.map_err(MarketError::Refused)
-    }
-
-    fn trouble(&self) -> Option<String> {
-        None
     }
 }
 

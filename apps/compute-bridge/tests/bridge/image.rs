@@ -63,6 +63,20 @@ async fn a_cut_transfer_goes_on_where_it_stopped() {
 }
 
 #[tokio::test]
+async fn what_another_requester_left_half_sent_and_wrong_costs_nobody_the_image() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = ImageStore::open(dir.path(), 1 << 20, 1 << 20).unwrap();
+    let (image, other) = (bytes(50_000, 3), bytes(30_000, 4));
+    let cut = MemorySource { piece: 10_000, ..MemorySource::new(&other) };
+    let error = store.obtain(hash(&image), 50_000, &cut, Duration::from_millis(300)).await.err().unwrap();
+    assert!(matches!(error, ImageError::Unavailable { got_bytes: 30_000, .. }), "{error}");
+    let honest = MemorySource { piece: 10_000, ..MemorySource::new(&image) };
+    let held = store.obtain(hash(&image), 50_000, &honest, SOON).await.unwrap();
+    assert_eq!(std::fs::read(&held.image().path).unwrap(), image);
+    assert_eq!(*honest.calls.lock().unwrap(), 7, "the missing 20,000 bytes, then all 50,000");
+}
+
+#[tokio::test]
 async fn a_damaged_cache_file_is_fetched_again() {
     let dir = tempfile::tempdir().unwrap();
     let store = ImageStore::open(dir.path(), 1 << 20, 1 << 20).unwrap();

@@ -160,17 +160,16 @@ fn a_tail_of_zeros_is_a_torn_write() {
     let path = dir.path().join("grants.journal");
     let whole = std::fs::read(&path).unwrap();
     let start = usize::try_from(ends[ends.len() - 2]).unwrap();
-    for kept in (0..whole.len() - start - 1).step_by(7) {
+    for kept in 0..whole.len() - start - 1 {
         let mut torn = whole.clone();
         torn[start + kept..].fill(0);
+        if torn == whole {
+            continue;
+        }
         let crashed = tempfile::tempdir().unwrap();
         std::fs::write(crashed.path().join("grants.journal"), &torn).unwrap();
-        // Zeros may begin inside the trailer: then it is neither whole nor absent, and nobody guesses.
-        match states(crashed.path()) {
-            Ok(found) => assert_eq!(found, folded(&records[..records.len() - 1]), "zeros from byte {kept}"),
-            Err(JournalError::Damaged { .. }) => assert!(kept > whole.len() - start - 32, "zeros from byte {kept}"),
-            Err(other) => panic!("{other}"),
-        }
+        let found = states(crashed.path()).unwrap();
+        assert_eq!(found, folded(&records[..records.len() - 1]), "zeros from byte {kept}");
     }
 }
 

@@ -13,6 +13,7 @@ mod hosts;
 mod image;
 mod journal;
 mod login;
+mod memory;
 mod program;
 mod provider;
 mod ssh;

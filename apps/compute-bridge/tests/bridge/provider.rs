@@ -5,7 +5,8 @@ use std::sync::Arc;
 use coalition_compute::{GrantEnd, GrantStage, LogEnd, RefusalReason, RequestStage, UsageMetrics};
 use compute_bridge::backend::{FailureKind, InstanceName};
 use compute_bridge::backends::BareMetalBackend;
-use compute_bridge::journal::Outcome;
+use compute_bridge::fleet::Fleet;
+use compute_bridge::journal::{Journal, Outcome};
 
 use super::harness::*;
 use super::world::*;
@@ -52,6 +53,10 @@ async fn the_deadline_and_an_exit_are_logged_as_what_they_are() {
     bridge.stop().await;
 }
 
+fn another_peer() -> coalition_universe::PeerId {
+    coalition_universe::NodeKey::from_bytes([9; 32]).peer_id()
+}
+
 /// What is refused, and with which reason.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_cannot_be_served_is_given_back_with_its_reason() {
@@ -59,14 +64,20 @@ async fn what_cannot_be_served_is_given_back_with_its_reason() {
     let bridge = world.start();
     world.card().await;
     type Change = fn(&mut coalition_shuffle::WorkloadSpec);
-    let cases: [(u8, Change, RefusalReason); 7] = [
+    let cases: [(u8, Change, RefusalReason); 9] = [
         (1, |w| w.image_hash = coalition::UniqueId::hash(b"another image"), RefusalReason::EnvelopeMismatch),
         (2, |w| w.cpu_millicores = 501, RefusalReason::EnvelopeMismatch),
         (3, |w| w.ram_mib = 65, RefusalReason::EnvelopeMismatch),
         (4, |w| w.requested_region = Some("mars".into()), RefusalReason::EnvelopeMismatch),
         (5, |w| w.image_size_bytes -= 1, RefusalReason::ImageMismatch),
         (6, |w| w.disk_mib = 100_000, RefusalReason::NoCapacity),
-        (7, |w| w.image_size_bytes = 2 << 30, RefusalReason::Other),
+        (7, |w| w.image_size_bytes = 2 << 30, RefusalReason::ImageTooLarge),
+        (
+            8,
+            |w| w.image_pointer = format!("{}@127.0.0.1:9", another_peer()).into_bytes(),
+            RefusalReason::EnvelopeMismatch,
+        ),
+        (9, |w| w.image_pointer = b"nowhere".to_vec(), RefusalReason::ImageUnavailable),
     ];
     for (seed, change, reason) in cases {
         let requester = requester(&world.market, seed, IMAGE, 600, change);
@@ -85,9 +96,12 @@ async fn what_cannot_be_served_is_given_back_with_its_reason() {
     *backend.provision_fails.lock().unwrap() = Some((FailureKind::Auth, false));
     let locked = world.ask(22, 600);
     assert_eq!(bridge.closed(&locked).await, Outcome::Refused(RefusalReason::BackendFailed));
-    assert_eq!(*backend.created.lock().unwrap(), 2, "nothing was created for what was refused before");
+    *backend.provision_fails.lock().unwrap() = Some((FailureKind::TooLarge, false));
+    let large = world.ask(23, 600);
+    assert_eq!(bridge.closed(&large).await, Outcome::Refused(RefusalReason::ImageTooLarge));
+    assert_eq!(*backend.created.lock().unwrap(), 3, "nothing was created for what was refused before");
     let refusals = bridge.status.snapshot(world.market.as_ref(), &bridge.journal, &bridge.fleet).refusals;
-    assert_eq!(refusals["envelope_mismatch"], 4);
+    assert_eq!(refusals["envelope_mismatch"], 5);
     bridge.stop().await;
 }
 
@@ -125,6 +139,20 @@ async fn blindness_of_the_bridge_ends_nothing() {
     *backend.visible.lock().unwrap() = true;
     assert_eq!(world.ended(&requester).await, GrantEnd::Logged(LogEnd::EndedByRequester));
     assert!(no_instances(&backend));
+    bridge.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_machine_that_is_never_heard_of_again_is_logged_as_lost_with_the_usage_seen() {
+    let (world, backend) = fable();
+    let bridge = world.start();
+    world.card().await;
+    let requester = world.ask(1, 3);
+    world.receipt(&requester).await;
+    world.stage(&requester, "serving", |stage| *stage == GrantStage::Serving).await;
+    *backend.visible.lock().unwrap() = false;
+    assert_eq!(world.ended(&requester).await, GrantEnd::Logged(LogEnd::BackendLost));
+    assert_eq!(world.market.record(&requester.id()).unwrap().usage, SO_FAR);
     bridge.stop().await;
 }
 
@@ -203,6 +231,61 @@ async fn a_lost_journal_adopts_what_serves_and_destroys_what_nobody_explains() {
     requester.end(&world.market);
     assert_eq!(world.ended(&requester).await, GrantEnd::Logged(LogEnd::EndedByRequester));
     assert!(no_instances(&backend));
+    bridge.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_journal_waits_for_a_machine_that_cannot_be_seen() {
+    let (hidden, open) = (FakeBackend::new("metal"), FakeBackend::in_region("spare", "local"));
+    let world = World::new(vec![Arc::clone(&hidden) as _, Arc::clone(&open) as _]);
+    let bridge = world.start();
+    world.card().await;
+    let (serving, unstated) = (world.ask(1, 600), world.ask(2, 600));
+    world.receipt(&serving).await;
+    world.stage(&serving, "serving", |stage| *stage == GrantStage::Serving).await;
+    world.receipt(&unstated).await;
+    bridge.kill().await;
+    let running = |backend: &FakeBackend| backend.running.lock().unwrap().len();
+    let before = running(&hidden) + running(&open);
+    assert_eq!(before, 2);
+    let held = if running(&hidden) > 0 { &hidden } else { &open };
+    std::fs::remove_file(world.path().join("grants.journal")).unwrap();
+    *held.visible.lock().unwrap() = false;
+    let stray = InstanceName::try_from("f".repeat(32)).unwrap();
+    let seen = if running(&hidden) > 0 { &open } else { &hidden };
+    seen.running.lock().unwrap().insert(stray.clone());
+    let bridge = world.start();
+    eventually("the sweep of the other", || seen.terminated.lock().unwrap().contains(&stray).then_some(())).await;
+    assert!(bridge.journal.get(&serving.id()).is_none(), "nobody can say yet that it is lost");
+    *held.visible.lock().unwrap() = true;
+    for requester in [&serving, &unstated] {
+        eventually("the grant to be adopted", || {
+            (bridge.journal.get(&requester.id())?.stage.name() == "replied").then_some(())
+        })
+        .await;
+    }
+    assert_eq!(running(&hidden) + running(&open), 2);
+    for requester in [&serving, &unstated] {
+        requester.end(&world.market);
+        assert_eq!(world.ended(requester).await, GrantEnd::Logged(LogEnd::EndedByRequester));
+        assert_eq!(world.market.record(&requester.id()).unwrap().usage, USED);
+    }
+    bridge.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn files_that_cannot_be_removed_delay_no_log_and_are_swept() {
+    let (world, backend) = fable();
+    let bridge = world.start();
+    world.card().await;
+    let requester = world.ask(1, 600);
+    world.receipt(&requester).await;
+    *backend.unremovable.lock().unwrap() = true;
+    requester.end(&world.market);
+    assert_eq!(bridge.closed(&requester).await, Outcome::Logged(LogEnd::EndedByRequester));
+    assert_eq!(world.market.record(&requester.id()).unwrap().usage, USED);
+    *backend.unremovable.lock().unwrap() = false;
+    eventually("the sweep to remove the rest", || no_instances(&backend).then_some(())).await;
     bridge.stop().await;
 }
 
@@ -363,4 +446,75 @@ async fn on_a_real_machine_with_nothing_of_the_requester_on_disk_or_in_the_log()
     assert_eq!(std::fs::read_dir(host.grants_dir()).unwrap().count(), 0, "nothing is left on the host");
     bridge.stop().await;
     backend.disconnect().await;
+}
+
+fn sells(world: &World) -> bool {
+    let sold = |fold: &compute_bridge::market::MarketFold| {
+        let card = fold.view().state().providers().get(&provider())?.card.as_ref()?;
+        Some(card.card.offers.iter().any(|offer| offer.capabilities.max_instances > 0))
+    };
+    world.market.read(sold).unwrap_or(false)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn with_a_clock_an_hour_off_nothing_is_sold_and_both_times_are_named() {
+    let (world, _backend) = fable();
+    world.market.set_clock_ahead_by(-3_600_000);
+    let bridge = world.start();
+    world.card().await;
+    let problem = || bridge.status.snapshot(world.market.as_ref(), &bridge.journal, &bridge.fleet).card_problem;
+    let text = eventually("the problem", problem).await;
+    assert!(text.contains(" s apart") && text.matches(" UTC").count() == 2, "{text}");
+    assert!(!sells(&world));
+    world.market.set_clock_ahead_by(0);
+    eventually("the card to sell again", || sells(&world).then_some(())).await;
+    eventually("the problem to go", || problem().is_none().then_some(())).await;
+    bridge.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_market_where_nothing_happened_for_an_hour_proves_no_clock_wrong() {
+    let (world, _backend) = fable();
+    world.market.set_clock_ahead_by(-3_600_000);
+    let bridge = world.start();
+    world.card().await;
+    bridge.kill().await;
+    world.market.take_clock_away();
+    world.market.set_clock_ahead_by(0);
+    let bridge = world.start();
+    eventually("the card to sell", || sells(&world).then_some(())).await;
+    let problem = || bridge.status.snapshot(world.market.as_ref(), &bridge.journal, &bridge.fleet).card_problem;
+    eventually("no problem", || problem().is_none().then_some(())).await;
+    bridge.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_renamed_machine_keeps_its_grants_and_holds_up_the_start_until_they_end() {
+    let (mut world, old) = fable();
+    let bridge = world.start();
+    world.card().await;
+    let requester = world.ask(1, 600);
+    world.receipt(&requester).await;
+    bridge.kill().await;
+
+    let journal = Journal::open(world.path()).unwrap();
+    let open = journal.open_grants();
+    let valid_to_ms = open[0].1.grant.valid_to_ms;
+    drop(journal);
+    let renamed = FakeBackend::new("metal-2");
+    let fleet = |backend: &Arc<FakeBackend>| Fleet::new(vec![Arc::clone(backend) as _]).unwrap();
+    let refused = fleet(&renamed).check_open(&open, valid_to_ms - 9_500).unwrap_err().to_string();
+    assert!(refused.contains(&format!("{} on metal for 10 s more", requester.id())), "{refused}");
+    assert_eq!(fleet(&renamed).check_open(&open, valid_to_ms), Ok(()), "nothing runs any more");
+    assert_eq!(fleet(&old).check_open(&open, valid_to_ms - 9_500), Ok(()));
+
+    // And whoever gets past that: its name still explains the instance.
+    let stray = InstanceName::try_from("f".repeat(32)).unwrap();
+    *renamed.running.lock().unwrap() = old.running.lock().unwrap().clone();
+    renamed.running.lock().unwrap().insert(stray.clone());
+    world.backends = vec![Arc::clone(&renamed) as _];
+    let bridge = world.start();
+    eventually("the sweep", || renamed.terminated.lock().unwrap().contains(&stray).then_some(())).await;
+    assert_eq!(*renamed.terminated.lock().unwrap(), [stray]);
+    bridge.kill().await;
 }

@@ -164,6 +164,11 @@ impl Drop for Sshd {
 impl Sshd {
     /// Starts it, or says why not.
     pub(crate) async fn start() -> Option<Self> {
+        Self::start_with("").await
+    }
+
+    /// With one more line of configuration.
+    pub(crate) async fn start_with(extra: &str) -> Option<Self> {
         let program = PathBuf::from("/usr/sbin/sshd");
         if !program.exists() {
             eprintln!("skipped: openssh-server is not installed");
@@ -186,10 +191,12 @@ impl Sshd {
         let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let config = format!(
             "Port {port}\nListenAddress 127.0.0.1\nHostKey {}\nAuthorizedKeysFile {}\nPidFile none\nUsePAM no\nStrictModes no\n\
-             PasswordAuthentication no\nKbdInteractiveAuthentication no\nPermitRootLogin prohibit-password\nMaxSessions 64\n\
+             PasswordAuthentication no\nKbdInteractiveAuthentication no\nPermitRootLogin prohibit-password\n\
+             {}\n\
              Subsystem sftp internal-sftp\n",
             at("host.key").display(),
             at("authorized").display(),
+            extra,
         );
         std::fs::write(at("sshd_config"), config).unwrap();
         let mut child = Command::new(program)
@@ -228,4 +235,50 @@ async fn debians_sshd() {
     let Some(sshd) = Sshd::start().await else { return };
     behaves(&SshHost::new(sshd.target.clone()), sshd.dir.path()).await;
     refuses(&sshd.target, sshd.dir.path()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn more_at_once_than_a_stock_sshd_has_sessions_for_wait_for_each_other() {
+    let Some(sshd) = Sshd::start().await else { return };
+    let ssh = SshHost::new(sshd.target.clone());
+    let home = sshd.dir.path().to_str().unwrap();
+    let all = (0..40).map(|i| {
+        let ssh = &ssh;
+        async move {
+            if i % 2 == 0 {
+                ssh.write_file(&format!("{home}/many-{i}"), b"x", SOON * 3).await.unwrap();
+            } else {
+                ssh.exec("a test", "sleep 0.1", SOON * 3).await.unwrap();
+            }
+        }
+    });
+    futures::future::join_all(all).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_without_a_channel_to_spare_is_a_passing_trouble_before_anything_ran() {
+    let Some(sshd) = Sshd::start_with("MaxSessions 0").await else { return };
+    let error = SshHost::new(sshd.target.clone()).exec("a test", "true", SOON).await.unwrap_err();
+    assert!(matches!(error, SshError::NoChannel { .. }), "{error}");
+    assert!(error.is_before_anything() && error.kind() == FailureKind::Transient);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_behind_a_stock_sshd_is_a_lack_of_room() {
+    let Some(sshd) = Sshd::start().await else { return };
+    let ssh = SshHost::new(sshd.target.clone());
+    let small = sshd.dir.path().join("small");
+    std::fs::create_dir(&small).unwrap();
+    let options = Some("size=64k");
+    if let Err(errno) = nix::mount::mount(Some("tmpfs"), &small, Some("tmpfs"), nix::mount::MsFlags::empty(), options) {
+        eprintln!("skipped: no tmpfs can be mounted here ({errno})");
+        return;
+    }
+    let local = sshd.dir.path().join("large");
+    std::fs::write(&local, vec![1; 1 << 20]).unwrap();
+    let full = ssh.upload(&local, small.join("copy").to_str().unwrap(), 0o600, SOON).await;
+    let missing = ssh.upload(&local, small.join("no/such/place").to_str().unwrap(), 0o600, SOON).await;
+    nix::mount::umount(&small).unwrap();
+    assert_eq!(full.unwrap_err().kind(), FailureKind::Capacity);
+    assert_eq!(missing.unwrap_err().kind(), FailureKind::Fatal);
 }

@@ -68,7 +68,7 @@ impl World {
         }
         let (status, fleet) = (Status::new(provider()), Fleet::new(self.backends.clone()).unwrap());
         let image = self.image.clone();
-        let source = move |_: &[u8]| Ok(Box::new(MemorySource::new(&image)) as Box<dyn ChunkSource>);
+        let source = move |_| Box::new(MemorySource::new(&image)) as Box<dyn ChunkSource>;
         let parts = Parts {
             signer: signer(),
             peer: [9; 32],
@@ -81,6 +81,7 @@ impl World {
             journal: journal.clone(),
             status: Arc::clone(&status),
             tuning: Tuning {
+                blind_after_deadline: Duration::from_millis(500),
                 capacity_refresh: Duration::from_secs(2),
                 max_concurrent_grants: 8,
                 open_timeout: Duration::from_secs(2),

@@ -87,6 +87,8 @@ pub enum RefusalReason {
     Draining,
     /// None of the above.
     Other,
+    /// The image is larger than the provider takes, or unpacks to more than the disk that was asked for.
+    ImageTooLarge,
 }
 
 /// How a grant ended.

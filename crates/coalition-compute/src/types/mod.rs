@@ -17,4 +17,4 @@ pub use grant::{ComputeGrant, EndpointHint, GrantEnd, RefusalReason};
 pub use invalid::Invalid;
 pub use log::{ComputeLog, LogEnd, UsageMetrics};
 pub use names::{MAX_NAME_BYTES, OfferName, Region};
-pub use request::{ComputeRequest, anonymous_requester, request_id};
+pub use request::{ComputeRequest, MIN_CPU_MILLICORES, MIN_RAM_MIB, anonymous_requester, request_id};

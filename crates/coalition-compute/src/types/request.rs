@@ -10,6 +10,11 @@ use crate::codec;
 const TAG_REQUEST_ID: &[u8] = b"coalition/compute/request-id";
 const TAG_ANONYMOUS: &[u8] = b"coalition/compute/anonymous-requester";
 
+/// Least CPU of a request, in thousandths of a core: the least a host can hold a workload to.
+pub const MIN_CPU_MILLICORES: u32 = 10;
+/// Least memory of a request, in MiB: less does not start.
+pub const MIN_RAM_MIB: u32 = 8;
+
 /// A request for one machine, signed by a key made for this request alone.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -29,9 +34,9 @@ pub struct ComputeRequest {
     pub pin: Option<UniqueId>,
     /// blake3 of the image to boot. The provider must check it before it starts anything.
     pub image_hash: UniqueId,
-    /// CPU, in thousandths of a core; at least 1.
+    /// CPU, in thousandths of a core; at least [`MIN_CPU_MILLICORES`].
     pub cpu_millicores: u32,
-    /// Memory, in MiB; at least 1.
+    /// Memory, in MiB; at least [`MIN_RAM_MIB`].
     pub ram_mib: u32,
     /// How long, in seconds, counted from the grant; at least 1, at most the module's `max_duration_sec`.
     pub duration_sec: u32,
@@ -57,8 +62,13 @@ impl ComputeRequest {
     /// # Errors
     /// [`Invalid`] naming the first field that breaks one.
     pub fn check(&self) -> Result<(), Invalid> {
-        Invalid::check_range("cpu_millicores", u64::from(self.cpu_millicores), 1, u64::from(u32::MAX))?;
-        Invalid::check_range("ram_mib", u64::from(self.ram_mib), 1, u64::from(u32::MAX))?;
+        Invalid::check_range(
+            "cpu_millicores",
+            u64::from(self.cpu_millicores),
+            u64::from(MIN_CPU_MILLICORES),
+            u64::from(u32::MAX),
+        )?;
+        Invalid::check_range("ram_mib", u64::from(self.ram_mib), u64::from(MIN_RAM_MIB), u64::from(u32::MAX))?;
         Invalid::check_range("duration_sec", u64::from(self.duration_sec), 1, u64::from(u32::MAX))?;
         check_rate("max_rate", self.max_rate)?;
         if self.pinned_mrtd.is_some() && !self.tdx_required {

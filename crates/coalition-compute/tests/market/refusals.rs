@@ -43,8 +43,8 @@ fn every_code_is_reached() {
     };
 
     use RefusalCode as C;
-    expect(&mut sim, C::Invalid, changed(|r| r.cpu_millicores = 0));
-    expect(&mut sim, C::Invalid, changed(|r| r.ram_mib = 0));
+    expect(&mut sim, C::Invalid, changed(|r| r.cpu_millicores = 9));
+    expect(&mut sim, C::Invalid, changed(|r| r.ram_mib = 7));
     expect(&mut sim, C::Invalid, changed(|r| r.duration_sec = 0));
     expect(&mut sim, C::Invalid, changed(|r| r.pin = Some(UniqueId::hash(b"another image"))));
     expect(&mut sim, C::Invalid, changed(|r| r.pinned_mrtd = Some(coalition::Mrtd([1; 48]))));
@@ -59,7 +59,7 @@ fn every_code_is_reached() {
     expect(&mut sim, C::RequestConflict, submit(other, 9));
 
     let mut forged = sign(request(9, 3, 160), 9);
-    forged.statement.ram_mib = 1;
+    forged.statement.ram_mib = 8;
     expect(&mut sim, C::BadSignature, Command::SubmitRequest(forged));
     let elsewhere = Signed::sign(request(9, 3, 160), &key(9), &UniqueId::hash(b"another market")).unwrap();
     expect(&mut sim, C::BadSignature, Command::SubmitRequest(elsewhere));
