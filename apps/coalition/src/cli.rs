@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueHint};
 use clap_complete::Shell;
 
-use crate::values::{CpuMillicores, DurationArg, Effective, RamMib};
+use crate::values::{CpuMillicores, DiskMib, DurationArg, Effective, RamMib};
 use coalition::RateQ64;
 use coalition_compute::Region;
 
@@ -200,6 +200,9 @@ pub struct RequestArgs {
     /// Memory: 256MiB, 2GiB
     #[arg(long, default_value = "256MiB", value_name = "SIZE")]
     pub ram: RamMib,
+    /// Disk, the unpacked image included: 4GiB [default: 1GiB, or what the image unpacks to and 512MiB, if that is more]
+    #[arg(long, value_name = "SIZE")]
+    pub disk: Option<DiskMib>,
     /// Where [default: anywhere]
     #[arg(long, value_name = "REGION")]
     pub region: Option<Region>,

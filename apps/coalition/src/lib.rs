@@ -4,6 +4,7 @@
 //! * [`output`], [`error`]: what is printed, and how it ends.
 //! * [`home`], [`grants`], [`config_file`]: what is on disk.
 //! * [`devnet`]: making a development coalition. [`roles`]: its processes. [`supervise`]: keeping them running.
+//! * [`signals`]: what ends a command early, cleanly.
 //! * [`session`], [`view`]: a client's verified look at a running coalition. [`request`], [`image`]: asking for a machine.
 //!
 //! A new command is a variant of [`cli::Command`] and a file below `commands`.
@@ -23,6 +24,7 @@ pub mod output;
 pub mod request;
 pub mod roles;
 pub mod session;
+pub mod signals;
 pub mod ssh_client;
 pub mod supervise;
 pub mod values;

@@ -2,6 +2,8 @@
 
 use std::{fmt, str::FromStr, time::Duration};
 
+use coalition_compute::{MIN_CPU_MILLICORES, MIN_RAM_MIB};
+
 /// When something takes effect: now, at a wall-clock time (milliseconds since 1970), or at a tick of the Almanac.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Effective {
@@ -59,12 +61,15 @@ pub enum ValueError {
     /// Nothing asked for.
     #[error("{0:?} is nothing: ask for more than zero")]
     Zero(String),
+    /// Less than any machine runs.
+    #[error("{0:?} is too little: ask for {1} or more")]
+    TooLittle(String, &'static str),
     /// More than can be expressed.
     #[error("{0:?} is too much")]
     TooLarge(String),
 }
 
-/// CPU in thousandths of a core, at least 1.
+/// CPU in thousandths of a core, at least [`MIN_CPU_MILLICORES`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct CpuMillicores(pub u32);
 
@@ -77,7 +82,7 @@ impl FromStr for CpuMillicores {
             Some(thousandths) => digits(thousandths).ok_or_else(wrong)?,
             None => fixed_point(text, 3).ok_or_else(wrong)?,
         };
-        narrow(text, millicores).map(Self)
+        at_least(text, narrow(text, millicores)?, MIN_CPU_MILLICORES, "0.01 cores").map(Self)
     }
 }
 
@@ -97,7 +102,7 @@ pub fn cores(millicores: u64) -> String {
     }
 }
 
-/// Memory in MiB, at least 1.
+/// Memory in MiB, at least [`MIN_RAM_MIB`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct RamMib(pub u32);
 
@@ -120,16 +125,36 @@ impl FromStr for RamMib {
     type Err = ValueError;
 
     fn from_str(text: &str) -> Result<Self, ValueError> {
-        let wrong = || ValueError::Ram(text.into());
-        let (number, unit_bytes) = RAM_UNITS
-            .iter()
-            .find_map(|(unit, bytes)| Some((text.strip_suffix(unit)?.trim_end(), *bytes)))
-            .ok_or_else(wrong)?;
-        let thousandths = fixed_point(number, 3).ok_or_else(wrong)?;
-        let bytes = u128::from(thousandths) * u128::from(unit_bytes) / 1_000;
-        let mib = u64::try_from(bytes.div_ceil(1 << 20)).map_err(|_| ValueError::TooLarge(text.into()))?;
-        narrow(text, mib).map(Self)
+        at_least(text, size_mib(text)?, MIN_RAM_MIB, "8MiB").map(Self)
     }
+}
+
+/// Disk in MiB, at least 1.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct DiskMib(pub u32);
+
+impl FromStr for DiskMib {
+    type Err = ValueError;
+
+    fn from_str(text: &str) -> Result<Self, ValueError> {
+        size_mib(text).map(Self)
+    }
+}
+
+fn at_least(text: &str, given: u32, least: u32, shown: &'static str) -> Result<u32, ValueError> {
+    if given < least { Err(ValueError::TooLittle(text.into(), shown)) } else { Ok(given) }
+}
+
+fn size_mib(text: &str) -> Result<u32, ValueError> {
+    let wrong = || ValueError::Ram(text.into());
+    let (number, unit_bytes) = RAM_UNITS
+        .iter()
+        .find_map(|(unit, bytes)| Some((text.strip_suffix(unit)?.trim_end(), *bytes)))
+        .ok_or_else(wrong)?;
+    let thousandths = fixed_point(number, 3).ok_or_else(wrong)?;
+    let bytes = u128::from(thousandths) * u128::from(unit_bytes) / 1_000;
+    let mib = u64::try_from(bytes.div_ceil(1 << 20)).map_err(|_| ValueError::TooLarge(text.into()))?;
+    narrow(text, mib)
 }
 
 impl fmt::Display for RamMib {
@@ -339,6 +364,8 @@ mod tests {
         for bad in ["", "x", "1.2345", "-1", "1e3", "m", ".5", "1 "] {
             assert_eq!(bad.parse::<CpuMillicores>(), Err(ValueError::Cpu(bad.into())));
         }
+        assert_eq!("10m".parse(), Ok(CpuMillicores(10)));
+        assert_eq!("9m".parse::<CpuMillicores>(), Err(ValueError::TooLittle("9m".into(), "0.01 cores")));
         assert_eq!("0".parse::<CpuMillicores>(), Err(ValueError::Zero("0".into())));
         assert_eq!(cores(1_250), "1.25");
         assert_eq!(cores(3_000), "3");
@@ -347,13 +374,16 @@ mod tests {
     #[test]
     fn memory_as_people_write_it() {
         for (text, size) in
-            [("256MiB", 256), ("2GiB", 2_048), ("1.5GiB", 1_536), ("1GB", 954), ("512M", 512), ("1KiB", 1)]
+            [("256MiB", 256), ("2GiB", 2_048), ("1.5GiB", 1_536), ("1GB", 954), ("512M", 512), ("7169KiB", 8)]
         {
             assert_eq!(text.parse(), Ok(RamMib(size)), "{text}");
         }
         for bad in ["", "256", "MiB", "256MB/s", "-1GiB", "1.2345GiB"] {
             assert_eq!(bad.parse::<RamMib>(), Err(ValueError::Ram(bad.into())), "{bad}");
         }
+        assert_eq!("7MiB".parse::<RamMib>(), Err(ValueError::TooLittle("7MiB".into(), "8MiB")));
+        assert_eq!("1KiB".parse(), Ok(DiskMib(1)));
+        assert_eq!("0MiB".parse::<DiskMib>(), Err(ValueError::Zero("0MiB".into())));
         assert_eq!("9999999TiB".parse::<RamMib>(), Err(ValueError::TooLarge("9999999TiB".into())));
         assert_eq!((mib(256), mib(2_048), mib(1_536)), ("256 MiB".into(), "2 GiB".into(), "1.5 GiB".into()));
     }

@@ -59,7 +59,9 @@ fn a_request_becomes_a_machine_and_everything_about_it_can_be_proven() {
     assert!(cheap.err.contains("cheapest offer") && cheap.err.contains("--max-rate"), "{}", cheap.err);
     assert_eq!(env.run(&["--json", "grants"]).json()["grants"].as_array().unwrap().len(), 0);
 
-    interrupted_request_leaves_nothing(&env);
+    for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
+        interrupted_request_leaves_nothing(&env, signal);
+    }
 
     // Requested under the requester's own identity, so that looking for it on the bridge's side means something.
     let grant = granted(&env, &["--as-member"]);
@@ -97,8 +99,9 @@ fn a_request_becomes_a_machine_and_everything_about_it_can_be_proven() {
     up.stop();
 }
 
-/// Ctrl-C while the committee looks for a provider: the request is withdrawn, and the market says so.
-fn interrupted_request_leaves_nothing(env: &Environment) {
+/// Ctrl-C, `kill` or a closed terminal while the committee looks for a provider: the request is withdrawn, and the market
+/// says so.
+fn interrupted_request_leaves_nothing(env: &Environment, signal: Signal) {
     let arguments = [
         "--json",
         "request",
@@ -118,7 +121,7 @@ fn interrupted_request_leaves_nothing(env: &Environment) {
     let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map_while(Result::ok);
     let ordered = lines.by_ref().find(|line| line.contains("\"ordered\"")).unwrap();
     let request = serde_json::from_str::<Value>(&ordered).unwrap()["request"].as_str().unwrap().to_owned();
-    kill(Pid::from_raw(i32::try_from(child.id()).unwrap()), Signal::SIGINT).unwrap();
+    kill(Pid::from_raw(i32::try_from(child.id()).unwrap()), signal).unwrap();
     let last: Value = serde_json::from_str(&lines.last().unwrap()).unwrap();
     assert_eq!(child.wait().unwrap().code(), Some(130));
     assert_eq!(last["error"]["code"], "interrupted");
@@ -400,4 +403,24 @@ fn the_demo_shows_everything_and_leaves_nothing() {
     assert!(!ran.err.contains('\x1b'), "piped output has no colour");
     assert_eq!(std::fs::read_dir(&temporary).unwrap().count(), 0);
     assert!(!env.path().join(".coalition").exists());
+}
+
+/// `kill` and a closed terminal end the demo as Ctrl-C does.
+#[test]
+fn a_demo_that_is_told_to_stop_leaves_nothing() {
+    let _alone = alone();
+    for signal in [Signal::SIGTERM, Signal::SIGHUP] {
+        let env = Environment::new();
+        let temporary = env.path().join("tmp");
+        std::fs::create_dir(&temporary).unwrap();
+        let mut command = env.command(&["--json", "demo"]);
+        command.env_remove("COALITION_HOME").env("TMPDIR", &temporary);
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map_while(Result::ok);
+        lines.by_ref().find(|line| line.contains("\"ordered\"")).unwrap();
+        kill(Pid::from_raw(i32::try_from(child.id()).unwrap()), signal).unwrap();
+        let last: Value = serde_json::from_str(&lines.last().unwrap()).unwrap();
+        assert_eq!((child.wait().unwrap().code(), &last["error"]["code"]), (Some(130), &Value::from("interrupted")));
+        assert_eq!(std::fs::read_dir(&temporary).unwrap().count(), 0);
+    }
 }

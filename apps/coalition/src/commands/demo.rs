@@ -31,6 +31,7 @@ use crate::{
     },
     roles::config::read_published,
     session::{READ_WAIT, Session, unanswered},
+    signals::StopSignals,
     ssh_client, values,
 };
 
@@ -58,10 +59,11 @@ pub async fn run(asked: Option<&Path>, output: &Output) -> Result<()> {
     let home = Home::locate(root.as_deref())?;
     let mut steps = output.steps();
     title(output, "Bring a coalition up on this machine");
+    let mut stop = StopSignals::listen()?;
     let mut coalition = up::prepare(&home, &sale()?, &mut steps)?;
     let told = tokio::select! {
         told = tell(&home, &mut coalition, &mut steps) => told,
-        _ = tokio::signal::ctrl_c() => Err(CliError::new(Kind::Interrupted, "interrupted", "interrupted; everything was stopped")),
+        () = stop.received() => Err(CliError::new(Kind::Interrupted, "interrupted", "interrupted; everything was stopped")),
     };
     steps.begin("stopping every role");
     coalition.stop().await;
@@ -122,6 +124,7 @@ async fn tell(home: &Home, coalition: &mut Coalition, steps: &mut Steps) -> Resu
             anyway: false,
         },
         image: path,
+        disk_mib: None,
         workload: Vec::new(),
         provision_wait: Duration::from_secs(180),
         shown_as: None,

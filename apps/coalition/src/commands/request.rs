@@ -35,6 +35,7 @@ pub async fn run(home: &Home, args: &RequestArgs, output: &Output) -> Result<()>
             anyway: args.anyway,
         },
         image: args.image.clone(),
+        disk_mib: args.disk.map(|disk| disk.0),
         workload: args.workload.clone(),
         provision_wait: args.provision_wait.get(),
         shown_as,

@@ -10,7 +10,6 @@ use coalition::RateQ64;
 use coalition_compute::Region;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
-use tokio::signal::unix::{SignalKind, signal};
 
 use super::request::home_flag;
 use crate::{
@@ -24,6 +23,7 @@ use crate::{
     output::{Output, Paint, Steps},
     request::plan::dollars,
     session::{Session, unanswered},
+    signals::StopSignals,
     supervise::{Committee, Event, Role, Supervisor},
     values,
 };
@@ -36,14 +36,8 @@ const MARKET_WAIT: Duration = Duration::from_secs(90);
 /// # Errors
 /// What keeps it from starting. Nothing is left running then.
 pub async fn run(home: &Home, args: &UpArgs, output: &Output) -> Result<()> {
-    let signals = || "cannot listen for signals".to_owned();
-    let mut interrupt = signal(SignalKind::interrupt()).or_fault("runtime", signals)?;
-    let mut terminate = signal(SignalKind::terminate()).or_fault("runtime", signals)?;
-    // A closed terminal stops it as cleanly as Ctrl-C does.
-    let mut hangup = signal(SignalKind::hangup()).or_fault("runtime", signals)?;
-    let mut told_to_stop = std::pin::pin!(async {
-        tokio::select! { _ = interrupt.recv() => (), _ = terminate.recv() => (), _ = hangup.recv() => () }
-    });
+    let mut stop = StopSignals::listen()?;
+    let mut told_to_stop = std::pin::pin!(stop.received());
     let mut steps = output.steps();
     let mut coalition = prepare(home, args, &mut steps)?;
     let came_up = tokio::select! {

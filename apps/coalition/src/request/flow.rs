@@ -32,6 +32,7 @@ use crate::{
     image::{self, ImageFacts},
     output::Steps,
     session::Session,
+    signals::StopSignals,
     values,
 };
 
@@ -40,6 +41,9 @@ pub(crate) const WRITE_WAIT: Duration = Duration::from_secs(40);
 /// Added to a request's deadline before this process gives up waiting for the committee to say how it ended.
 const CLEARING_GRACE: Duration = Duration::from_secs(20);
 
+/// Before a follower of the market that has stopped is asked again.
+const FOLLOWER_PAUSE: Duration = Duration::from_millis(200);
+
 /// Everything a request needs.
 #[derive(Debug, Clone)]
 pub struct Request {
@@ -47,6 +51,8 @@ pub struct Request {
     pub ask: Ask,
     /// The image file.
     pub image: PathBuf,
+    /// Disk in MiB with the unpacked image on it; made to fit the image when none is asked for.
+    pub disk_mib: Option<u32>,
     /// What to run inside; empty for nothing.
     pub workload: Vec<String>,
     /// How long the provider may take from grant to receipt.
@@ -63,7 +69,7 @@ pub struct Request {
 pub async fn run(home: &Home, request: &Request, steps: &mut Steps) -> Result<Grant> {
     let facts = image::read_facts(&request.image, coalition_shuffle::envelope::MAX_IMAGE_BYTES)?;
     steps.begin("checking the image");
-    image::inspect(&request.image)?;
+    let disk_mib = plan::disk_mib(request.disk_mib, image::inspect(&request.image)?.disk_bytes)?;
     home.ensure()?;
     steps.begin("joining the coalition");
     let session = Session::open(home).await?;
@@ -79,10 +85,11 @@ pub async fn run(home: &Home, request: &Request, steps: &mut Steps) -> Result<Gr
         steps.pause();
         steps.output().warn(note);
     }
-    let mut attempt = Attempt::prepare(&session, &market, request, &facts, &checked)?;
+    let mut stop = StopSignals::listen()?;
+    let mut attempt = Attempt::prepare(&session, &market, request, &facts, &checked, disk_mib)?;
     let outcome = tokio::select! {
         outcome = attempt.go(home, steps) => outcome,
-        _ = tokio::signal::ctrl_c() => Err(CliError::new(Kind::Interrupted, "interrupted", "interrupted")),
+        () = stop.received() => Err(CliError::new(Kind::Interrupted, "interrupted", "interrupted")),
     };
     let outcome = match outcome {
         Ok(grant) => Ok(grant),
@@ -124,6 +131,7 @@ impl<'a> Attempt<'a> {
         request: &'a Request,
         facts: &'a ImageFacts,
         checked: &'a Checked,
+        disk_mib: u32,
     ) -> Result<Self> {
         let unreadable = || format!("cannot read image {}", facts.path.display());
         let image =
@@ -141,7 +149,7 @@ impl<'a> Attempt<'a> {
             image_pointer: session.node.address().to_string().into_bytes(),
             cpu_millicores: request.ask.cpu_millicores,
             ram_mib: request.ask.ram_mib,
-            disk_mib: 0,
+            disk_mib,
             command: request.workload.clone(),
             env: Vec::new(),
             ssh_authorized_key: None,
@@ -337,7 +345,7 @@ impl<'a> Attempt<'a> {
                                 .hint("the bridge's log says why; on this machine: `coalition status`"));
                         }
                         // The receipt's own deadline is the one that counts.
-                        Err(_) => tokio::task::yield_now().await,
+                        Err(_) => tokio::time::sleep(FOLLOWER_PAUSE).await,
                     }
                 }
             }

@@ -13,6 +13,10 @@ use crate::{
 /// Largest difference between this machine's clock and the committee's that is worked with, in milliseconds.
 pub const MAX_CLOCK_SKEW_MS: u64 = 60_000;
 
+/// Disk asked for without `--disk`, in MiB: so much beside the unpacked image, and no less than this.
+const DISK_BESIDE_MIB: u64 = 512;
+const LEAST_DISK_MIB: u64 = 1_024;
+
 /// What is asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ask {
@@ -89,6 +93,27 @@ pub fn check(ask: &Ask, market: &Snapshot<'_>, local_ms: u64) -> Result<Checked>
     };
     let deadline = AlmanacTick(market.now.tick.saturating_add(ticks));
     Ok(Checked { duration_s, deadline, wait_ms, expected_rate, note })
+}
+
+/// The disk to ask for, in MiB, for an image that takes so many bytes of it: what was said, or else enough to work with.
+///
+/// # Errors
+/// [`Kind::Input`] when the image does not fit in what was said, or in any disk.
+pub fn disk_mib(said: Option<u32>, image_bytes: u64) -> Result<u32> {
+    let image = image_bytes.div_ceil(1 << 20);
+    let wanted = said.map_or_else(|| (image.saturating_add(DISK_BESIDE_MIB)).max(LEAST_DISK_MIB), u64::from);
+    match u32::try_from(wanted) {
+        Ok(wanted) if u64::from(wanted) >= image => Ok(wanted),
+        _ => {
+            let message = format!(
+                "the image unpacks to {}, which {} of disk cannot hold",
+                values::mib(image),
+                values::mib(wanted)
+            );
+            Err(CliError::input("disk_too_small", message)
+                .hint(format!("ask for more, and for what the workload writes: --disk {}MiB", image + DISK_BESIDE_MIB)))
+        }
+    }
 }
 
 /// Checks that this machine's clock and the committee's agree.
@@ -331,6 +356,18 @@ mod tests {
         assert_eq!(refused(|_| (), &[]).1, "no_providers");
         let (_, code, text) = refused(|_| (), &[card("local", "0.02", true, 4_000)]);
         assert!(code == "no_providers" && text.contains("silent"), "{text}");
+    }
+
+    #[test]
+    fn the_disk_is_made_to_fit_the_image_and_never_smaller_than_it() {
+        assert_eq!(disk_mib(None, 1 << 20).unwrap(), 1_024);
+        assert_eq!(disk_mib(None, (2 << 30) + 1).unwrap(), 2_049 + 512);
+        assert_eq!(disk_mib(Some(1), 1 << 20).unwrap(), 1);
+        let error = disk_mib(Some(1_024), (1 << 30) + 1).unwrap_err();
+        assert_eq!((error.kind(), error.code()), (Kind::Input, "disk_too_small"));
+        let text = error.to_string();
+        assert!(text.contains("1 GiB of disk") && text.contains("--disk 1537MiB"), "{text}");
+        assert_eq!(disk_mib(None, u64::MAX).unwrap_err().code(), "disk_too_small");
     }
 
     #[test]
