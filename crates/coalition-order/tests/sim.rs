@@ -4,12 +4,21 @@
 //! them has to be public. The same code runs in a real member. The modules' own unit tests run here too: a test build of the
 //! library would generate the engine's code once more.
 
-#![allow(dead_code, unreachable_pub, clippy::unwrap_used, clippy::print_stdout)]
+#![allow(
+    dead_code,
+    unreachable_pub,
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    clippy::float_arithmetic,
+    clippy::cast_precision_loss
+)]
 
 #[path = "../src/application.rs"]
 mod application;
 #[path = "../src/block.rs"]
 mod block;
+#[path = "support/campaign.rs"]
+mod campaign;
 #[path = "../src/command.rs"]
 mod command;
 #[path = "../src/config.rs"]
@@ -57,6 +66,7 @@ use tokio::sync::{mpsc, watch};
 
 use application::Tempo;
 use block::BlockLimits;
+use campaign::{Injected, run_seeds};
 use delivery::{Batch, Delivery};
 use engine::{Channels, Membership, Ports, start_member};
 pub use error::OrderError;
@@ -73,7 +83,7 @@ const LIMITS: BlockLimits = BlockLimits { max_bytes: 2_000, max_commands: 20, ma
 struct Ledger(Arc<Mutex<BTreeMap<u64, Batch>>>);
 
 /// What happens to a committee that is given commands all the while.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Scenario {
     Calm,
     /// Every message is lost with this probability, in percent.
@@ -97,6 +107,21 @@ enum Scenario {
 }
 
 impl Scenario {
+    /// Everything one seed goes through in a campaign.
+    const ALL: [Self; 11] = [
+        Self::Calm,
+        Self::Loss(10),
+        Self::Loss(30),
+        Self::Split,
+        Self::CrashOne,
+        Self::CrashMany,
+        Self::SlowConsumer,
+        Self::Prune,
+        Self::Twins,
+        Self::PowerLoss,
+        Self::TornWrites,
+    ];
+
     /// Members that follow the protocol and must agree.
     fn honest(self) -> &'static [usize] {
         if self == Self::Twins { &[0, 1, 2] } else { &[0, 1, 2, 3] }
@@ -122,10 +147,11 @@ struct World {
     lives: u64,
     success: u8,
     scenario: Scenario,
+    injected: Injected,
 }
 
 impl World {
-    async fn new(context: Context, ledgers: Vec<Ledger>, scenario: Scenario, lives: u64) -> Self {
+    async fn new(context: Context, ledgers: Vec<Ledger>, scenario: Scenario, lives: u64, injected: Injected) -> Self {
         let keys: Vec<PrivateKey> = (0..MEMBERS as u64).map(PrivateKey::from_seed).collect();
         let participants: Vec<PublicKey> = keys.iter().map(|k| k.public_key()).collect();
         let (network, oracle) = Network::new_with_peers(
@@ -143,7 +169,7 @@ impl World {
         let members = (0..MEMBERS).map(|_| None).collect();
         let stalled = Arc::default();
         let success = if let Scenario::Loss(percent) = scenario { 100 - percent } else { 100 };
-        let mut world = Self { context, oracle, keys, ledgers, members, stalled, lives, success, scenario };
+        let mut world = Self { context, oracle, keys, ledgers, members, stalled, lives, success, scenario, injected };
         for a in 0..MEMBERS {
             for b in 0..MEMBERS {
                 world.link(a, b).await;
@@ -171,6 +197,7 @@ impl World {
     }
 
     async fn cut(&self, a: usize, b: usize) {
+        self.injected.one("link cut");
         self.oracle.remove_link(self.keys[a].public_key(), self.keys[b].public_key()).await.unwrap();
     }
 
@@ -181,6 +208,7 @@ impl World {
         let started = self.start_engine(i, "one", mine, ledger);
         self.members[i] = Some(started);
         if twins {
+            self.injected.one("key lives twice");
             // The second twin lives as long as the simulation.
             drop(self.start_engine(i, "two", other, Ledger::default()));
         }
@@ -278,6 +306,7 @@ impl World {
 
     /// Ends everything the member runs, at this instant.
     async fn crash(&mut self, i: usize) {
+        self.injected.one("crash");
         let (_, task) = self.members[i].take().expect("it runs");
         task.abort();
         let _ = task.await;
@@ -375,8 +404,9 @@ async fn live(
     ledgers: Vec<Ledger>,
     mut commands: Vec<(usize, Vec<u8>)>,
     life: u64,
+    injected: Injected,
 ) -> (Vec<(usize, Vec<u8>)>, u64) {
-    let mut world = World::new(context, ledgers, scenario, 100 * life).await;
+    let mut world = World::new(context, ledgers, scenario, 100 * life, injected.clone()).await;
     world.load(&mut commands, 2_000).await;
     match scenario {
         Scenario::Calm | Scenario::Loss(_) | Scenario::Twins => world.load(&mut commands, 2_000).await,
@@ -398,6 +428,7 @@ async fn live(
             }
         }
         Scenario::SlowConsumer => {
+            injected.one("consumer stalled");
             world.stalled.lock().unwrap().insert(2);
             world.load(&mut commands, 4_000).await;
             assert!(world.height(0) > world.height(2) + 5, "the others must not wait for a slow consumer");
@@ -407,6 +438,11 @@ async fn live(
         Scenario::PowerLoss | Scenario::TornWrites => {
             world.load(&mut commands, 100 * life).await;
             if life < scenario.lives() {
+                injected.one(if scenario == Scenario::PowerLoss {
+                    "power loss"
+                } else {
+                    "power loss with torn writes"
+                });
                 return (commands, 0);
             }
         }
@@ -437,6 +473,7 @@ async fn prune(world: &mut World, commands: &mut Vec<(usize, Vec<u8>)>) {
     for i in 0..MEMBERS {
         let partition = format!("member-{i}-one-batches-value");
         let before = world.context.scan(&partition).await.unwrap().len();
+        world.injected.one("member pruned");
         world.members[i].as_ref().unwrap().0.prune(keep);
         world.load(commands, 200).await;
         let after = world.context.scan(&partition).await.unwrap().len();
@@ -457,10 +494,13 @@ struct Outcome {
     batches: BTreeMap<u64, Batch>,
     /// Contradictions that members noticed.
     faults: u64,
+    /// Faults injected, by name, and commands ordered.
+    injected: BTreeMap<&'static str, u64>,
 }
 
 fn run(scenario: Scenario, seed: u64) -> Outcome {
     let ledgers: Vec<Ledger> = (0..MEMBERS).map(|_| Ledger::default()).collect();
+    let injected = Injected::default();
     let write_rate = (scenario == Scenario::TornWrites).then_some(WriteConfig {
         failure_rate: probability!(0.0),
         retention_rate: probability!(0.5),
@@ -473,10 +513,10 @@ fn run(scenario: Scenario, seed: u64) -> Outcome {
     let mut runner = Runner::new(config);
     let mut commands = Vec::new();
     for life in 1.. {
-        let (ledgers_now, commands_now) = (ledgers.clone(), commands.clone());
+        let (ledgers_now, commands_now, injected_now) = (ledgers.clone(), commands.clone(), injected.clone());
         let ((all, faults, auditor), checkpoint): (_, Checkpoint) = runner.start_and_recover(|context| async move {
             let auditor = context.auditor();
-            let (all, faults) = live(context, scenario, ledgers_now, commands_now, life).await;
+            let (all, faults) = live(context, scenario, ledgers_now, commands_now, life, injected_now).await;
             (all, faults, auditor)
         });
         commands = all;
@@ -484,7 +524,9 @@ fn run(scenario: Scenario, seed: u64) -> Outcome {
             let honest: Vec<&Ledger> = scenario.honest().iter().map(|i| &ledgers[*i]).collect();
             check(&honest, &commands);
             let batches = ledgers[0].0.lock().unwrap().clone();
-            return Outcome { audit: auditor.state(), batches, faults };
+            injected.many("command ordered", commands.len() as u64);
+            injected.many("batch ordered", batches.len() as u64);
+            return Outcome { audit: auditor.state(), batches, faults, injected: injected.counts() };
         }
         runner = Runner::from(checkpoint);
     }
@@ -505,22 +547,6 @@ fn check(ledgers: &[&Ledger], commands: &[(usize, Vec<u8>)]) {
             assert!(first.get(height).is_none_or(|b| b == batch), "one batch per height");
         }
     }
-}
-
-/// Seeds per scenario; `ORDER_SIM_SEEDS` asks for more.
-fn seeds() -> u64 {
-    std::env::var("ORDER_SIM_SEEDS").ok().and_then(|n| n.parse().ok()).unwrap_or(2)
-}
-
-fn run_seeds(scenario: Scenario) {
-    let mut faults = 0;
-    for seed in 0..seeds() {
-        let began = std::time::Instant::now();
-        let outcome = run(scenario, seed);
-        println!("{scenario:?} seed {seed}: {} batches, {:?}", outcome.batches.len(), began.elapsed());
-        faults += outcome.faults;
-    }
-    assert_eq!(faults > 0, scenario == Scenario::Twins, "the liar is noticed, and nobody else is taken for one");
 }
 
 #[test]

@@ -26,7 +26,7 @@ mod context;
 mod core;
 pub(crate) mod disk;
 mod flusher;
-mod format;
+pub(crate) mod format;
 pub(crate) mod recovery;
 mod storage;
 

@@ -136,6 +136,7 @@ fn the_committee_holds() {
     if seeds >= 100 {
         assert_enough(seeds, &done);
     }
+    println!("{}", report::summary(first, seeds, events, &done));
 }
 
 #[test]

@@ -115,3 +115,9 @@ pub(super) fn failure(plan: &Plan, failed: &Outcome) -> String {
 pub(super) fn counts(tally: &Tally) -> String {
     tally.iter().map(|(what, times)| format!("{times:>12}  {what}\n")).collect()
 }
+
+/// The same for programs: one line of JSON behind a word.
+pub(super) fn summary(first: u64, seeds: u64, events: u64, tally: &Tally) -> String {
+    let counts: Vec<String> = tally.iter().map(|(what, times)| format!("{what:?}:{times}")).collect();
+    format!("summary {{\"first\":{first},\"seeds\":{seeds},\"did\":{{\"event\":{events},{}}}}}", counts.join(","))
+}

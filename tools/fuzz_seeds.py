@@ -1,0 +1,204 @@
+#!/usr/bin/env python3
+"""Writes the fuzz targets' seed corpora to fuzz/seeds, from the golden vectors of the tests. Standard library only.
+
+Formats that need no hash or signature and have no vector are written out by hand here; for checksummed ones the targets
+damage a sound value of their own (see `coalition_fuzz::damaged`).
+"""
+
+import base64
+import json
+import pathlib
+import shutil
+import struct
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+SEEDS = ROOT / "fuzz" / "seeds"
+CRATES = ROOT / "crates"
+
+
+def put(target, *inputs):
+    directory = SEEDS / target
+    directory.mkdir(parents=True, exist_ok=True)
+    first = len(list(directory.iterdir()))
+    for number, data in enumerate(inputs, first):
+        (directory / f"{number:02}").write_bytes(data if isinstance(data, bytes) else data.encode())
+
+
+def hex_lines(path):
+    return [bytes.fromhex(line) for line in path.read_text().split() if line and len(line) % 2 == 0]
+
+
+def varint(number):
+    out = bytearray()
+    while number > 127:
+        out.append(number & 127 | 128)
+        number >>= 7
+    return bytes(out + bytes([number]))
+
+
+def blob(data):
+    return varint(len(data)) + data
+
+
+def log():
+    evidence = (CRATES / "coalition-log/tests/golden/evidence.txt").read_text()
+    entry = next(line for line in evidence.split("\n") if line.startswith("entry "))
+    entry = base64.b64decode(entry.removeprefix("entry "))
+    note = evidence.split("\n\n", 1)[1].encode()
+    one = b"\n".join(note.split(b"\n")[:5]) + b"\n"
+    put("log_entry", entry, entry[:60])
+    put("log_checkpoint", note, one)
+    put("log_evidence", evidence)
+    line = b"checkpoint " + base64.b64encode(one) + b"\n"
+    put("log_equivocation", b"coalition-equivocation/v1\n" + line + line)
+    put("log_tiles", b"\x00" + struct.pack(">H", len(entry)) + entry, b"\x01" + bytes(64))
+    put("log_store", *(bytes([which, 0, kind, 0, 9, 1]) for which in range(6) for kind in (0, 3)))
+    bundle = struct.pack(">H", len(entry)) + entry
+    put("log_reader", note + b"\x00\x01\x20" + bytes(32) + bundle, one + b"\x00\x01\x00" + bundle)
+    return entry, note
+
+
+def organism(entry, note):
+    id32, write_id = bytes([0xAB] * 32), bytes([3] * 16)
+    # A UniqueId is a string of 64 digits or raw bytes, whatever its serde form is: both are tried.
+    for oid in (id32, blob(id32), blob(id32.hex().encode())):
+        put(
+            "organism_wire",
+            b"\x00" + oid + write_id + b"\x05\x00" + blob(b"command"),
+            b"\x01\x00" + oid + blob(note),
+            b"\x02" + oid + b"\x01" + write_id + b"\x00" + blob(b"command") + varint(1000),
+            b"\x04" + oid + b"\x01\x05" + varint(1000),
+            b"\x05" + oid + b"\x05\x05" + varint(1000),
+            b"\x07" + oid + b"\x05",
+        )
+    put(
+        "organism_wire",
+        b"\x03\x01\x01" + blob(b"code") + blob(b"message") + b"\x01" + blob(note) + b"\x00",
+        b"\x03\x01\x02\x00\x01" + blob(entry) + b"\x00",
+        b"\x06" + blob(note) + b"\x00\x01" + blob(entry) + b"\x01" + bytes(32),
+    )
+    put("organism_receipt", b"\x00", b"\x00\x00\x00\x05\x01", b"\x01\x01\x02\x00\x00")
+
+
+def identity():
+    vectors = json.loads((CRATES / "coalition/tests/vectors/identity.json").read_text())["vectors"]
+    bodies = {"retirement": [], "committee_content": []}
+    for vector in vectors:
+        if vector["rule"] in bodies:
+            bodies[vector["rule"]].append(bytes.fromhex(vector["out"]["bytes"]))
+    markers = bodies["retirement"]
+    approved = [struct.pack(">I", len(m)) + m + b"\x02\x00" + bytes(64) + b"\x01" + bytes(64) for m in markers[:2]]
+    put("log_retirement", *markers, *approved)
+    put("committee", *bodies["committee_content"])
+    sections = (ROOT / "apps/coalition/tests/golden/devnet.txt").read_text().split("==> ")
+    for section in sections:
+        name, _, body = section.partition("\n")
+        if name == "coalition.hex":
+            config = bytes.fromhex(body.strip())
+            put("config_binary", config, config[9:-32], body.strip())
+        elif name == "coalition.toml":
+            put("config_toml", body)
+
+
+def services():
+    for line in (CRATES / "coalition-compute/tests/vectors/compute.txt").read_text().splitlines():
+        words = line.split(" ")
+        if words[0] in ("params", "command"):
+            put("compute_command", bytes.fromhex(words[-1]))
+        elif words[0] == "entry":
+            kinds = ["card", "card_removed", "request", "request_ended", "clearing", "grant", "grant_serving"]
+            kinds += ["grant_ending", "grant_ended", "log"]
+            which = kinds.index(words[2].removeprefix("compute."))
+            put("compute_entry", bytes([which]) + bytes.fromhex(words[-1]))
+    put(
+        "almanac",
+        bytes([1, 0, 0, 3, 232]),
+        b"\x01\x00\x02" + varint(1_700_000_000_000) + b"\x00",
+        b"\x01\x02" + varint(1_700_000_000_000) + b"\x01" + bytes(64),
+        b"\x01\x05\x02\x00\x01" + varint(1_700_000_000_000),
+    )
+
+
+def shuffle():
+    vectors = CRATES / "coalition-shuffle/tests/vectors"
+    cell = hex_lines(vectors / "cell.txt")[0]
+    put("shuffle_cell", cell[:200], cell[33:])
+    put("shuffle_envelope", *hex_lines(vectors / "envelope.hex"))
+    put("shuffle_receipt", *hex_lines(vectors / "receipt.hex"))
+    keys = (vectors / "keys.txt").read_text().split()
+    put("shuffle_keys", bytes.fromhex(keys[0]), *(key.encode() for key in keys))
+    tdh2 = hex_lines(vectors / "tdh2.txt")
+    put("shuffle_keys", *(item for item in tdh2 if len(item) < 300))
+    put(
+        "shuffle_wire",
+        b"\x00" + blob(cell[:64]),
+        b"\x01" + bytes(64),
+        b"\x02" + bytes(64) + blob(cell[:64]),
+        b"\x03" + bytes(32),
+        b"\x04" + bytes(64),
+        b"\x03\x01" + blob(cell[:64]),
+        b"\x04\x01",
+    )
+
+
+def attest():
+    policies = json.loads((CRATES / "coalition-attest/tests/vectors/policy.json").read_text())["policies"]
+    put("attest_policy", *(policy["toml"] for policy in policies))
+    put("attest_quote", b"\x00", b"\x00\x00\x00\x30\x01", b"\x00\x03\x02\x00\x00", b"\x01\x01" + bytes(8))
+    put("attest_collateral", b"\x00", b"\x00\x00\x00\x30\x41", b"\x01{}", b"\x01b0c06f000000-platform")
+
+
+def order():
+    commands = [b"a", b"bc", b"", bytes(60)]
+    header = struct.pack(">Q32sQQI", 7, bytes([9] * 32), 3, 1_700_000_000_000, len(commands))
+    put("order_block", header + b"".join(struct.pack(">I", len(c)) + c for c in commands), header[:56] + bytes(4))
+    put("order_frames", b"".join(struct.pack(">I", len(c)) + c for c in commands))
+    create = struct.pack(">BQHBB", 1, 1, 0, 1, 1) + b"p\x01"
+    write = struct.pack(">BQQI", 2, 1, 0, 3) + b"abc"
+    resize, remove = struct.pack(">BQQ", 3, 1, 5), struct.pack(">BQ", 4, 1)
+
+    def batch(flags, segment, sequence, base, records=b""):
+        return bytes([flags, segment, sequence, base, len(records)]) + records
+
+    mark = batch(0, 1, 1, 1)
+    put(
+        "order_journal",
+        mark,
+        mark + batch(0, 1, 2, 1, create + write),
+        mark + batch(0, 1, 2, 1, create + write + resize) + batch(0, 1, 3, 1, remove),
+        mark + batch(0, 1, 2, 1, create) + batch(1, 2, 3, 1, write) + batch(1, 2, 4, 1, remove),
+        mark + batch(2, 0, 0, 0, b"COJ1torn"),
+    )
+
+
+def edges():
+    put("universe_frames", bytes.fromhex("0104000000026563686f0000"), b"\x00\x07", bytes.fromhex("0101610162"), b"\x02")
+    peer = "197f6b23e16c8532c6abc838facd5ea789be0c76b2920334039bfa8b3d368d61"
+    put("universe_address", f"{peer}@127.0.0.1:4001,[::1]:9,http://127.0.0.1:3340/", f"{peer}@http://a.example/")
+    spec = {
+        "version": 1, "grant_id": "00112233", "image": "image.tar", "image_blake3": "00" * 32, "image_size_bytes": 1000,
+        "cpu_millicores": 500, "ram_mib": 64, "disk_mib": 64, "pids_max": 64, "valid_to_unix_ms": 1_800_000_100_000,
+        "ssh_listen": "127.0.0.1:0", "ssh_host_key": "", "command": ["/bin/sh"], "env": {"A": "b"},
+        "ssh_authorized_key": "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIGSv0Xx0C0Vk5QvJf1bHh3l8Tg2mS4nq9rYkqzqJ1v9B me",
+    }
+    put("host_spec", json.dumps(spec), json.dumps({**spec, "version": 2}))
+    usage = {
+        "version": 1, "grant_id": "00112233", "started_unix_ms": 1, "updated_unix_ms": 2, "cpu_core_ms": 3,
+        "ram_mib_ms": 4, "net_bytes": 5, "ram_peak_mib": 6, "samples": 7, "is_final": True,
+    }
+    failure = {"error": {"code": "no_space", "message": "full", "hint": None}}
+    put("host_answer", *(bytes([which]) + json.dumps(usage).encode() for which in range(5)))
+    put("host_answer", b"\x02" + json.dumps({"version": 1, "grants": []}).encode(), b"\x00" + json.dumps(failure).encode())
+
+
+def main():
+    shutil.rmtree(SEEDS, ignore_errors=True)
+    organism(*log())
+    for part in (identity, services, shuffle, attest, order, edges):
+        part()
+    files = [path for path in SEEDS.rglob("*") if path.is_file()]
+    print(f"{len(files)} seeds, {sum(path.stat().st_size for path in files)} bytes in {SEEDS.relative_to(ROOT)}")
+
+
+if __name__ == "__main__":
+    main()
