@@ -45,7 +45,7 @@ fn a_log_rolled_back_behind_its_guard_is_refused() {
     for cut in older.len()..newer.len() {
         fs::write(log.path(JOURNAL_FILE), &newer[..cut]).unwrap();
         let refused = log.try_open().unwrap_err();
-        let StoreError::GuardAhead { guard, root: signed, log: size } = refused else { panic!("{refused}") };
+        let StoreError::GuardAhead { guard, root: signed, log: size, .. } = refused else { panic!("{refused}") };
         assert_eq!((guard, signed, size), (25, root, 20));
         assert_eq!(fs::metadata(log.path(JOURNAL_FILE)).unwrap().len() as usize, cut, "evidence is kept");
     }

@@ -36,10 +36,10 @@ pub enum OrderError {
     StorageInUse(PathBuf),
     /// The storage directory was written by another committee, or under other limits.
     #[error(
-        "storage directory {path} belongs to committee {found}, but the config describes {expected}; restore the config, or use an empty directory and a new key"
+        "{path} says that this storage belongs to committee {found}, but the config describes {expected}; restore the config or, if the file is damaged, copy it from another member; else use an empty directory and a new key"
     )]
     ForeignStorage {
-        /// The directory.
+        /// The file in the storage directory that names the committee.
         path: PathBuf,
         /// Fingerprint found in it.
         found: String,
@@ -144,6 +144,17 @@ pub enum JournalError {
         offset: u64,
         /// What is wrong there.
         why: &'static str,
+    },
+    /// No batch of the journal is valid: it starts with damage, or the key they are checked with is not theirs.
+    #[error(
+        "neither {} nor {} starts with a batch that is valid under the key in {}: one of the three is damaged; do not restore an older copy, this member's votes would be forgotten: give it an empty directory and a new key",
+        logs[0].display(), logs[1].display(), format.display()
+    )]
+    NoBatch {
+        /// The log files.
+        logs: [PathBuf; 2],
+        /// The file with the key.
+        format: PathBuf,
     },
     /// A file the journal did not make, or a second one for one blob.
     #[error("{0} is no file of the journal; move it away, and find out how it got there")]

@@ -253,9 +253,9 @@ fn open_storage(path: &Path, fingerprint: &[u8; 32]) -> Result<File, OrderError>
     }
     let mark = path.join("committee");
     let expected: String = fingerprint.iter().map(|b| format!("{b:02x}")).collect();
-    match std::fs::read_to_string(&mark) {
+    match std::fs::read(&mark).map(|found| String::from_utf8_lossy(&found).into_owned()) {
         Ok(found) if found.trim() == expected => Ok(lock),
-        Ok(found) => Err(OrderError::ForeignStorage { path: path.to_path_buf(), found: found.trim().into(), expected }),
+        Ok(found) => Err(OrderError::ForeignStorage { path: mark, found: found.trim().into(), expected }),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
             write_durably(path, &mark, &expected).map_err(failed(&mark))?;
             Ok(lock)

@@ -1,7 +1,7 @@
 //! What can go wrong with a durable log, and which of it must stop the process.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use coalition::UniqueId;
 
@@ -31,7 +31,7 @@ pub enum StoreError {
         first: String,
     },
     /// Reading failed.
-    #[error("cannot read {}", path.display())]
+    #[error("cannot read {}; {}", path.display(), remedy(path))]
     Read {
         /// The file or directory.
         path: PathBuf,
@@ -66,13 +66,13 @@ pub enum StoreError {
         supported: u64,
     },
     /// A file of the store is missing although the store is in use.
-    #[error("{} is missing; a member that lost it must rejoin under a new key", path.display())]
+    #[error("{} is missing; {}", path.display(), remedy(path))]
     Missing {
         /// The file.
         path: PathBuf,
     },
     /// A file's bytes are not what was written.
-    #[error("{} is damaged at byte {offset}: expected hash {expected}, found {found}; restore it from another member", path.display())]
+    #[error("{} is damaged at byte {offset}: expected hash {expected}, found {found}; {}", path.display(), remedy(path))]
     Corrupt {
         /// The file.
         path: PathBuf,
@@ -84,7 +84,7 @@ pub enum StoreError {
         found: Hash,
     },
     /// A file cannot be parsed at all.
-    #[error("{} is damaged at byte {offset}: {reason}; restore it from another member", path.display())]
+    #[error("{} is damaged at byte {offset}: {reason}; {}", path.display(), remedy(path))]
     Malformed {
         /// The file.
         path: PathBuf,
@@ -95,9 +95,12 @@ pub enum StoreError {
     },
     /// The log is shorter than what this member has signed: the disk was rolled back, or its end is lost.
     #[error(
-        "this member signed a log of {guard} entries (root {root}), the log on disk has {log}; never sign with this key again, rejoin under a new one"
+        "this member signed a log of {guard} entries (root {root}), {} has {log}; if only its end is lost, {}; if the disk is an older copy, never sign with this key again, rejoin under a new one",
+        path.display(), remedy(path)
     )]
     GuardAhead {
+        /// The journal, which has the log's end.
+        path: PathBuf,
         /// Size signed last.
         guard: u64,
         /// Root signed last.
@@ -154,7 +157,7 @@ pub enum StoreError {
         log: Hash,
     },
     /// The stored checkpoint is malformed.
-    #[error("stored checkpoint {} is malformed", path.display())]
+    #[error("stored checkpoint {} is malformed; {}", path.display(), remedy(path))]
     CheckpointNote {
         /// The file.
         path: PathBuf,
@@ -162,9 +165,15 @@ pub enum StoreError {
         #[source]
         source: NoteError,
     },
-    /// A checkpoint is not certified by the roster.
-    #[error("the checkpoint is not certified by this roster")]
-    NotCertified(#[source] CertifyError),
+    /// The stored checkpoint is not certified by the roster.
+    #[error("stored checkpoint {} is not certified by this roster; {}", path.display(), remedy(path))]
+    NotCertified {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        #[source]
+        source: CertifyError,
+    },
     /// The roster is unusable.
     #[error("the roster cannot verify checkpoints")]
     Roster(#[source] RosterError),
@@ -233,6 +242,16 @@ pub enum StoreError {
     /// The evidence could not be put together.
     #[error("evidence could not be made")]
     Evidence(#[source] EvidenceError),
+}
+
+/// What helps against the loss of a file. Logs of all members are equal, so most of them can be had again.
+fn remedy(path: &Path) -> &'static str {
+    match path.file_name().and_then(|name| name.to_str()) {
+        Some(super::CHECKPOINT_FILE) => "delete it, the committee sends a new one",
+        Some(super::GUARD_FILE) => "what this member signed is unknown without it: rejoin under a new key",
+        Some(super::IDENTITY_FILE) => "copy it from another member",
+        _ => "copy pending.log and then tile from another member over this one's, keep guard, and start again",
+    }
 }
 
 impl StoreError {

@@ -55,6 +55,8 @@ use rotation::Rotation;
 
 /// Name of the last certified checkpoint in a log's directory.
 pub const CHECKPOINT_FILE: &str = "checkpoint";
+/// Name of the file that says whose log a directory is.
+const IDENTITY_FILE: &str = "identity";
 
 /// How much a store keeps in memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -9,11 +9,10 @@ use super::files::{fatal, read_if_there, replace_durably, sync};
 use super::guard::Guard;
 use super::journal::{self, Base, Journal, Recovered};
 use super::reader::{Reader, State, read_tile};
-use super::{CHECKPOINT_FILE, JOURNAL_FILE, Store, StoreError, StoreOptions, TILE_WIDTH, pruning};
+use super::{CHECKPOINT_FILE, IDENTITY_FILE, JOURNAL_FILE, Store, StoreError, StoreOptions, TILE_WIDTH, pruning};
 use crate::checkpoint::{CertifiedCheckpoint, RosterVerifier, SignedCheckpoint, parse_decimal, parse_id};
 use crate::tree::Hash;
 
-const IDENTITY_FILE: &str = "identity";
 const LOCK_FILE: &str = "lock";
 const SCHEMA_PREFIX: &str = "coalition-log-store/";
 const SCHEMA: u64 = 1;
@@ -157,7 +156,12 @@ fn read_levels(dir: &Path, size: u64, edges: &[Vec<Hash>]) -> Result<Option<Vec<
 fn check_guard(reader: &Reader, guard: &Guard) -> Result<(), StoreError> {
     let (signed, log) = (guard.signed(), reader.size());
     if signed.size > log {
-        return Err(StoreError::GuardAhead { guard: signed.size, root: signed.root, log });
+        return Err(StoreError::GuardAhead {
+            path: reader.dir().join(JOURNAL_FILE),
+            guard: signed.size,
+            root: signed.root,
+            log,
+        });
     }
     let log = reader.root_at(signed.size)?;
     if log != signed.root {
@@ -169,6 +173,7 @@ fn check_guard(reader: &Reader, guard: &Guard) -> Result<(), StoreError> {
 fn read_certified(dir: &Path, verifier: &RosterVerifier) -> Result<Option<CertifiedCheckpoint>, StoreError> {
     let path = dir.join(CHECKPOINT_FILE);
     let Some(bytes) = read_if_there(&path)? else { return Ok(None) };
-    let note = SignedCheckpoint::parse(&bytes).map_err(|source| StoreError::CheckpointNote { path, source })?;
-    verifier.certify(&note).map(Some).map_err(StoreError::NotCertified)
+    let note =
+        SignedCheckpoint::parse(&bytes).map_err(|source| StoreError::CheckpointNote { path: path.clone(), source })?;
+    verifier.certify(&note).map(Some).map_err(|source| StoreError::NotCertified { path, source })
 }

@@ -157,7 +157,7 @@ fn chain<D: Disk>(disk: &D, runs: &[Run; 2]) -> Result<(Vec<usize>, Head), Journ
     let segment = |i: usize| runs[i].last.map_or(0, |head| head.segment);
     let newest = usize::from(segment(1) > segment(0));
     let (Some(first), Some(last)) = (runs[newest].first, runs[newest].last) else {
-        return Err(damaged(disk, newest, 0, "it holds no valid batch, and neither does the other log file"));
+        return Err(JournalError::NoBatch { logs: LOGS.map(|name| disk.path(name)), format: disk.path(FORMAT) });
     };
     let older = 1 - newest;
     if last.base == last.segment {

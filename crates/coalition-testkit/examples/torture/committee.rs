@@ -65,28 +65,66 @@ pub struct Committee {
     places: Places,
     dir: PathBuf,
     children: Vec<Option<Child>>,
+    /// Length of each member's stderr before its last start.
+    said_before: Vec<usize>,
 }
 
 impl Committee {
     pub fn new(places: Places, dir: &Path) -> Self {
         let children = places.order.iter().map(|_| None).collect();
-        Self { places, dir: dir.to_owned(), children }
+        let said_before = vec![0; places.order.len()];
+        Self { places, dir: dir.to_owned(), children, said_before }
     }
 
     pub fn len(&self) -> usize {
         self.children.len()
     }
 
+    /// Everything a member stores.
+    pub fn member_dir(&self, member: usize) -> PathBuf {
+        self.dir.join(format!("m{member}"))
+    }
+
     pub fn log_dir(&self, member: usize) -> PathBuf {
-        self.dir.join(format!("m{member}")).join("logs").join("register")
+        self.member_dir(member).join("logs").join("register")
     }
 
     pub fn is_up(&self, member: usize) -> bool {
         self.children[member].is_some()
     }
 
-    /// Starts a process and waits until it takes part. `false` when it ended instead.
-    pub fn start(&mut self, member: usize) -> bool {
+    /// What a member's process said on stderr since its last start.
+    pub fn words(&self, member: usize) -> String {
+        let log = std::fs::read(self.log_file(member)).unwrap_or_default();
+        String::from_utf8_lossy(log.get(self.said_before[member]..).unwrap_or_default()).into_owned()
+    }
+
+    fn log_file(&self, member: usize) -> PathBuf {
+        self.dir.join(format!("m{member}.log"))
+    }
+
+    /// Starts a process and waits until it takes part.
+    ///
+    /// # Errors
+    /// Its last words, when it ended instead.
+    pub fn start(&mut self, member: usize) -> Result<(), String> {
+        let log = std::fs::OpenOptions::new().create(true).append(true).open(self.log_file(member)).unwrap();
+        self.said_before[member] = usize::try_from(log.metadata().unwrap().len()).unwrap();
+        let mut child = self.command(member).stderr(log).spawn().unwrap();
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let (tell, told) = mpsc::channel();
+        std::thread::spawn(move || lines.map_while(Result::ok).for_each(|line| drop(tell.send(line))));
+        if told.recv_timeout(START).is_ok_and(|line| line == "ready") {
+            self.children[member] = Some(child);
+            return Ok(());
+        }
+        // Standard output is closed or silent: whatever is left of the process is of no use.
+        let _ = child.kill();
+        let status = child.wait().unwrap();
+        Err(format!("{} ({status})", self.words(member).trim()))
+    }
+
+    fn command(&self, member: usize) -> Command {
         let program = std::env::current_exe().unwrap();
         let order: Vec<String> = self.places.order.iter().map(ToString::to_string).collect();
         let mut command = if self.places.namespaces {
@@ -96,24 +134,16 @@ impl Committee {
         } else {
             Command::new(program)
         };
-        let log = std::fs::OpenOptions::new().create(true).append(true).open(self.dir.join(format!("m{member}.log")));
         command
             .arg("member")
             .arg(member.to_string())
-            .arg(self.dir.join(format!("m{member}")))
+            .arg(self.member_dir(member))
             .arg(order.join(","))
             .arg(self.places.nodes[member].to_string())
             .arg(self.places.relay_url())
             .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(log.unwrap());
-        let mut child = command.spawn().unwrap();
-        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        let (tell, told) = mpsc::channel();
-        std::thread::spawn(move || lines.map_while(Result::ok).for_each(|line| drop(tell.send(line))));
-        let ready = told.recv_timeout(START).is_ok_and(|line| line == "ready");
-        self.children[member] = Some(child);
-        ready
+            .stdout(Stdio::piped());
+        command
     }
 
     /// SIGKILL, and waits until the process is gone.
@@ -124,17 +154,17 @@ impl Committee {
         }
     }
 
+    /// The status of a process that ended by itself.
+    pub fn ended(&mut self, member: usize) -> Option<String> {
+        let slot = &mut self.children[member];
+        let status = slot.as_mut()?.try_wait().unwrap()?;
+        *slot = None;
+        Some(status.to_string())
+    }
+
     /// A process that ended by itself, with its status.
     pub fn dead(&mut self) -> Option<(usize, String)> {
-        for (member, slot) in self.children.iter_mut().enumerate() {
-            if let Some(child) = slot
-                && let Some(status) = child.try_wait().unwrap()
-            {
-                *slot = None;
-                return Some((member, status.to_string()));
-            }
-        }
-        None
+        (0..self.len()).find_map(|member| self.ended(member).map(|status| (member, status)))
     }
 
     /// Closes every member's stdin, which asks it to stop, and waits.

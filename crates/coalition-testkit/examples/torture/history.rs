@@ -53,7 +53,7 @@ impl History {
         }
         let mut known = 0;
         for write in &self.writes {
-            let shown = String::from_utf8_lossy(&write.content);
+            let shown = String::from_utf8_lossy(write.content.trim_ascii_end());
             let found = by_content.get(write.content.as_slice()).map_or(&[][..], Vec::as_slice);
             known += found.len();
             match (write.index, found) {
@@ -89,7 +89,7 @@ impl History {
             }
             let index = self.writes[position].index;
             if index <= floor[position] {
-                let shown = String::from_utf8_lossy(&self.writes[position].content);
+                let shown = String::from_utf8_lossy(self.writes[position].content.trim_ascii_end());
                 violations
                     .push(format!("{shown:?} is at {index:?}, before one acknowledged earlier: {:?}", floor[position]));
             }

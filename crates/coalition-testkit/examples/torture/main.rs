@@ -1,8 +1,10 @@
 //! Real member processes under load, killed and cut off at random, and every acknowledged write checked afterwards.
 //!
 //! `torture kills --count 1000` sends SIGKILL to members on loopback; `torture partitions --count 200` moves members of a committee
-//! in network namespaces of its own between two bridges (needs root and iproute2). `--seed` repeats a schedule; the
-//! interleaving with the load is the machine's. Exit status 1 means that a promise was broken; the last line is a JSON summary.
+//! in network namespaces of its own between two bridges (needs root and iproute2). `torture bytes --count 200` damages one stored
+//! file of a stopped member at a time; `torture disks --count 50` fills members' disks under load (needs root). `--seed` repeats a
+//! schedule; the interleaving with the load is the machine's. Exit status 1 means that a promise was broken, 2 that the run
+//! could not be made; the last line is a JSON summary.
 //!
 //! `cargo run --release -p coalition-testkit --example torture -- kills --count 100`
 #![allow(
@@ -15,6 +17,8 @@
 )]
 
 mod committee;
+mod damage;
+mod disks;
 mod history;
 mod member;
 mod namespaces;
@@ -25,12 +29,14 @@ mod workload;
 use std::{process::ExitCode, time::Duration};
 
 use committee::Places;
-use schedule::{Options, Outcome};
+use schedule::{Mode, Options, Outcome};
 
 const USAGE: &str = "\
-torture kills|partitions [--count N] [--members N] [--writers N] [--seed N] [--keep DIR]
+torture kills|partitions|bytes|disks [--count N] [--members N] [--writers N] [--seed N] [--keep DIR]
   kills        SIGKILL a random member, restart it a moment later; now and then several or all
-  partitions   split the committee in two, in network namespaces; needs root";
+  partitions   split the committee in two, in network namespaces; needs root
+  bytes        kill a member, damage one of its files, start it, repair it as its last words say
+  disks        fill the disks of members, each a small one of its own, and free them; needs root";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -44,11 +50,16 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    if options.partitions && std::env::var_os(namespaces::INSIDE).is_none() {
-        return namespaces::run_inside(options.members);
+    let inside = std::env::var_os(namespaces::INSIDE).is_some();
+    match options.mode {
+        Mode::Partitions if !inside => return namespaces::run_inside(options.members),
+        Mode::Disks if !inside => return disks::run_inside(),
+        Mode::Kills | Mode::Partitions | Mode::Bytes | Mode::Disks => {}
     }
-    let places =
-        if options.partitions { Places::namespaces(options.members) } else { Places::loopback(options.members) };
+    let places = match options.mode {
+        Mode::Partitions => Places::namespaces(options.members),
+        Mode::Kills | Mode::Bytes | Mode::Disks => Places::loopback(options.members),
+    };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
     let outcome: Outcome = runtime.block_on(schedule::run(&options, places));
     runtime.shutdown_timeout(Duration::from_millis(500));

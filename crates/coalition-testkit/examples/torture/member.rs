@@ -106,16 +106,27 @@ async fn run(
         organisms: vec![organism],
         retain_entries: None,
     };
-    let member =
-        Member::start(setup).await.map_err(|error| format!("{error}: {:?}", std::error::Error::source(&error)))?;
+    let member = Member::start(setup).await.map_err(|error| in_full(&error))?;
     node.serve(member.service());
     println!("ready");
     let asked = tokio::task::spawn_blocking(|| std::io::stdin().read_to_end(&mut Vec::new()));
     tokio::select! {
         _ = asked => {}
-        error = member.failed() => return Err(format!("the member failed: {error}: {:?}", std::error::Error::source(&*error))),
+        error = member.failed() => return Err(format!("the member failed: {}", in_full(&*error))),
         () = node.closed() => return Err("the node closed".into()),
     }
     node.stop().await;
     member.stop(Duration::from_secs(10)).await.map_err(|error| error.to_string())
+}
+
+/// An error and its causes, as the product's command prints them.
+fn in_full(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
 }

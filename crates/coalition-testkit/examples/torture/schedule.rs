@@ -1,6 +1,7 @@
 //! Which fault comes when, and what is concluded at the end.
 
 use std::{
+    collections::BTreeMap,
     path::{Path, PathBuf},
     sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
@@ -18,6 +19,7 @@ use serde_json::json;
 
 use crate::{
     committee::{Committee, ORGANISM, Places},
+    damage, disks,
     history::History,
     namespaces,
     rng::Rng,
@@ -27,8 +29,34 @@ use crate::{
 /// Longest a committee may take to certify again after its faults have ended.
 const RECOVERY: Duration = Duration::from_secs(120);
 
+/// Which faults.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    Kills,
+    Partitions,
+    Bytes,
+    Disks,
+}
+
+impl Mode {
+    /// Least bytes of a write. Where files are at stake, logs must grow into tiles.
+    fn write_bytes(self) -> usize {
+        if self == Self::Bytes { 4_096 } else { 0 }
+    }
+
+    /// Violations after which a run ends; a damaged file does not spoil what comes after it.
+    fn patience(self) -> usize {
+        if self == Self::Bytes { 10 } else { 1 }
+    }
+
+    /// Acknowledged writes for each fault below which a run proves little.
+    fn writes_per_fault(self) -> usize {
+        if self == Self::Partitions || self == Self::Kills { 10 } else { 20 }
+    }
+}
+
 pub struct Options {
-    pub partitions: bool,
+    pub mode: Mode,
     pub count: usize,
     pub members: usize,
     pub writers: usize,
@@ -39,12 +67,14 @@ pub struct Options {
 impl Options {
     pub fn parse(arguments: &[String]) -> Result<Self, String> {
         let mut arguments = arguments.iter();
-        let partitions = match arguments.next().map(String::as_str) {
-            Some("kills") => false,
-            Some("partitions") => true,
+        let mode = match arguments.next().map(String::as_str) {
+            Some("kills") => Mode::Kills,
+            Some("partitions") => Mode::Partitions,
+            Some("bytes") => Mode::Bytes,
+            Some("disks") => Mode::Disks,
             other => return Err(format!("say what to do, not {other:?}")),
         };
-        let mut options = Self { partitions, count: 20, members: 4, writers: 8, seed: 1, keep: None };
+        let mut options = Self { mode, count: 20, members: 4, writers: 8, seed: 1, keep: None };
         while let Some(name) = arguments.next() {
             let value = arguments.next().ok_or(format!("{name} needs a value"))?;
             let number = || value.parse::<usize>().map_err(|_| format!("{name} is {value:?}, not a number"));
@@ -72,20 +102,26 @@ pub struct Outcome {
     pub entries: usize,
     pub seconds: u64,
     pub slowest_recovery_ms: u128,
+    /// What the faults led to, by kind.
+    pub did: BTreeMap<String, usize>,
     pub violations: Vec<String>,
 }
 
 impl Outcome {
     /// A run in which little happened proves little.
     pub fn did_enough(&self, options: &Options) -> bool {
-        self.faults == options.count && self.acknowledged >= 10 * options.count.max(1)
+        self.faults == options.count && self.acknowledged >= options.mode.writes_per_fault() * options.count.max(1)
+    }
+
+    pub fn note(&mut self, what: impl Into<String>) {
+        *self.did.entry(what.into()).or_default() += 1;
     }
 
     pub fn to_json(&self) -> serde_json::Value {
         json!({
             "faults": self.faults, "acknowledged": self.acknowledged, "unknown": self.unknown, "entries": self.entries,
             "seconds": self.seconds, "slowest_recovery_ms": u64::try_from(self.slowest_recovery_ms).unwrap_or(u64::MAX),
-            "violations": self.violations,
+            "did": self.did, "violations": self.violations,
         })
     }
 }
@@ -98,23 +134,28 @@ pub async fn run(options: &Options, places: Places) -> Outcome {
     let relay = Relay::start(places.relay).await.unwrap();
     let mut committee = Committee::new(places.clone(), &dir);
     for member in 0..options.members {
-        assert!(committee.start(member), "member {member} does not start; see {}", dir.display());
+        if options.mode == Mode::Disks {
+            disks::mount(&committee.member_dir(member)).unwrap();
+        }
+        committee.start(member).unwrap_or_else(|words| panic!("member {member} does not start: {words}"));
     }
     let clients = [client(&places, &committee).await, client(&places, &committee).await];
     let reader = Follower::spawn(client(&places, &committee).await, Shown::default());
-    let writers = Writers::start(&clients, options.writers);
+    let writers = Writers::start(&clients, options.writers, options.mode.write_bytes());
     let mut outcome = Outcome::default();
     progress_until(&writers, 50, &mut outcome, "the start").await;
 
     let mut rng = Rng::new(options.seed);
-    while outcome.faults < options.count && outcome.violations.is_empty() {
-        if options.partitions {
-            partition(&mut rng, &committee, &mut outcome).await;
-        } else {
-            kill(&mut rng, &mut committee, &mut outcome).await;
+    while outcome.faults < options.count && outcome.violations.len() < options.mode.patience() {
+        match options.mode {
+            Mode::Kills => kill(&mut rng, &mut committee, &mut outcome).await,
+            Mode::Partitions => partition(&mut rng, &committee, &mut outcome).await,
+            Mode::Bytes => damage::one(&mut rng, &mut committee, &mut outcome).await,
+            Mode::Disks => disks::one(&mut rng, &mut committee, &mut outcome).await,
         }
         if let Some((member, status)) = committee.dead() {
-            outcome.violations.push(format!("member {member} ended by itself with {status}"));
+            let words = committee.words(member);
+            outcome.violations.push(format!("member {member} ended by itself with {status}: {}", words.trim()));
         }
         if outcome.faults % 10 == 0 {
             // Whatever the faults did, with everybody back the committee goes on.
@@ -158,7 +199,7 @@ async fn progress_until(writers: &Writers, more: u64, outcome: &mut Outcome, aft
     outcome.slowest_recovery_ms = outcome.slowest_recovery_ms.max(began.elapsed().as_millis());
 }
 
-async fn pause(rng: &mut Rng, up_to_ms: usize) {
+pub async fn pause(rng: &mut Rng, up_to_ms: usize) {
     tokio::time::sleep(Duration::from_millis(rng.below(up_to_ms) as u64)).await;
 }
 
@@ -182,8 +223,8 @@ async fn kill(rng: &mut Rng, committee: &mut Committee, outcome: &mut Outcome) {
     }
     pause(rng, 600).await;
     for victim in victims {
-        if !tokio::task::block_in_place(|| committee.start(victim)) {
-            outcome.violations.push(format!("member {victim} does not start again after SIGKILL"));
+        if let Err(words) = tokio::task::block_in_place(|| committee.start(victim)) {
+            outcome.violations.push(format!("member {victim} does not start again after SIGKILL: {words}"));
         }
     }
 }

@@ -36,8 +36,8 @@ pub struct Writers {
 }
 
 impl Writers {
-    /// `clients` are handles on different nodes.
-    pub fn start(clients: &[Organism], writers: usize) -> Self {
+    /// `clients` are handles on different nodes; every write has at least so many bytes.
+    pub fn start(clients: &[Organism], writers: usize, bytes: usize) -> Self {
         let (stop, history) = (Arc::new(AtomicBool::new(false)), Arc::new(Mutex::new(History::default())));
         let acknowledged = Arc::new(AtomicU64::new(0));
         let tasks = (0..writers).map(|writer| {
@@ -47,7 +47,7 @@ impl Writers {
                 let mut number = 0u64;
                 while !stop.load(Ordering::Relaxed) {
                     number += 1;
-                    let write = one(&organism, writer, number).await;
+                    let write = one(&organism, writer, number, bytes).await;
                     if write.index.is_some() {
                         count.fetch_add(1, Ordering::Relaxed);
                     }
@@ -69,8 +69,8 @@ impl Writers {
     }
 }
 
-async fn one(organism: &Organism, writer: usize, number: u64) -> Write {
-    let content = format!("writer {writer} write {number}").into_bytes();
+async fn one(organism: &Organism, writer: usize, number: u64, bytes: usize) -> Write {
+    let content = format!("{:bytes$}", format!("writer {writer} write {number}")).into_bytes();
     let began = Instant::now();
     let written = organism.write(random_write_id(), content.clone(), DEADLINE).await;
     let ended = Instant::now();

@@ -1,0 +1,171 @@
+//! Bytes that are not what was written: one file of one stopped member is damaged, and the member started again.
+//!
+//! It must refuse, naming the file, and come back by what it says; or what was damaged did not matter, which the checks of
+//! the whole run confirm.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use crate::{
+    committee::Committee,
+    rng::Rng,
+    schedule::{Outcome, pause},
+};
+
+/// How long a member that took damaged files is watched before it counts as unharmed.
+const WATCHED: Duration = Duration::from_millis(1_500);
+
+/// Kills a member, damages a file, starts it, repairs it as it asks.
+pub async fn one(rng: &mut Rng, committee: &mut Committee, outcome: &mut Outcome) {
+    pause(rng, 500).await;
+    let member = rng.below(committee.len());
+    committee.kill(member);
+    let dir = committee.member_dir(member);
+    let Some(file) = pick(rng, &dir) else { return };
+    let sound = fs::read(&file).unwrap();
+    let (damaged, how) = harm(rng, &sound);
+    fs::write(&file, &damaged).unwrap();
+    outcome.faults += 1;
+    let kind = kind(&dir, &file);
+    let words = match tokio::task::block_in_place(|| committee.start(member)) {
+        Err(words) => Some(words),
+        Ok(()) => watch(committee, member).await,
+    };
+    let Some(words) = words else {
+        outcome.note(format!("{kind}: did not matter"));
+        return;
+    };
+    let repaired = if names(&words, &file) {
+        repair(committee, member, &file, &sound, &words)
+    } else {
+        outcome.violations.push(format!("{how} of {} is not named: {words}", file.display()));
+        fs::write(&file, &sound).unwrap();
+        "not named"
+    };
+    outcome.note(format!("{kind}: refused, {repaired}"));
+    if let Err(words) = tokio::task::block_in_place(|| committee.start(member)) {
+        outcome.violations.push(format!("{how} of {} is not repaired ({repaired}): {words}", file.display()));
+    }
+}
+
+/// The last words of a member that ends soon after its start.
+async fn watch(committee: &mut Committee, member: usize) -> Option<String> {
+    let until = std::time::Instant::now() + WATCHED;
+    while std::time::Instant::now() < until {
+        if committee.ended(member).is_some() {
+            return Some(committee.words(member));
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    None
+}
+
+/// A file, each kind as likely as the others.
+fn pick(rng: &mut Rng, dir: &Path) -> Option<PathBuf> {
+    let mut files = Vec::new();
+    list(dir, &mut files);
+    files.retain(|file| fs::metadata(file).is_ok_and(|found| found.len() > 0));
+    files.sort();
+    let mut kinds: Vec<String> = files.iter().map(|file| kind(dir, file)).collect();
+    kinds.sort();
+    kinds.dedup();
+    let chosen = kinds.get(rng.below(kinds.len().max(1)))?;
+    files.retain(|file| kind(dir, file) == *chosen);
+    Some(files.swap_remove(rng.below(files.len())))
+}
+
+fn list(dir: &Path, files: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(dir).unwrap().map(Result::unwrap) {
+        if entry.file_type().unwrap().is_dir() {
+            list(&entry.path(), files);
+        } else {
+            files.push(entry.path());
+        }
+    }
+}
+
+/// What a file is: its path with numbers left out.
+fn kind(dir: &Path, file: &Path) -> String {
+    let path = file.strip_prefix(dir).unwrap().to_string_lossy().into_owned();
+    match path.rsplit_once('/') {
+        Some(("order/journal", blob)) if blob.contains('.') => {
+            format!("engine's {}", blob.split('.').nth(1).unwrap_or_default())
+        }
+        Some(("order/journal", name)) => format!("engine's journal {name}"),
+        Some(_) if path.contains("/tile/entries/") => "log's entries".into(),
+        Some(_) if path.contains("/tile/") => "log's tile".into(),
+        _ => path,
+    }
+}
+
+/// Flips a bit, writes nonsense over some bytes, zeroes a block, or cuts the file.
+fn harm(rng: &mut Rng, sound: &[u8]) -> (Vec<u8>, String) {
+    let mut bytes = sound.to_vec();
+    let at = rng.below(bytes.len());
+    match rng.below(10) {
+        0 => {
+            bytes.truncate(at);
+            (bytes, format!("a cut at {at}"))
+        }
+        1 => {
+            let end = bytes.len().min(at + 4_096);
+            bytes[at..end].fill(0);
+            (bytes, format!("zeroes from {at} to {end}"))
+        }
+        2 => {
+            let end = bytes.len().min(at + 1 + rng.below(64));
+            bytes[at..end].iter_mut().for_each(|byte| *byte = u8::try_from(rng.next() & 0xff).unwrap());
+            (bytes, format!("nonsense from {at} to {end}"))
+        }
+        _ => {
+            bytes[at] ^= 1 << rng.below(8);
+            (bytes, format!("a flipped bit at {at}"))
+        }
+    }
+}
+
+/// Whether an operator who reads these words knows which file they are about.
+fn names(words: &str, file: &Path) -> bool {
+    words.contains(&*file.to_string_lossy())
+}
+
+/// Does what the words say; where they say that nothing helps, the disk itself is taken to have come back.
+fn repair(committee: &Committee, member: usize, file: &Path, sound: &[u8], words: &str) -> &'static str {
+    if words.contains("copy pending.log and then tile") {
+        let other = committee.log_dir((member + 1) % committee.len());
+        let own = committee.log_dir(member);
+        fs::copy(other.join("pending.log"), own.join("pending.log")).unwrap();
+        copy(&other.join("tile"), &own.join("tile"));
+        return "repaired from another member";
+    }
+    if words.contains("copy it from another member") {
+        let own = committee.member_dir(member);
+        let other = committee.member_dir((member + 1) % committee.len());
+        fs::copy(other.join(file.strip_prefix(own).unwrap()), file).unwrap();
+        return "repaired from another member";
+    }
+    if words.contains("delete it") {
+        fs::remove_file(file).unwrap();
+        return "deleted";
+    }
+    assert!(words.contains("new key") || words.contains("new one"), "no way out is named: {words}");
+    fs::write(file, sound).unwrap();
+    "must rejoin"
+}
+
+fn copy(from: &Path, to: &Path) {
+    if !from.is_dir() {
+        return;
+    }
+    let mut files = Vec::new();
+    list(from, &mut files);
+    for file in files {
+        let target = to.join(file.strip_prefix(from).unwrap());
+        fs::create_dir_all(target.parent().unwrap()).unwrap();
+        // A file just being replaced there is there under its own name a moment later.
+        let _ = fs::copy(&file, target);
+    }
+}
