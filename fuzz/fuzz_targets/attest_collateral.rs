@@ -28,7 +28,8 @@ fuzz_target!(|data: &[u8]| {
         let _ = text.parse::<CollateralKey>();
     }
     let Ok(collateral) = Collateral::from_json(&json, Origin::Inline) else { return };
-    let again = Collateral::from_json(collateral.to_json().as_bytes(), Origin::Inline).expect("what is written is read");
+    let again =
+        Collateral::from_json(collateral.to_json().as_bytes(), Origin::Inline).expect("what is written is read");
     assert_eq!(again.digest(), collateral.digest());
     let nonce = Nonce { value: UniqueId::from_bytes([3; 32]), issued_s: NOW };
     let expect = Expect::bound("fuzz", nonce.value, b"key", nonce.value, nonce);

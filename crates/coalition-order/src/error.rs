@@ -49,6 +49,28 @@ pub enum OrderError {
     /// The engine's journal cannot be opened.
     #[error(transparent)]
     Journal(Arc<JournalError>),
+    /// The stored batches or their certificates are not what was written.
+    #[error(
+        "the ordered batches stored in {path} are damaged ({why}); create the file {mark} and start this member again: it then drops them and fetches all from the other members"
+    )]
+    Archive {
+        /// The directory of the engine's files.
+        path: PathBuf,
+        /// The file that asks for it.
+        mark: PathBuf,
+        /// What the engine found.
+        why: String,
+    },
+    /// This member's own votes are not what was written.
+    #[error(
+        "the votes stored in {path} are damaged ({why}); do not restore an older copy, this member might vote twice: give it an empty directory and a new key"
+    )]
+    Votes {
+        /// The directory of the engine's files.
+        path: PathBuf,
+        /// What the engine found.
+        why: String,
+    },
     /// The listen address cannot be bound.
     #[error("cannot listen on {address}; free the port or change the listen address")]
     Listen {

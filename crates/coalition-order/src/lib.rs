@@ -15,6 +15,7 @@
 //! in this interface, and all of its generic code is instantiated here, once.
 
 mod application;
+mod archive;
 mod block;
 mod command;
 mod config;

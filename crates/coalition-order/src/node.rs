@@ -24,6 +24,7 @@ use rand_core_10::Rng as _;
 use tokio::sync::{mpsc, watch};
 
 use crate::application::Tempo;
+use crate::archive;
 use crate::block::BlockLimits;
 use crate::config::OrderConfig;
 use crate::delivery::Delivery;
@@ -111,12 +112,15 @@ impl Thread {
                 };
                 // The runtime flushes the file system before it starts, which waits for everybody's writes.
                 tracing::info!(ms = began.elapsed().as_millis(), "storage flushed and opened");
+                if let Err(error) = archive::drop_if_asked(&storage, &config.storage_dir, &membership.partition).await {
+                    return error;
+                }
                 run_member(context, storage, &config, membership, ports, control).await
             })
         }));
         let error = match outcome {
             Ok(error) => error,
-            Err(panic) => OrderError::Panicked(panic_text(panic.as_ref())),
+            Err(panic) => archive::explain(panic_text(panic.as_ref()), &config.storage_dir),
         };
         // What the engine says of a failed write is that it failed; the journal knows why.
         let failure = storage.as_ref().and_then(JournaledStorage::failure);

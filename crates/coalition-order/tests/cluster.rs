@@ -352,6 +352,31 @@ async fn storage_that_cannot_be_trusted_is_refused_in_words() {
     assert!(error.to_string().contains("log-a is damaged at byte 512"), "{error}");
 }
 
+#[tokio::test]
+async fn an_archive_dropped_on_request_is_fetched_again() {
+    init_logs();
+    let dir = tempfile::tempdir().unwrap();
+    let mut cluster = Cluster::new(configs(dir.path(), 4, |c| c.heartbeat_ms = 100));
+    for n in 0..30 {
+        cluster.handle(0).submit(vec![n; 1_000]).unwrap();
+    }
+    cluster.delivered(2, 30).await;
+    cluster.stop(2).await;
+    let mark = cluster.configs[2].storage_dir.join("rebuild");
+    std::fs::write(&mark, b"").unwrap();
+    // Everything is delivered again: the consumer checks that what it had is the same.
+    let before = cluster.ledgers[2].batches.lock().unwrap().len();
+    cluster.ledgers[2] = Ledger::default();
+    cluster.start(2);
+    cluster.handle(1).submit(b"after".to_vec()).unwrap();
+    for i in 0..4 {
+        cluster.delivered(i, 31).await;
+    }
+    assert!(cluster.ledgers[2].batches.lock().unwrap().len() > before);
+    assert_eq!(cluster.commands(2), cluster.commands(0));
+    assert!(!mark.exists(), "it is done once");
+}
+
 fn now_ms() -> u64 {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
     u64::try_from(now.as_millis()).unwrap()

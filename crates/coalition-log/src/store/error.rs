@@ -46,9 +46,12 @@ pub enum StoreError {
         path: PathBuf,
     },
     /// The directory is the log of another organism.
-    #[error("log directory {} belongs to organism {found}, not {expected}; point to that organism's own directory", path.display())]
+    #[error(
+        "{} says that it is of organism {found}, not {expected}; point to that organism's own directory or, if the file is damaged, {}",
+        path.display(), remedy(path)
+    )]
     OtherOrganism {
-        /// The directory.
+        /// The file that says so.
         path: PathBuf,
         /// Organism it belongs to.
         found: UniqueId,
@@ -56,9 +59,12 @@ pub enum StoreError {
         expected: UniqueId,
     },
     /// The directory was written by a newer build.
-    #[error("log directory {} has schema {found}, this build reads up to {supported}; use a newer build", path.display())]
+    #[error(
+        "{} says schema {found}, this build reads up to {supported}; use a newer build or, if the file is damaged, {}",
+        path.display(), remedy(path)
+    )]
     NewerSchema {
-        /// The directory.
+        /// The file that says so.
         path: PathBuf,
         /// Schema it has.
         found: u64,
@@ -250,7 +256,9 @@ fn remedy(path: &Path) -> &'static str {
         Some(super::CHECKPOINT_FILE) => "delete it, the committee sends a new one",
         Some(super::GUARD_FILE) => "what this member signed is unknown without it: rejoin under a new key",
         Some(super::IDENTITY_FILE) => "copy it from another member",
-        _ => "copy pending.log and then tile from another member over this one's, keep guard, and start again",
+        _ => {
+            "copy pending.log and then tile from a member that is not behind over this one's, keep guard, and start again"
+        }
     }
 }
 

@@ -52,7 +52,7 @@ pub(super) fn open(
 pub(super) fn check_certified(reader: &Reader, certified: &CertifiedCheckpoint) -> Result<(), StoreError> {
     if certified.organism() != reader.organism() {
         let (found, expected) = (certified.organism(), reader.organism());
-        return Err(StoreError::OtherOrganism { path: reader.dir().to_owned(), found, expected });
+        return Err(StoreError::OtherOrganism { path: reader.dir().join(CHECKPOINT_FILE), found, expected });
     }
     let (size, log) = (certified.size(), reader.size());
     if size > log {
@@ -90,12 +90,12 @@ fn check_identity(dir: &Path, organism: UniqueId) -> Result<bool, StoreError> {
     let schema = lines.next().and_then(|line| line.strip_prefix(SCHEMA_PREFIX)).and_then(parse_decimal);
     let schema = schema.ok_or_else(|| malformed("its first line names no schema"))?;
     if schema > SCHEMA {
-        return Err(StoreError::NewerSchema { path: dir.to_owned(), found: schema, supported: SCHEMA });
+        return Err(StoreError::NewerSchema { path, found: schema, supported: SCHEMA });
     }
     let found = lines.next().and_then(|line| line.strip_prefix("organism ")).and_then(parse_id);
     let found = found.ok_or_else(|| malformed("its second line names no organism"))?;
     if found != organism {
-        return Err(StoreError::OtherOrganism { path: dir.to_owned(), found, expected: organism });
+        return Err(StoreError::OtherOrganism { path, found, expected: organism });
     }
     Ok(true)
 }

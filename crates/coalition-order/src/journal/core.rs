@@ -1,6 +1,6 @@
 //! The log in operation: records are collected in memory, a thread of its own writes and flushes them for all who wait.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
@@ -51,6 +51,8 @@ pub(crate) struct State<F> {
     pub(crate) dirty: HashMap<u64, Arc<F>>,
     /// Removed by this batch: id and file name.
     pub(crate) removed: Vec<(u64, String)>,
+    /// Removed while open. What is still written to them goes into no log: a later one would not know the file.
+    pub(crate) gone: HashSet<u64>,
     pub(crate) waiters: Vec<(Generation, Waker)>,
     pub(crate) failure: Option<Failure>,
     pub(crate) flusher_sleeps: bool,
@@ -96,8 +98,10 @@ impl<D: Disk> Core<D> {
         put: impl FnOnce(&mut Vec<u8>),
     ) -> Result<Generation, Failure> {
         self.append(|state| {
-            put(&mut state.batch);
-            state.dirty.entry(id).or_insert_with(|| Arc::clone(file));
+            if !state.gone.contains(&id) {
+                put(&mut state.batch);
+                state.dirty.entry(id).or_insert_with(|| Arc::clone(file));
+            }
         })
     }
 
@@ -110,13 +114,21 @@ impl<D: Disk> Core<D> {
         })
     }
 
-    /// Notes a removal. The file itself goes when this is durable.
-    pub(crate) fn removed(&self, id: u64, file_name: String) -> Result<(), Failure> {
+    /// Notes a removal, of a file that somebody still has open or not. The file itself goes when this is durable.
+    pub(crate) fn removed(&self, id: u64, file_name: String, open: bool) -> Result<(), Failure> {
         let put = |state: &mut State<D::File>| {
             Record::Remove { id }.put(&mut state.batch);
             state.removed.push((id, file_name));
+            if open {
+                state.gone.insert(id);
+            }
         };
         self.append(put).map(drop)
+    }
+
+    /// Nobody has the removed file open any longer.
+    pub(crate) fn forget(&self, id: u64) {
+        self.lock().gone.remove(&id);
     }
 
     /// Makes the journal fail for good. Only the first failure counts.
@@ -209,6 +221,7 @@ impl<D: Disk> Journal<D> {
             first_id: next_id,
             dirty: HashMap::new(),
             removed: Vec::new(),
+            gone: HashSet::new(),
             waiters: Vec::new(),
             failure: None,
             flusher_sleeps: false,

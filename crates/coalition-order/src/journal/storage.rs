@@ -88,6 +88,11 @@ impl<D: Disk> JournaledStorage<D> {
         self.shared.journal.core.lock().failure.clone()
     }
 
+    /// The names of all partitions.
+    pub(crate) fn partitions(&self) -> Vec<String> {
+        self.shared.names().partitions.keys().cloned().collect()
+    }
+
     /// Ends the journal's threads. Everything that waits or comes later fails.
     pub(crate) fn close(&self) {
         self.shared.journal.close();
@@ -111,8 +116,9 @@ impl<D: Disk> Shared<D> {
 
     /// Allows the blob to be opened again.
     pub(crate) fn released(&self, id: u64) {
-        if let Some(entry) = self.names().blobs.get_mut(&id) {
-            entry.open = false;
+        match self.names().blobs.get_mut(&id) {
+            Some(entry) => entry.open = false,
+            None => self.journal.core.forget(id),
         }
     }
 
@@ -178,7 +184,7 @@ impl<D: Disk> Shared<D> {
         })?;
         for entry in ids.into_iter().filter_map(|id| blobs.remove(&id)) {
             let file_name = entry.blob.file_name().unwrap_or_default();
-            self.journal.core.removed(entry.blob.id, file_name).map_err(Error::Io)?;
+            self.journal.core.removed(entry.blob.id, file_name, entry.open).map_err(Error::Io)?;
         }
         Ok(())
     }

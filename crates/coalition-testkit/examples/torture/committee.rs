@@ -154,6 +154,12 @@ impl Committee {
         }
     }
 
+    /// The processes that run; the benchmark beside etcd asks what they spend.
+    #[allow(dead_code)]
+    pub fn pids(&self) -> Vec<u32> {
+        self.children.iter().flatten().map(Child::id).collect()
+    }
+
     /// The status of a process that ended by itself.
     pub fn ended(&mut self, member: usize) -> Option<String> {
         let slot = &mut self.children[member];

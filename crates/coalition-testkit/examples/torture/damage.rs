@@ -17,6 +17,10 @@ use crate::{
 
 /// How long a member that took damaged files is watched before it counts as unharmed.
 const WATCHED: Duration = Duration::from_millis(1_500);
+/// The words name nothing an operator could do.
+const NO_WAY: &str = "no way out";
+/// How often a repair is tried: it copies from whoever is not behind, which only the start can tell.
+const TRIES: usize = 10;
 
 /// Kills a member, damages a file, starts it, repairs it as it asks.
 pub async fn one(rng: &mut Rng, committee: &mut Committee, outcome: &mut Outcome) {
@@ -38,17 +42,36 @@ pub async fn one(rng: &mut Rng, committee: &mut Committee, outcome: &mut Outcome
         outcome.note(format!("{kind}: did not matter"));
         return;
     };
-    let repaired = if names(&words, &file) {
-        repair(committee, member, &file, &sound, &words)
-    } else {
+    if !names(&words, &dir, &file) {
         outcome.violations.push(format!("{how} of {} is not named: {words}", file.display()));
         fs::write(&file, &sound).unwrap();
-        "not named"
-    };
-    outcome.note(format!("{kind}: refused, {repaired}"));
-    if let Err(words) = tokio::task::block_in_place(|| committee.start(member)) {
-        outcome.violations.push(format!("{how} of {} is not repaired ({repaired}): {words}", file.display()));
     }
+    let repaired = until_it_starts(committee, member, (&file, &sound), words).await;
+    match repaired {
+        Ok(NO_WAY) => outcome.violations.push(format!("{how} of {} leaves no way out", file.display())),
+        Ok(way) => outcome.note(format!("{kind}: refused, {way}")),
+        Err(words) => outcome.violations.push(format!("{how} of {} is not repaired: {words}", file.display())),
+    }
+}
+
+/// Does what a member's last words say and starts it, again while the others it copies from are behind it.
+async fn until_it_starts(
+    committee: &mut Committee,
+    member: usize,
+    (file, sound): (&Path, &[u8]),
+    mut words: String,
+) -> Result<&'static str, String> {
+    for attempt in 1..=TRIES {
+        let other = (member + attempt) % committee.len();
+        let from = if other == member { (member + 1) % committee.len() } else { other };
+        let way = repair(committee, (member, from), file, sound, &words);
+        match tokio::task::block_in_place(|| committee.start(member)) {
+            Ok(()) => return Ok(way),
+            Err(again) => words = again,
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    Err(words)
 }
 
 /// The last words of a member that ends soon after its start.
@@ -127,33 +150,43 @@ fn harm(rng: &mut Rng, sound: &[u8]) -> (Vec<u8>, String) {
     }
 }
 
-/// Whether an operator who reads these words knows which file they are about.
-fn names(words: &str, file: &Path) -> bool {
-    words.contains(&*file.to_string_lossy())
+/// Whether an operator who reads these words knows what they are about: the file, or the archive that it is a part of.
+fn names(words: &str, dir: &Path, file: &Path) -> bool {
+    let archive = format!("the ordered batches stored in {} are damaged", dir.join("order/journal").display());
+    words.contains(&*file.to_string_lossy()) || (kind(dir, file).starts_with("engine's ") && words.contains(&archive))
 }
 
 /// Does what the words say; where they say that nothing helps, the disk itself is taken to have come back.
-fn repair(committee: &Committee, member: usize, file: &Path, sound: &[u8], words: &str) -> &'static str {
+fn repair(
+    committee: &Committee,
+    (member, from): (usize, usize),
+    file: &Path,
+    sound: &[u8],
+    words: &str,
+) -> &'static str {
     if words.contains("copy pending.log and then tile") {
-        let other = committee.log_dir((member + 1) % committee.len());
-        let own = committee.log_dir(member);
+        let (other, own) = (committee.log_dir(from), committee.log_dir(member));
         fs::copy(other.join("pending.log"), own.join("pending.log")).unwrap();
         copy(&other.join("tile"), &own.join("tile"));
         return "repaired from another member";
     }
     if words.contains("copy it from another member") {
-        let own = committee.member_dir(member);
-        let other = committee.member_dir((member + 1) % committee.len());
+        let (other, own) = (committee.member_dir(from), committee.member_dir(member));
         fs::copy(other.join(file.strip_prefix(own).unwrap()), file).unwrap();
         return "repaired from another member";
+    }
+    if let Some((_, rest)) = words.split_once("create the file ")
+        && let Some((mark, _)) = rest.split_once(" and start this member again")
+    {
+        fs::write(mark, b"").unwrap();
+        return "fetched again from the others";
     }
     if words.contains("delete it") {
         fs::remove_file(file).unwrap();
         return "deleted";
     }
-    assert!(words.contains("new key") || words.contains("new one"), "no way out is named: {words}");
     fs::write(file, sound).unwrap();
-    "must rejoin"
+    if words.contains("new key") || words.contains("new one") { "must rejoin" } else { NO_WAY }
 }
 
 fn copy(from: &Path, to: &Path) {

@@ -96,7 +96,8 @@ pub async fn one(rng: &mut Rng, committee: &mut Committee, outcome: &mut Outcome
     }
 }
 
-fn after(committee: &mut Committee, member: usize, status: &str, outcome: &mut Outcome) {
+/// Checks what a member said that ended on a full disk, and starts it again.
+pub fn after(committee: &mut Committee, member: usize, status: &str, outcome: &mut Outcome) {
     let words = committee.words(member);
     let dir = committee.member_dir(member).to_string_lossy().into_owned();
     if words.contains("No space left on device") && words.contains(&dir) {
