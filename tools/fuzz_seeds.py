@@ -52,6 +52,7 @@ def log():
     line = b"checkpoint " + base64.b64encode(one) + b"\n"
     put("log_equivocation", b"coalition-equivocation/v1\n" + line + line)
     put("log_tiles", b"\x00" + struct.pack(">H", len(entry)) + entry, b"\x01" + bytes(64))
+    put("log_state", bytes([0, 0, 9, 1]), bytes([3, 0, 40, 0]), bytes([1, 0, 60, 0, 0, 0, 90, 255]))
     put("log_store", *(bytes([which, 0, kind, 0, 9, 1]) for which in range(6) for kind in (0, 3)))
     bundle = struct.pack(">H", len(entry)) + entry
     put("log_reader", note + b"\x00\x01\x20" + bytes(32) + bundle, one + b"\x00\x01\x00" + bundle)
