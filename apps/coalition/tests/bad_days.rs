@@ -11,7 +11,8 @@ use std::{
     net::TcpStream,
     path::{Path, PathBuf},
     process::Stdio,
-    sync::Arc,
+    sync::{Arc, mpsc},
+    thread::JoinHandle,
     time::Duration,
 };
 
@@ -61,28 +62,48 @@ impl SmallDisk {
         }
     }
 
-    /// Leaves no byte of room.
-    fn fill(&self) {
-        let mut ballast = std::fs::OpenOptions::new().create(true).append(true).open(self.ballast()).unwrap();
-        let zeros = vec![0; 1 << 20];
-        let mut size = zeros.len();
-        while size > 0 {
-            match ballast.write_all(&zeros[..size]) {
-                Ok(()) => (),
-                Err(error) => {
-                    assert_eq!(error.kind(), std::io::ErrorKind::StorageFull);
-                    size /= 2;
-                }
+    /// Leaves no byte of room, now or while what this returns lives: what others remove is filled up at once.
+    fn fill(&self) -> Ballast {
+        let path = self.0.join("ballast");
+        let mut ballast = std::fs::OpenOptions::new().create(true).append(true).open(&path).unwrap();
+        fill_up(&mut ballast);
+        let (stop, stopped) = mpsc::channel::<()>();
+        let keeper = std::thread::spawn(move || {
+            while stopped.recv_timeout(Duration::from_millis(5)) == Err(mpsc::RecvTimeoutError::Timeout) {
+                fill_up(&mut ballast);
+            }
+        });
+        Ballast { path, stop, keeper }
+    }
+}
+
+/// What fills a disk.
+struct Ballast {
+    path: PathBuf,
+    stop: mpsc::Sender<()>,
+    keeper: JoinHandle<()>,
+}
+
+impl Ballast {
+    /// Gives the room back.
+    fn remove(self) {
+        drop(self.stop);
+        self.keeper.join().unwrap();
+        std::fs::remove_file(&self.path).unwrap();
+    }
+}
+
+fn fill_up(ballast: &mut std::fs::File) {
+    let zeros = vec![0; 1 << 20];
+    let mut size = zeros.len();
+    while size > 0 {
+        match ballast.write_all(&zeros[..size]) {
+            Ok(()) => (),
+            Err(error) => {
+                assert_eq!(error.kind(), std::io::ErrorKind::StorageFull);
+                size /= 2;
             }
         }
-    }
-
-    fn free(&self) {
-        std::fs::remove_file(self.ballast()).unwrap();
-    }
-
-    fn ballast(&self) -> PathBuf {
-        self.0.join("ballast")
     }
 }
 
@@ -150,7 +171,7 @@ fn a_full_disk_stops_who_writes_and_loses_nothing_acknowledged() {
     let short = granted(&env, &["--for", "12s"]);
     let before = env.run(&["--json", "log", &long]).expect_status(0).json();
     let ordered = before["granted"].clone();
-    disk.fill();
+    let ballast = disk.fill();
 
     // Members write on every tick of the clock, so they stop at once. A bridge goes on until it has something to write.
     wait_told_full(&up, &env, &MEMBERS);
@@ -172,7 +193,7 @@ fn a_full_disk_stops_who_writes_and_loses_nothing_acknowledged() {
     // It stops as cleanly as on any day.
     up.stop();
 
-    disk.free();
+    ballast.remove();
     // What a host could not clean away for want of room is an orphan of the next bridge; it need not be a patient one here.
     let boot = home.roles().join("bridge.toml");
     let text = std::fs::read_to_string(&boot).unwrap();
