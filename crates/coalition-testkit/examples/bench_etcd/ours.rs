@@ -7,6 +7,7 @@ use std::{
 };
 
 use coalition::UniqueId;
+use coalition_log::state::STATE_EVERY;
 use coalition_organism::{Organism, random_write_id};
 use coalition_universe::{Node, NodeConfig, NodeKey, Relay, UNIVERSE};
 
@@ -30,7 +31,7 @@ impl Cluster {
         std::fs::create_dir_all(dir).map_err(|error| error.to_string())?;
         let places = Places::loopback(MEMBERS);
         let relay = Relay::start(places.relay).await.map_err(|error| error.to_string())?;
-        let mut committee = Committee::new(places.clone(), dir);
+        let mut committee = Committee::new(places.clone(), dir, STATE_EVERY);
         for member in 0..MEMBERS {
             tokio::task::block_in_place(|| committee.start(member))?;
         }

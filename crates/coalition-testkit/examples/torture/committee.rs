@@ -64,16 +64,18 @@ impl Places {
 pub struct Committee {
     places: Places,
     dir: PathBuf,
+    state_every: u64,
     children: Vec<Option<Child>>,
     /// Length of each member's stderr before its last start.
     said_before: Vec<usize>,
 }
 
 impl Committee {
-    pub fn new(places: Places, dir: &Path) -> Self {
+    /// Members with a state after every `state_every` entries.
+    pub fn new(places: Places, dir: &Path, state_every: u64) -> Self {
         let children = places.order.iter().map(|_| None).collect();
         let said_before = vec![0; places.order.len()];
-        Self { places, dir: dir.to_owned(), children, said_before }
+        Self { places, dir: dir.to_owned(), state_every, children, said_before }
     }
 
     pub fn len(&self) -> usize {
@@ -141,6 +143,7 @@ impl Committee {
             .arg(order.join(","))
             .arg(self.places.nodes[member].to_string())
             .arg(self.places.relay_url())
+            .arg(self.state_every.to_string())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped());
         command

@@ -1,4 +1,4 @@
-//! One member process: `member INDEX DATA_DIR ORDER_ADDRESSES NODE_ADDRESS RELAY_URL`. Says `ready`, ends when stdin closes.
+//! One member process: `member INDEX DATA_DIR ORDER_ADDRESSES NODE_ADDRESS RELAY_URL STATE_EVERY`. Says `ready`, ends when stdin closes.
 
 use std::{io::Read, net::SocketAddr, path::PathBuf, process::ExitCode, time::Duration};
 
@@ -10,18 +10,15 @@ use coalition_universe::{Node, NodeConfig, UNIVERSE};
 
 use crate::committee::ORGANISM;
 
-/// Small, so that members that are killed come back from states.
-const STATE_EVERY: u64 = 256;
-
-/// Commits every command, and refuses the same content twice: a write that took effect twice would show.
+/// Commits every command, and refuses the same content twice: a write that took effect twice would show. Keeps a digest of each.
 #[derive(Default)]
 pub struct Register {
-    seen: std::collections::BTreeSet<Vec<u8>>,
+    seen: std::collections::BTreeSet<UniqueId>,
 }
 
 impl Machine for Register {
     fn decide(&self, _: &Context, command: &[u8]) -> Result<Vec<Draft>, Refusal> {
-        if self.seen.contains(command) {
+        if self.seen.contains(&digest(command)) {
             return Err(Refusal::new("twice", "this content is in the log already"));
         }
         Ok(vec![Draft::new("register", command.to_vec())])
@@ -32,7 +29,7 @@ impl Machine for Register {
     }
 
     fn evolve(&mut self, entry: &Entry) {
-        assert!(self.seen.insert(entry.body.clone()), "entry {} repeats an earlier one", entry.index);
+        assert!(self.seen.insert(digest(&entry.body)), "entry {} repeats an earlier one", entry.index);
     }
 
     fn wake_at_ms(&self, _: &Context) -> Option<u64> {
@@ -49,8 +46,12 @@ impl Machine for Register {
     }
 }
 
+fn digest(content: &[u8]) -> UniqueId {
+    UniqueId::from_bytes(*blake3::hash(content).as_bytes())
+}
+
 pub fn main(arguments: &[String]) -> ExitCode {
-    let [index, dir, order, node, relay] = arguments else { panic!("{arguments:?}") };
+    let [index, dir, order, node, relay, state_every] = arguments else { panic!("{arguments:?}") };
     let addresses: Vec<SocketAddr> = order.split(',').map(|address| address.parse().unwrap()).collect();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     let ended = runtime.block_on(run(
@@ -59,6 +60,7 @@ pub fn main(arguments: &[String]) -> ExitCode {
         addresses,
         node.parse().unwrap(),
         relay.clone(),
+        state_every.parse().unwrap(),
     ));
     runtime.shutdown_timeout(Duration::from_millis(200));
     match ended {
@@ -76,6 +78,7 @@ async fn run(
     addresses: Vec<SocketAddr>,
     bind: SocketAddr,
     relay: String,
+    state_every: u64,
 ) -> Result<(), String> {
     std::fs::create_dir_all(&data_dir).map_err(|error| error.to_string())?;
     let config = NodeConfig {
@@ -95,7 +98,7 @@ async fn run(
         name: "register".into(),
         machine: Box::<Register>::default(),
         clock: None,
-        state_every: STATE_EVERY,
+        state_every,
     };
     let setup = MemberSetup {
         roster,

@@ -27,6 +27,8 @@ use crate::{
 };
 
 /// Longest a committee may take to certify again after its faults have ended.
+/// Small, so that members that are killed come back from states.
+const STATE_EVERY: u64 = 256;
 const RECOVERY: Duration = Duration::from_secs(120);
 
 /// Which faults.
@@ -132,7 +134,7 @@ pub async fn run(options: &Options, places: Places) -> Outcome {
     std::fs::create_dir_all(&dir).unwrap();
     let started = Instant::now();
     let relay = Relay::start(places.relay).await.unwrap();
-    let mut committee = Committee::new(places.clone(), &dir);
+    let mut committee = Committee::new(places.clone(), &dir, STATE_EVERY);
     for member in 0..options.members {
         if options.mode == Mode::Disks {
             disks::mount(&committee.member_dir(member)).unwrap();
