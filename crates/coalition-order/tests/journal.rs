@@ -51,7 +51,11 @@ fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         8 => (name.clone(), 0..6_000usize, 1..6_000usize, 1..255u8)
             .prop_map(|(name, offset, len, fill)| Step::Write { name, offset, len, fill }),
-        1 => (name.clone(), 0..8_000usize).prop_map(|(name, len)| Step::Resize { name, len }),
+        // About as long as what is kept in memory.
+        1 => (name.clone(), 60_000..66_000usize, 1..6_000usize, 1..255u8)
+            .prop_map(|(name, offset, len, fill)| Step::Write { name, offset, len, fill }),
+        1 => (name.clone(), prop_oneof![0..8_000usize, 60_000..70_000usize])
+            .prop_map(|(name, len)| Step::Resize { name, len }),
         4 => name.clone().prop_map(|name| Step::Sync { name }),
         2 => name.clone().prop_map(|name| Step::Remove { name }),
         1 => Just(Step::RemoveAll),

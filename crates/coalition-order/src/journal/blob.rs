@@ -1,4 +1,5 @@
-//! One open blob. Reads and writes go straight to its file, in the caller's thread and the system's page cache.
+//! One open blob. Reads and writes go straight to its content, in the caller's thread, and if that is a file, in the
+//! system's page cache.
 
 use std::sync::atomic::{AtomicU64, Ordering::Release};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -6,8 +7,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use commonware_runtime::{Blob, BufMut as _, Error, Handle, IoBufMut, IoBufs, IoBufsMut, ReadOptions, WriteOptions};
 
 use super::core::{Durable, Failure};
-use super::disk::{Disk, DiskFile};
+use super::disk::Disk;
 use super::format::{Record, put_write};
+use super::staged::Staged;
 use super::storage::{Shared, last_change};
 
 /// Largest single write: a batch's length must fit 32 bits.
@@ -17,9 +19,9 @@ const MAX_WRITE: usize = 1 << 30;
 pub(crate) struct JournaledBlob<D: Disk> {
     shared: Arc<Shared<D>>,
     id: u64,
-    file: Arc<D::File>,
+    content: Arc<Staged<D::File>>,
     last: Arc<AtomicU64>,
-    /// Held from a change of the file to its record, so that both come in one order.
+    /// Held from a change of the content to its record, so that both come in one order.
     changing: Mutex<()>,
 }
 
@@ -30,13 +32,13 @@ impl<D: Disk> Drop for JournaledBlob<D> {
 }
 
 impl<D: Disk> JournaledBlob<D> {
-    pub(crate) fn new(shared: Arc<Shared<D>>, id: u64, file: Arc<D::File>, last: Arc<AtomicU64>) -> Self {
-        Self { shared, id, file, last, changing: Mutex::new(()) }
+    pub(crate) fn new(shared: Arc<Shared<D>>, id: u64, content: Arc<Staged<D::File>>, last: Arc<AtomicU64>) -> Self {
+        Self { shared, id, content, last, changing: Mutex::new(()) }
     }
 
     /// Length in bytes.
     pub(crate) fn size(&self) -> Result<u64, Error> {
-        self.file.size().map_err(|_| Error::ReadFailed)
+        self.content.size().map_err(|_| Error::ReadFailed)
     }
 
     /// Resolves when all changes so far are durable.
@@ -48,16 +50,16 @@ impl<D: Disk> JournaledBlob<D> {
         self.shared.journal.durable(last_change(&self.last))
     }
 
-    /// Changes the file, then notes the change. A failure in between would leave a file the log does not explain.
+    /// Changes the content, then notes the change. A failure in between would leave what the log does not explain.
     fn change(
         &self,
-        change: impl FnOnce(&D::File) -> std::io::Result<()>,
+        change: impl FnOnce(&Staged<D::File>, &D) -> std::io::Result<()>,
         put: impl FnOnce(&mut Vec<u8>),
     ) -> Result<(), Failure> {
         let core = &self.shared.journal.core;
         let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
-        change(&self.file).map_err(|error| core.fail(error))?;
-        let generation = core.changed(self.id, &self.file, put)?;
+        change(&self.content, &core.disk).map_err(|error| core.fail(error))?;
+        let generation = core.changed(self.id, &self.content, put)?;
         self.last.store(generation, Release);
         Ok(())
     }
@@ -71,7 +73,7 @@ impl<D: Disk> JournaledBlob<D> {
             put_write(to, self.id, offset, bytes.len());
             to.extend_from_slice(bytes);
         };
-        self.change(|file| file.write_at(bytes, offset), put).map_err(Error::Io)
+        self.change(|content, disk| content.write_at(disk, bytes, offset), put).map_err(Error::Io)
     }
 
     fn read_into(&self, offset: u64, len: usize, mut bufs: IoBufsMut) -> Result<IoBufsMut, Error> {
@@ -79,11 +81,11 @@ impl<D: Disk> JournaledBlob<D> {
         if let Some(buf) = bufs.as_single_mut() {
             buf.clear();
             buf.put_bytes(0, len);
-            self.file.read_at(buf.as_mut(), offset)?;
+            self.content.read_at(buf.as_mut(), offset)?;
             return Ok(bufs);
         }
         let mut bytes = vec![0; len];
-        self.file.read_at(&mut bytes, offset)?;
+        self.content.read_at(&mut bytes, offset)?;
         if bufs.is_empty() {
             bufs.put_slice(&bytes);
         } else if bufs.len() == len {
@@ -109,11 +111,11 @@ impl<D: Disk> Blob for JournaledBlob<D> {
 
     async fn read_at(&self, offset: u64, len: usize, _options: ReadOptions) -> Result<IoBufsMut, Error> {
         // Before anything is allocated: the length may come from damaged content.
-        if offset.checked_add(len as u64).is_none_or(|end| self.file.size().is_ok_and(|size| end > size)) {
+        if offset.checked_add(len as u64).is_none_or(|end| self.content.size().is_ok_and(|size| end > size)) {
             return Err(Error::BlobInsufficientLength);
         }
         let mut buf = IoBufMut::zeroed(len);
-        self.file.read_at(buf.as_mut(), offset)?;
+        self.content.read_at(buf.as_mut(), offset)?;
         Ok(buf.into())
     }
 
@@ -131,7 +133,7 @@ impl<D: Disk> Blob for JournaledBlob<D> {
 
     async fn resize(&self, len: u64) -> Result<(), Error> {
         let put = |to: &mut Vec<u8>| Record::Resize { id: self.id, len }.put(to);
-        self.change(|file| file.resize(len), put).map_err(Error::Io)
+        self.change(|content, disk| content.resize(disk, len), put).map_err(Error::Io)
     }
 
     async fn sync(&self) -> Result<(), Error> {

@@ -9,10 +9,11 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
 use std::task::{Context, Poll, Waker};
 use std::thread::JoinHandle;
 
-use super::disk::{Disk, DiskFile};
+use super::disk::Disk;
 use super::flusher::{Flusher, Job, tidy};
 use super::format::{HEADER, Record};
 use super::recovery::Recovered;
+use super::staged::Staged;
 
 /// Records collected without anybody waiting are written when they are this many bytes.
 pub(crate) const WRITE_OUT: usize = 1024 * 1024;
@@ -47,10 +48,10 @@ pub(crate) struct State<F> {
     /// Lowest id without a creation among all records so far, and among those before this batch.
     pub(crate) next_id: u64,
     pub(crate) first_id: u64,
-    /// Files changed since the last checkpoint began.
-    pub(crate) dirty: HashMap<u64, Arc<F>>,
-    /// Removed by this batch: id and file name.
-    pub(crate) removed: Vec<(u64, String)>,
+    /// Contents changed since the last checkpoint began.
+    pub(crate) dirty: HashMap<u64, Arc<Staged<F>>>,
+    /// Removed by this batch.
+    pub(crate) removed: Vec<Removed<F>>,
     /// Removed while open. What is still written to them goes into no log: a later one would not know the file.
     pub(crate) gone: HashSet<u64>,
     pub(crate) waiters: Vec<(Generation, Waker)>,
@@ -59,6 +60,14 @@ pub(crate) struct State<F> {
     /// Somebody waits for room.
     pub(crate) crowded: bool,
     pub(crate) stop: bool,
+}
+
+/// A removed blob.
+pub(crate) struct Removed<F> {
+    pub(crate) id: u64,
+    pub(crate) file_name: String,
+    /// Whoever still has its content; nobody once it is a file that is closed and durable.
+    pub(crate) content: Option<Arc<Staged<F>>>,
 }
 
 impl<D: Disk> Core<D> {
@@ -90,38 +99,43 @@ impl<D: Disk> Core<D> {
         Ok(generation)
     }
 
-    /// Notes a change of `file`, which has been made already.
+    /// Notes a change of `content`, which has been made already.
     pub(crate) fn changed(
         &self,
         id: u64,
-        file: &Arc<D::File>,
+        content: &Arc<Staged<D::File>>,
         put: impl FnOnce(&mut Vec<u8>),
     ) -> Result<Generation, Failure> {
         self.append(|state| {
             if !state.gone.contains(&id) {
                 put(&mut state.batch);
-                state.dirty.entry(id).or_insert_with(|| Arc::clone(file));
+                state.dirty.entry(id).or_insert_with(|| Arc::clone(content));
             }
         })
     }
 
-    /// Notes the creation of `file`, which has been made already. Ids must come in order.
-    pub(crate) fn created(&self, file: &Arc<D::File>, record: Record<'_>, id: u64) -> Result<Generation, Failure> {
+    /// Notes a creation. Ids must come in order.
+    pub(crate) fn created(
+        &self,
+        content: &Arc<Staged<D::File>>,
+        record: Record<'_>,
+        id: u64,
+    ) -> Result<Generation, Failure> {
         self.append(|state| {
             record.put(&mut state.batch);
             state.next_id = id + 1;
-            state.dirty.insert(id, Arc::clone(file));
+            state.dirty.insert(id, Arc::clone(content));
         })
     }
 
     /// Notes a removal, of a file that somebody still has open or not. The file itself goes when this is durable.
-    pub(crate) fn removed(&self, id: u64, file_name: String, open: bool) -> Result<(), Failure> {
+    pub(crate) fn removed(&self, removed: Removed<D::File>, open: bool) -> Result<(), Failure> {
         let put = |state: &mut State<D::File>| {
-            Record::Remove { id }.put(&mut state.batch);
-            state.removed.push((id, file_name));
+            Record::Remove { id: removed.id }.put(&mut state.batch);
             if open {
-                state.gone.insert(id);
+                state.gone.insert(removed.id);
             }
+            state.removed.push(removed);
         };
         self.append(put).map(drop)
     }
@@ -315,9 +329,4 @@ impl<D: Disk> Core<D> {
     pub(crate) fn needed(&self) -> u64 {
         self.base.load(Relaxed)
     }
-}
-
-/// Syncs files; the first failure ends it.
-pub(crate) fn sync_all<F: DiskFile>(files: &HashMap<u64, Arc<F>>) -> io::Result<()> {
-    files.values().try_for_each(|file| file.sync())
 }

@@ -5,10 +5,11 @@ use std::io;
 use std::sync::atomic::Ordering::{Acquire, Release};
 use std::sync::{Arc, PoisonError, mpsc};
 
-use super::core::{Core, WRITE_OUT, sync_all};
+use super::core::{Core, Removed, WRITE_OUT};
 use super::disk::{Disk, DiskFile as _, DiskLog as _};
 use super::format::{Head, seal};
 use super::recovery::{LOGS, Recovered};
+use super::staged::Staged;
 
 /// Zeros written ahead of the end of a log file that grows, so that flushing batches there changes no metadata.
 const AHEAD: usize = 256 * 1024;
@@ -19,8 +20,8 @@ const UNLINK: usize = 64;
 pub(crate) enum Job<F> {
     /// Files whose removal is durable.
     Unlink(Vec<String>),
-    /// Files to make durable before `base` becomes the oldest segment needed.
-    Checkpoint { files: HashMap<u64, Arc<F>>, base: u64 },
+    /// What must be in durable files before `base` becomes the oldest segment needed.
+    Checkpoint { contents: HashMap<u64, Arc<Staged<F>>>, base: u64 },
 }
 
 /// Owner of the log files.
@@ -88,11 +89,12 @@ impl<D: Disk> Flusher<D> {
 
             let mut state = core.lock();
             let due = core.settle(&mut state, generation);
-            for (id, name) in removed {
-                state.dirty.remove(&id);
-                self.unlink.push(name);
+            for removed in &removed {
+                state.dirty.remove(&removed.id);
             }
             drop(state);
+            let is_file = |removed: &Removed<D::File>| removed.content.as_ref().is_none_or(|content| content.removed());
+            self.unlink.extend(removed.into_iter().filter(is_file).map(|removed| removed.file_name));
             due.into_iter().for_each(|waker| waker.wake());
             if spare.capacity() > 4 * WRITE_OUT {
                 spare = Vec::new();
@@ -127,11 +129,11 @@ impl<D: Disk> Flusher<D> {
             let _ = self.jobs.send(Job::Unlink(std::mem::take(&mut self.unlink)));
         }
         if full {
-            let files = std::mem::take(&mut self.core.lock().dirty);
+            let contents = std::mem::take(&mut self.core.lock().dirty);
             self.active = 1 - self.active;
             self.end = 0;
             self.last.segment += 1;
-            let _ = self.jobs.send(Job::Checkpoint { files, base: self.last.segment });
+            let _ = self.jobs.send(Job::Checkpoint { contents, base: self.last.segment });
         }
     }
 }
@@ -141,7 +143,7 @@ pub(crate) fn tidy<D: Disk>(core: &Core<D>, jobs: &mpsc::Receiver<Job<D::File>>)
     while let Ok(job) = jobs.recv() {
         let done = match job {
             Job::Unlink(names) => names.iter().try_for_each(|name| core.disk.remove(name)),
-            Job::Checkpoint { files, base } => checkpoint(core, &files, base),
+            Job::Checkpoint { contents, base } => checkpoint(core, &contents, base),
         };
         if let Err(error) = done {
             core.fail(error);
@@ -150,8 +152,8 @@ pub(crate) fn tidy<D: Disk>(core: &Core<D>, jobs: &mpsc::Receiver<Job<D::File>>)
     }
 }
 
-fn checkpoint<D: Disk>(core: &Core<D>, files: &HashMap<u64, Arc<D::File>>, base: u64) -> io::Result<()> {
-    sync_all(files)?;
+fn checkpoint<D: Disk>(core: &Core<D>, contents: &HashMap<u64, Arc<Staged<D::File>>>, base: u64) -> io::Result<()> {
+    contents.values().try_for_each(|content| content.settle(&core.disk))?;
     core.disk.sync_names()?;
     core.base.store(base, Release);
     Ok(())

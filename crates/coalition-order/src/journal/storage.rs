@@ -5,15 +5,16 @@ use std::future::Future;
 use std::ops::RangeInclusive;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering::Acquire, Ordering::Release};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use commonware_runtime::{BlobVersion, Error, Storage};
 
 use super::blob::JournaledBlob;
-use super::core::{Generation, Journal};
+use super::core::{Generation, Journal, Removed};
 use super::disk::{Directory, Disk};
 use super::format::{BlobFile, Record, hex};
 use super::recovery::recover;
+use super::staged::Staged;
 use crate::error::JournalError;
 
 /// The journaled storage of one directory. Clones share it.
@@ -33,20 +34,21 @@ impl<D: Disk> Clone for JournaledStorage<D> {
 /// What storage and blobs share.
 pub(crate) struct Shared<D: Disk> {
     pub(crate) journal: Journal<D>,
-    names: Mutex<Names>,
+    names: Mutex<Names<D::File>>,
 }
 
-#[derive(Default)]
-struct Names {
+struct Names<F> {
     /// Ids by partition and name. A partition stays, empty, when its last blob is removed by name.
     partitions: BTreeMap<String, BTreeMap<Vec<u8>, u64>>,
-    blobs: HashMap<u64, Entry>,
+    blobs: HashMap<u64, Entry<F>>,
     next_id: u64,
 }
 
-struct Entry {
+struct Entry<F> {
     blob: BlobFile,
     open: bool,
+    /// Its content, as long as it is open or not in a durable file.
+    content: Weak<Staged<F>>,
     /// Batch with the blob's last change.
     last: Arc<AtomicU64>,
 }
@@ -70,9 +72,9 @@ impl<D: Disk> JournaledStorage<D> {
     /// As [`Self::open_directory`].
     pub(crate) fn open_disk(disk: D, new_key: &[u8; 32], limit: u64) -> Result<Self, JournalError> {
         let recovered = recover(&disk, new_key)?;
-        let mut names = Names { next_id: recovered.last.first_id, ..Names::default() };
+        let mut names = Names { partitions: BTreeMap::new(), blobs: HashMap::new(), next_id: recovered.last.first_id };
         for blob in &recovered.blobs {
-            names.add(blob.clone());
+            names.add(blob.clone(), Weak::new());
         }
         let path = disk.path("");
         let journal = Journal::start(disk, recovered, limit).map_err(|source| JournalError::Io {
@@ -99,18 +101,18 @@ impl<D: Disk> JournaledStorage<D> {
     }
 }
 
-impl Names {
-    fn add(&mut self, blob: BlobFile) -> Arc<AtomicU64> {
+impl<F> Names<F> {
+    fn add(&mut self, blob: BlobFile, content: Weak<Staged<F>>) -> Arc<AtomicU64> {
         let last = Arc::new(AtomicU64::new(0));
         self.partitions.entry(blob.partition.clone()).or_default().insert(blob.name.clone(), blob.id);
         self.next_id = self.next_id.max(blob.id + 1);
-        self.blobs.insert(blob.id, Entry { blob, open: false, last: Arc::clone(&last) });
+        self.blobs.insert(blob.id, Entry { blob, open: false, content, last: Arc::clone(&last) });
         last
     }
 }
 
 impl<D: Disk> Shared<D> {
-    fn names(&self) -> MutexGuard<'_, Names> {
+    fn names(&self) -> MutexGuard<'_, Names<D::File>> {
         self.names.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -141,16 +143,23 @@ impl<D: Disk> Shared<D> {
         if entry.open {
             return Err(Error::BlobAlreadyOpen(partition.into(), hex(name)));
         }
-        let path = entry.blob.file_name().unwrap_or_default();
-        let file = self.journal.core.disk.open(&path, false).map_err(|e| open_failed(partition, name, e))?;
+        let content = match entry.content.upgrade() {
+            Some(content) => content,
+            None => {
+                let path = entry.blob.file_name().unwrap_or_default();
+                let file = self.journal.core.disk.open(&path, false).map_err(|e| open_failed(partition, name, e))?;
+                Arc::new(Staged::opened(path, file))
+            }
+        };
+        entry.content = Arc::downgrade(&content);
         entry.open = true;
         let last = Arc::clone(&entry.last);
-        Ok((JournaledBlob::new(Arc::clone(self), entry.blob.id, file.into(), last), found, false))
+        Ok((JournaledBlob::new(Arc::clone(self), entry.blob.id, content, last), found, false))
     }
 
     fn create(
         self: &Arc<Self>,
-        names: &mut Names,
+        names: &mut Names<D::File>,
         partition: &str,
         name: &[u8],
         version: BlobVersion,
@@ -159,16 +168,15 @@ impl<D: Disk> Shared<D> {
         let blob = BlobFile { id, partition: partition.into(), name: name.into(), version: version.get() };
         let too_long = || open_failed(partition, name, std::io::ErrorKind::InvalidFilename.into());
         let path = blob.file_name().ok_or_else(too_long)?;
-        let core = &self.journal.core;
-        let file = Arc::new(core.disk.open(&path, true).map_err(|e| open_failed(partition, name, e))?);
+        let content = Arc::new(Staged::new(path));
         let record = Record::Create { id, version: version.get(), partition, name };
-        let generation = core.created(&file, record, id).map_err(Error::Io)?;
-        let last = names.add(blob);
+        let generation = self.journal.core.created(&content, record, id).map_err(Error::Io)?;
+        let last = names.add(blob, Arc::downgrade(&content));
         last.store(generation, Release);
         if let Some(entry) = names.blobs.get_mut(&id) {
             entry.open = true;
         }
-        Ok((JournaledBlob::new(Arc::clone(self), id, file, last), version, true))
+        Ok((JournaledBlob::new(Arc::clone(self), id, content, last), version, true))
     }
 
     fn remove(&self, partition: &str, name: Option<&[u8]>) -> Result<(), Error> {
@@ -184,7 +192,8 @@ impl<D: Disk> Shared<D> {
         })?;
         for entry in ids.into_iter().filter_map(|id| blobs.remove(&id)) {
             let file_name = entry.blob.file_name().unwrap_or_default();
-            self.journal.core.removed(entry.blob.id, file_name, entry.open).map_err(Error::Io)?;
+            let removed = Removed { id: entry.blob.id, file_name, content: entry.content.upgrade() };
+            self.journal.core.removed(removed, entry.open).map_err(Error::Io)?;
         }
         Ok(())
     }
