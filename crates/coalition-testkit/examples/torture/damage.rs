@@ -22,6 +22,30 @@ const NO_WAY: &str = "no way out";
 /// How often a repair is tried: it copies from whoever is not behind, which only the start can tell.
 const TRIES: usize = 10;
 
+/// A damaged file that nobody has read yet.
+pub struct Unread {
+    /// Part of the words of whoever does; in a log without the member, because a repair may copy the damage.
+    says: String,
+    file: PathBuf,
+    sound: Vec<u8>,
+}
+
+impl Unread {
+    fn new(log_dir: &Path, dir: &Path, file: PathBuf, sound: Vec<u8>) -> Option<Self> {
+        let journal = dir.join("order/journal");
+        let says = match file.strip_prefix(log_dir) {
+            Ok(of_log) => format!("{} is damaged", of_log.display()),
+            Err(_) if file.starts_with(&journal) => archive_of(&journal),
+            Err(_) => return None,
+        };
+        Some(Self { says, file, sound })
+    }
+}
+
+fn archive_of(journal: &Path) -> String {
+    format!("the ordered batches stored in {} are damaged", journal.display())
+}
+
 /// Kills a member, damages a file, starts it, repairs it as it asks.
 pub async fn one(rng: &mut Rng, committee: &mut Committee, outcome: &mut Outcome) {
     pause(rng, 500).await;
@@ -39,10 +63,11 @@ pub async fn one(rng: &mut Rng, committee: &mut Committee, outcome: &mut Outcome
         Ok(()) => watch(committee, member).await,
     };
     let Some(words) = words else {
+        outcome.unread.extend(Unread::new(&committee.log_dir(member), &dir, file, sound));
         outcome.note(format!("{kind}: did not matter"));
         return;
     };
-    if !names(&words, &dir, &file) {
+    if !names(&words, &dir, &file) && explained(&outcome.unread, &words).is_none() {
         outcome.violations.push(format!("{how} of {} is not named: {words}", file.display()));
         fs::write(&file, &sound).unwrap();
     }
@@ -152,7 +177,7 @@ fn harm(rng: &mut Rng, sound: &[u8]) -> (Vec<u8>, String) {
 
 /// Whether an operator who reads these words knows what they are about: the file, or the archive that it is a part of.
 fn names(words: &str, dir: &Path, file: &Path) -> bool {
-    let archive = format!("the ordered batches stored in {} are damaged", dir.join("order/journal").display());
+    let archive = archive_of(&dir.join("order/journal"));
     words.contains(&*file.to_string_lossy()) || (kind(dir, file).starts_with("engine's ") && words.contains(&archive))
 }
 
@@ -165,9 +190,7 @@ fn repair(
     words: &str,
 ) -> &'static str {
     if words.contains("copy pending.log and then tile") {
-        let (other, own) = (committee.log_dir(from), committee.log_dir(member));
-        fs::copy(other.join("pending.log"), own.join("pending.log")).unwrap();
-        copy(&other.join("tile"), &own.join("tile"));
+        copy_log(committee, from, member);
         return "repaired from another member";
     }
     if words.contains("copy it from another member") {
@@ -187,6 +210,28 @@ fn repair(
     }
     fs::write(file, sound).unwrap();
     if words.contains("new key") || words.contains("new one") { "must rejoin" } else { NO_WAY }
+}
+
+/// Which damage, that nobody had to read until now, words are about.
+pub fn explained<'a>(unread: &'a [Unread], words: &str) -> Option<&'a Unread> {
+    unread.iter().find(|damage| words.contains(&damage.says))
+}
+
+/// A member ended because it came to read what was damaged some time ago: it is repaired as it says.
+pub async fn after(committee: &mut Committee, member: usize, words: String, outcome: &mut Outcome) {
+    let Some(damage) = explained(&outcome.unread, &words) else { return };
+    match until_it_starts(committee, member, (&damage.file, &damage.sound), words).await {
+        Ok(NO_WAY) => outcome.violations.push(format!("{} leaves no way out", damage.file.display())),
+        Ok(way) => outcome.note(format!("noticed later: refused, {way}")),
+        Err(words) => outcome.violations.push(format!("{} is not repaired: {words}", damage.file.display())),
+    }
+}
+
+/// What a log that is damaged asks for.
+pub fn copy_log(committee: &Committee, from: usize, to: usize) {
+    let (other, own) = (committee.log_dir(from), committee.log_dir(to));
+    fs::copy(other.join("pending.log"), own.join("pending.log")).unwrap();
+    copy(&other.join("tile"), &own.join("tile"));
 }
 
 fn copy(from: &Path, to: &Path) {

@@ -19,16 +19,17 @@ use serde_json::json;
 
 use crate::{
     committee::{Committee, ORGANISM, Places},
-    damage, disks,
+    damage::{self, Unread},
+    disks,
     history::History,
     namespaces,
     rng::Rng,
     workload::{Shown, Writers},
 };
 
-/// Longest a committee may take to certify again after its faults have ended.
 /// Small, so that members that are killed come back from states.
 const STATE_EVERY: u64 = 256;
+/// Longest a committee may take to certify again after its faults have ended.
 const RECOVERY: Duration = Duration::from_secs(120);
 
 /// Which faults.
@@ -106,6 +107,8 @@ pub struct Outcome {
     pub slowest_recovery_ms: u128,
     /// What the faults led to, by kind.
     pub did: BTreeMap<String, usize>,
+    /// Damaged files that no member has read since.
+    pub unread: Vec<Unread>,
     pub violations: Vec<String>,
 }
 
@@ -162,6 +165,10 @@ pub async fn run(options: &Options, places: Places) -> Outcome {
                 continue;
             }
             let words = committee.words(member);
+            if damage::explained(&outcome.unread, &words).is_some() {
+                damage::after(&mut committee, member, words, &mut outcome).await;
+                continue;
+            }
             outcome.violations.push(format!("member {member} ended by itself with {status}: {}", words.trim()));
         }
         if outcome.faults % 10 == 0 {
@@ -265,6 +272,17 @@ async fn conclude(outcome: &mut Outcome, history: &History, reader: &Follower<Sh
     for member in 0..committee.len() {
         match same_log(&committee.log_dir(member), &roster, &log) {
             Ok(()) => {}
+            Err(reason) if damage::explained(&outcome.unread, &reason).is_some() => {
+                let others = (0..committee.len()).filter(|other| *other != member);
+                let mut repaired = others.map(|other| {
+                    damage::copy_log(committee, other, member);
+                    same_log(&committee.log_dir(member), &roster, &log)
+                });
+                match repaired.find(Result::is_ok) {
+                    Some(_) => outcome.note("log's tile or entries: named when read, repaired from another member"),
+                    None => outcome.violations.push(format!("member {member} cannot be repaired: {reason}")),
+                }
+            }
             Err(reason) => outcome.violations.push(format!("member {member}: {reason}")),
         }
     }
