@@ -252,7 +252,7 @@ impl<'a, D: Disk> Replay<'a, D> {
             Record::Create { id, version, partition, name } => {
                 let blob = BlobFile { id, partition: partition.into(), name: name.into(), version };
                 self.created.insert(id, blob);
-                self.next_id = self.next_id.max(id + 1);
+                self.next_id = self.next_id.max(id.saturating_add(1));
             }
             Record::Remove { id } => {
                 self.removed.insert(id);

@@ -105,7 +105,7 @@ impl<F> Names<F> {
     fn add(&mut self, blob: BlobFile, content: Weak<Staged<F>>) -> Arc<AtomicU64> {
         let last = Arc::new(AtomicU64::new(0));
         self.partitions.entry(blob.partition.clone()).or_default().insert(blob.name.clone(), blob.id);
-        self.next_id = self.next_id.max(blob.id + 1);
+        self.next_id = self.next_id.max(blob.id.saturating_add(1));
         self.blobs.insert(blob.id, Entry { blob, open: false, content, last: Arc::clone(&last) });
         last
     }

@@ -247,6 +247,15 @@ impl DiskLog for FlakyFile {
     }
 }
 
+/// Every file system has a longest file.
+fn within(len: u64) -> io::Result<usize> {
+    const LONGEST: u64 = 16 << 20;
+    if len > LONGEST {
+        return Err(io::ErrorKind::FileTooLarge.into());
+    }
+    Ok(usize::try_from(len).unwrap())
+}
+
 impl DiskFile for FlakyFile {
     fn size(&self) -> io::Result<u64> {
         Ok(self.inode.lock().unwrap().now.len() as u64)
@@ -261,11 +270,12 @@ impl DiskFile for FlakyFile {
     }
 
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
-        self.change(Change::Write(usize::try_from(offset).unwrap(), bytes.to_vec()))
+        let offset = within(offset.saturating_add(bytes.len() as u64))? - bytes.len();
+        self.change(Change::Write(offset, bytes.to_vec()))
     }
 
     fn resize(&self, len: u64) -> io::Result<()> {
-        self.change(Change::Resize(usize::try_from(len).unwrap()))
+        self.change(Change::Resize(within(len)?))
     }
 
     fn sync(&self) -> io::Result<()> {
