@@ -208,7 +208,7 @@ impl BlobFile {
         (name.len() <= 255).then_some(name)
     }
 
-    /// Reads it back.
+    /// Reads it back. The highest id is none: ids are counted.
     pub(crate) fn parse(file_name: &str) -> Option<Self> {
         let mut parts = file_name.split('.');
         let (id, partition, name, version) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
@@ -218,8 +218,14 @@ impl BlobFile {
             name: unhex(name)?,
             version: version.parse().ok()?,
         };
-        (blob.file_name().as_deref() == Some(file_name)).then_some(blob)
+        let is_one = is_partition(&blob.partition) && blob.id < u64::MAX;
+        (is_one && blob.file_name().as_deref() == Some(file_name)).then_some(blob)
     }
+}
+
+/// Whether partitions can be called so.
+pub(crate) fn is_partition(name: &str) -> bool {
+    !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-')
 }
 
 /// Lower-case hexadecimal digits.
@@ -288,8 +294,16 @@ mod tests {
         let blob = BlobFile { id: 0xAB, partition: "order-key_1".into(), name: vec![0, 255], version: 3 };
         assert_eq!(blob.file_name().unwrap(), "00000000000000ab.order-key_1.00ff.3");
         assert_eq!(BlobFile::parse("00000000000000ab.order-key_1.00ff.3"), Some(blob.clone()));
-        for bad in ["", "ab.p.00.3", "00000000000000ab.p.0.3", "00000000000000AB.p.00.3", "00000000000000ab.p.00.03.1"]
-        {
+        for bad in [
+            "",
+            "ab.p.00.3",
+            "00000000000000ab.p.0.3",
+            "00000000000000AB.p.00.3",
+            "00000000000000ab.p.00.03.1",
+            "00000000000000ab..00.3",
+            "00000000000000ab./.00.3",
+            "ffffffffffffffff.p.00.3",
+        ] {
             assert_eq!(BlobFile::parse(bad), None, "{bad}");
         }
         assert_eq!(BlobFile { name: vec![0; 120], ..blob }.file_name(), None);

@@ -236,7 +236,7 @@ impl<'a, D: Disk> Replay<'a, D> {
                 let wrong = |why| JournalError::Damaged { path: self.disk.path(name), offset: *offset, why };
                 let record = record.ok_or_else(|| wrong("a record there makes no sense"))?;
                 match pass {
-                    Pass::Names => self.learn(record),
+                    Pass::Names => self.learn(record).ok_or_else(|| wrong("a record there makes no sense"))?,
                     Pass::Content => self.repeat(record).map_err(|e| match e {
                         Some(e) => e,
                         None => wrong("a record there is for a file that does not exist"),
@@ -247,18 +247,21 @@ impl<'a, D: Disk> Replay<'a, D> {
         Ok(())
     }
 
-    fn learn(&mut self, record: Record<'_>) {
+    /// `None` if there cannot be such a blob.
+    fn learn(&mut self, record: Record<'_>) -> Option<()> {
         match record {
             Record::Create { id, version, partition, name } => {
                 let blob = BlobFile { id, partition: partition.into(), name: name.into(), version };
+                let blob = BlobFile::parse(&blob.file_name()?)?;
+                self.next_id = self.next_id.max(id + 1);
                 self.created.insert(id, blob);
-                self.next_id = self.next_id.max(id.saturating_add(1));
             }
             Record::Remove { id } => {
                 self.removed.insert(id);
             }
             Record::Write { .. } | Record::Resize { .. } => {}
         }
+        Some(())
     }
 
     /// Removes files that are no longer or never were, and creates those whose names got lost.

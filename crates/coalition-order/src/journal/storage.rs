@@ -12,7 +12,7 @@ use commonware_runtime::{BlobVersion, Error, Storage};
 use super::blob::JournaledBlob;
 use super::core::{Generation, Journal, Removed};
 use super::disk::{Directory, Disk};
-use super::format::{BlobFile, Record, hex};
+use super::format::{BlobFile, Record, hex, is_partition};
 use super::recovery::recover;
 use super::staged::Staged;
 use crate::error::JournalError;
@@ -105,7 +105,7 @@ impl<F> Names<F> {
     fn add(&mut self, blob: BlobFile, content: Weak<Staged<F>>) -> Arc<AtomicU64> {
         let last = Arc::new(AtomicU64::new(0));
         self.partitions.entry(blob.partition.clone()).or_default().insert(blob.name.clone(), blob.id);
-        self.next_id = self.next_id.max(blob.id.saturating_add(1));
+        self.next_id = self.next_id.max(blob.id + 1);
         self.blobs.insert(blob.id, Entry { blob, open: false, content, last: Arc::clone(&last) });
         last
     }
@@ -204,11 +204,7 @@ fn open_failed(partition: &str, name: &[u8], error: std::io::Error) -> Error {
 }
 
 fn valid(partition: &str) -> Result<(), Error> {
-    let allowed = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
-    if partition.is_empty() || !partition.chars().all(allowed) {
-        return Err(Error::PartitionNameInvalid(partition.into()));
-    }
-    Ok(())
+    if is_partition(partition) { Ok(()) } else { Err(Error::PartitionNameInvalid(partition.into())) }
 }
 
 impl<D: Disk> Storage for JournaledStorage<D> {
