@@ -1,12 +1,15 @@
 //! The command line: every command, option and help text. `docs/CLI.md` is generated from it.
 
+mod attest;
+
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueHint};
 use clap_complete::Shell;
 
+pub use self::attest::{AttestCommand, AttestQuoteArgs, AttestShowArgs, AttestVerifyArgs};
 use crate::values::{CpuMillicores, DiskMib, DurationArg, Effective, RamMib};
-use coalition::RateQ64;
+use coalition::{Mrtd, RateQ64};
 use coalition_compute::Region;
 
 const TOP_AFTER: &str = "\
@@ -79,6 +82,9 @@ pub enum Command {
     Grants(GrantsArgs),
     /// Check a commit offline from the coalition's published config
     Verify(VerifyArgs),
+    /// Judge, print or make TDX quotes
+    #[command(subcommand)]
+    Attest(AttestCommand),
     /// Make or inspect an image
     #[command(subcommand)]
     Image(ImageCommand),
@@ -106,6 +112,7 @@ Ctrl-C stops everything and leaves no process behind. Running workloads end with
 Examples:
   coalition up
   coalition up --rate 0.02 --gib-rate 0.005
+  coalition up --attested                     attestation, under a labelled development root
   coalition --home /srv/dev up";
 
 /// Arguments of `coalition up`.
@@ -133,6 +140,10 @@ pub struct UpArgs {
     /// Choose new ports, after another program took one
     #[arg(long)]
     pub new_ports: bool,
+    /// Make a market that admits only attested providers, under a development root that proves nothing about hardware; used at
+    /// the first start only
+    #[arg(long)]
+    pub attested: bool,
 }
 
 /// Arguments of `coalition demo`.
@@ -150,8 +161,8 @@ pub struct DemoArgs {}
 #[derive(Args, Debug, Clone)]
 #[command(after_help = "\
 RATE is what you would compare with --max-rate: USD per core and hour with memory included, here for 1 core and 1 GiB
-unless --cpu and --ram say otherwise. POSTURE says what the provider proved about its hosts; `not attested` means that its
-operator can look into your workload. AGE is how long ago the provider last confirmed its card; a stale one wins nothing.
+unless --cpu and --ram say otherwise. POSTURE says what vouches for the machines, as the committee verified it; `not attested`
+means that their operator can look into your workload, and so does a development root. AGE is how long ago the provider last confirmed its card; a stale one wins nothing.
 
 Examples:
   coalition market
@@ -224,6 +235,12 @@ pub struct RequestArgs {
     /// Run this inside once the machine is up, instead of nothing (may be repeated, one argument each)
     #[arg(long = "command", value_name = "ARG", allow_hyphen_values = true)]
     pub workload: Vec<String>,
+    /// Only a machine inside TDX: an attested provider, and a quote of the machine that is verified before it counts
+    #[arg(long)]
+    pub tdx: bool,
+    /// The measurement (MRTD) the machine must show, 96 hex digits; implies --tdx
+    #[arg(long, value_name = "MRTD")]
+    pub mrtd: Option<Mrtd>,
     /// Send it even if no offer fits now, and wait for one
     #[arg(long)]
     pub anyway: bool,
@@ -235,7 +252,8 @@ pub struct RequestArgs {
 /// Arguments of `coalition ssh`.
 #[derive(Args, Debug, Clone)]
 #[command(after_help = "\
-The host key is pinned from the receipt: a machine that shows another one is refused. Needs OpenSSH's client.
+The host key is pinned from the receipt: a machine that shows another one is refused. What vouches for the machine is said
+first: a quote that binds this host key is verified again, or it is `not attested`. Needs OpenSSH's client.
 
 Examples:
   coalition ssh 3f9c

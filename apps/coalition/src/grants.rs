@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use coalition::{RateQ64, RequestId, UniqueId};
+use coalition::{Mrtd, RateQ64, RequestId, UniqueId};
 use coalition_shuffle::SshAccessReceipt;
 use coalition_universe::NodeKey;
 use serde::{Deserialize, Serialize};
@@ -66,6 +66,12 @@ pub struct Cleared {
     pub rate: RateQ64,
     /// Unix milliseconds at which it ends.
     pub valid_to_ms: u64,
+    /// Whether it must run inside TDX.
+    #[serde(default)]
+    pub tdx_required: bool,
+    /// The measurement it must show.
+    #[serde(default)]
+    pub expected_mrtd: Option<Mrtd>,
 }
 
 /// How to get in.
@@ -80,8 +86,11 @@ pub struct Access {
     pub user: String,
     /// How the workload is separated from its host, in the provider's words.
     pub isolation: String,
-    /// What the provider proved about the host.
+    /// What vouches for the machine, as found when the receipt came.
     pub posture: String,
+    /// The host key it must show, 64 hex digits, where a quote binds it.
+    #[serde(default)]
+    pub quoted_host_key: Option<String>,
 }
 
 /// What `grant.json` holds. No secrets.
@@ -144,11 +153,14 @@ impl Grant {
         self.save()
     }
 
-    /// Keeps what a receipt says and holds: the keys in files of their own.
+    /// Keeps what a receipt says and holds, and what vouches for the machine: keys and evidence in files of their own.
     ///
     /// # Errors
     /// When the disk refuses.
-    pub fn keep_receipt(&mut self, receipt: &SshAccessReceipt) -> Result<()> {
+    pub fn keep_receipt(&mut self, receipt: &SshAccessReceipt, posture: String, evidence: Option<&[u8]>) -> Result<()> {
+        if let Some(evidence) = evidence {
+            private_write(&self.evidence_path(), evidence)?;
+        }
         private_write(&self.key_path(), &receipt.ssh_key_private)?;
         private_write(&self.known_hosts_path(), format!("{}\n", receipt.known_hosts_line()).as_bytes())?;
         self.update(|file| {
@@ -158,7 +170,8 @@ impl Grant {
                 port: receipt.instance_port,
                 user: receipt.user.clone(),
                 isolation: receipt.isolation.clone(),
-                posture: receipt.posture.to_string(),
+                posture,
+                quoted_host_key: evidence.map(|_| coalition::serde_hex::text(&receipt.ssh_host_key.0)),
             });
         })
     }
@@ -175,6 +188,12 @@ impl Grant {
     #[must_use]
     pub fn key_path(&self) -> PathBuf {
         self.dir.join("id_ed25519")
+    }
+
+    /// The evidence of the machine's guest: a quote with its collateral.
+    #[must_use]
+    pub fn evidence_path(&self) -> PathBuf {
+        self.dir.join("evidence.bin")
     }
 
     /// The host key the machine must show.

@@ -5,12 +5,14 @@
 //! * [`home`], [`grants`], [`config_file`]: what is on disk.
 //! * [`devnet`]: making a development coalition. [`roles`]: its processes. [`supervise`]: keeping them running.
 //! * [`signals`]: what ends a command early, cleanly.
+//! * [`attestation`]: quotes of workloads, judged and shown.
 //! * [`session`], [`view`]: a client's verified look at a running coalition. [`request`], [`image`]: asking for a machine.
 //!
 //! A new command is a variant of [`cli::Command`] and a file below `commands`.
 
 #![allow(rustdoc::invalid_html_tags, reason = "clap prints these comments as help")]
 
+pub mod attestation;
 pub mod cli;
 pub mod commands;
 pub mod config_file;

@@ -411,6 +411,7 @@ fn the_bridges_own_page_says_nothing_about_who_asks() {
         gib_hour: "0.004".parse().unwrap(),
         cpu_millicores: 1_000,
         ram_mib: 512,
+        attested: false,
     };
     devnet::open_or_create(&home, "dev", &sale).unwrap();
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();

@@ -91,6 +91,11 @@ fn bad_input_gets_its_status_and_a_paragraph() {
     let words = |text: &str| text.split(' ').map(str::to_owned).collect::<Vec<_>>();
     let cases: Vec<(Vec<String>, i32, &str)> = vec![
         (words("nonsense"), 2, "unrecognized subcommand"),
+        (words("attest verify x --policy missing.toml"), 3, "missing.toml"),
+        (words("attest show hello.tar"), 3, "no TDX quote"),
+        (words("attest show missing.bin"), 3, "missing.bin"),
+        (words("attest quote --report-data 00"), 3, "64 bytes"),
+        (words(&format!("attest quote --report-data {}", "00".repeat(64))), 3, "no TDX guest"),
         (words("request"), 2, "--image"),
         (with(&["--cpu", "many"]), 2, "no number of cores"),
         (with(&["--ram", "256"]), 2, "256MiB"),
@@ -182,6 +187,58 @@ fn the_example_image_can_be_made_and_inspected() {
     let human = env.run(&["image", "inspect", "hello.tar"]).expect_status(0);
     assert!(human.out.contains(seen["blake3"].as_str().unwrap()), "{}", human.out);
     env.run(&["image", "example", "hello.tar", "--force"]).expect_status(0);
+}
+
+/// One development quote judged in every way there is to ask.
+#[test]
+fn a_quote_is_judged_offline_and_its_root_is_named() {
+    use coalition::UniqueId;
+    use coalition_attest::{Binding, DevelopmentRoot, Evidence, Measurements, Mrtd, Policy, QuoteSource};
+    const NOW_S: u64 = 1_800_000_000;
+    let (env, root) = (Environment::new(), DevelopmentRoot::generate().unwrap());
+    let id = |byte| UniqueId::from_bytes([byte; 32]);
+    let binding = Binding { purpose: "test", network: id(1), key: b"key", config: id(2), nonce: id(3) };
+    let quote = root.guest(Measurements::of_mrtd(Mrtd([7; 48]))).unwrap().quote(&binding.report_data()).unwrap();
+    let collateral = root.collateral(NOW_S).unwrap();
+    env.file("quote.hex", hex::encode(&quote));
+    env.file("collateral.json", collateral.to_json());
+    env.file("evidence.bin", Evidence { quote, collateral: Some(collateral) }.to_bytes().unwrap());
+    let strict = Policy::strict(root.trust_root().unwrap()).require_mrtd(Mrtd([7; 48])).max_quote_age_s(60).unwrap();
+    env.file("policy.toml", toml::to_string(&strict).unwrap());
+    env.file("intel.toml", "root = \"intel\"\ntcb = [\"UpToDate\"]\n");
+    let (data, at) = (hex::encode(binding.report_data()), NOW_S.to_string());
+    let judge = |file: &str, extra: &[&str]| {
+        let mut arguments = vec!["--json", "attest", "verify", file, "--at", &at];
+        if !extra.contains(&"--policy") {
+            arguments.extend(["--policy", "policy.toml"]);
+        }
+        arguments.extend(extra);
+        env.run(&arguments)
+    };
+    let bound = ["--report-data", data.as_str(), "--issued", at.as_str()];
+    let valid = judge("evidence.bin", &bound).expect_status(0).json();
+    assert_eq!((&valid["outcome"], &valid["root"]["kind"]), (&"valid".into(), &"development".into()));
+    let beside = [&bound[..], &["--collateral", "collateral.json"]].concat();
+    judge("quote.hex", &beside).expect_status(0);
+    let (network, config, nonce) = (id(1).to_string(), id(2).to_string(), id(3).to_string());
+    let mut parts = vec!["--purpose", "test", "--network", &network, "--bound-config", &config, "--nonce", &nonce];
+    parts.extend(["--issued", &at, "--key"]);
+    judge("evidence.bin", &[&parts[..], &["6b6579"]].concat()).expect_status(0);
+    let long_ago = ["--report-data", &data, "--issued", "2020-01-01T00:00:00Z"];
+    let cases: [(&str, Vec<&str>, &str); 6] = [
+        ("evidence.bin", [&parts[..], &["00"]].concat(), "report_data"),
+        ("evidence.bin", vec![], "binding_unknown"),
+        ("evidence.bin", vec!["--report-data", &data], "age_unknown"),
+        ("evidence.bin", long_ago.to_vec(), "too_old"),
+        ("quote.hex", bound.to_vec(), "collateral_missing"),
+        ("evidence.bin", [&bound[..], &["--policy", "intel.toml"]].concat(), "wrong_root"),
+    ];
+    for (file, extra, code) in cases {
+        let ran = judge(file, &extra).expect_status(6);
+        assert_eq!((&ran.objects()[0]["reason"], &ran.json()["error"]["code"]), (&code.into(), &code.into()));
+    }
+    let shown = env.run(&["attest", "show", "quote.hex"]).expect_status(0).out;
+    assert!(shown.contains("DEVELOPMENT ROOT") && shown.contains(&"07".repeat(48)), "{shown}");
 }
 
 #[test]

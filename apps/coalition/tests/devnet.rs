@@ -29,6 +29,7 @@ fn sale() -> Sale {
         gib_hour: "0.004".parse().unwrap(),
         cpu_millicores: 2_000,
         ram_mib: 4_096,
+        attested: false,
     }
 }
 
@@ -46,7 +47,7 @@ fn secrets() -> Secrets {
     let mut member = || MemberSecrets { node: key(), consensus: key(), checkpoint: key() };
     let members = (0..MEMBERS).map(|_| member()).collect();
     let unseal = (0..UNSEAL_MEMBERS).map(|_| member()).collect();
-    Secrets { members, unseal, bridge_node: key(), host_ssh: key(), bridge_ssh: key() }
+    Secrets { members, unseal, bridge_node: key(), host_ssh: key(), bridge_ssh: key(), development: None }
 }
 
 fn files() -> BTreeMap<String, String> {

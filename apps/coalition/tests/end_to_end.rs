@@ -293,6 +293,7 @@ fn another_coalition() -> coalition::PublishedConfig {
         gib_hour: "1".parse().unwrap(),
         cpu_millicores: 1,
         ram_mib: 1,
+        attested: false,
     };
     coalition_cli::devnet::open_or_create(&home, "other", &sale).unwrap().config
 }

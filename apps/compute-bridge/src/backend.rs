@@ -7,13 +7,15 @@
 use std::path::PathBuf;
 
 use async_trait::async_trait;
-use coalition::UniqueId;
+use coalition::{Mrtd, UniqueId};
 use coalition_compute::{
     Capabilities, ComputeGrant, DeclaredRates, LogEnd, MIN_CPU_MILLICORES, MIN_RAM_MIB, OfferName, UsageMetrics,
 };
 use coalition_host::types::{IsolationLevel, SecretText};
 use coalition_shuffle::SshHostKey;
 use serde::{Deserialize, Serialize};
+
+use crate::platform::Platform;
 
 /// What kind of failure; decides what happens next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -253,6 +255,12 @@ pub enum Unfit {
     /// The grant needs TDX.
     #[error("the grant needs TDX, which it does not have")]
     Tdx,
+    /// The grant names another measurement.
+    #[error("its guests have another measurement than the grant's {wanted}")]
+    Mrtd {
+        /// The grant's.
+        wanted: Mrtd,
+    },
     /// The grant is smaller than what a host can run.
     #[error(
         "the grant's {cpu_millicores} mCPU and {ram_mib} MiB are less than {MIN_CPU_MILLICORES} mCPU and {MIN_RAM_MIB} MiB"
@@ -330,6 +338,11 @@ pub trait Backend: Send + Sync + 'static {
     /// # Errors
     /// [`BackendError`] when it cannot be seen; nothing may be concluded then.
     async fn list_owned(&self) -> Result<Vec<OwnedInstance>, BackendError>;
+
+    /// The guest its workloads run in, where that can be quoted. `None` for a plain host.
+    fn guest(&self) -> Option<Platform> {
+        None
+    }
 
     /// Tells the backend of an instance that runs since before this process started, so that it counts its capacity.
     fn adopt(&self, _grant: &ComputeGrant, _name: &InstanceName) {}

@@ -4,13 +4,15 @@
 use std::time::Duration;
 
 use coalition::ProviderId;
+use coalition_compute::AttestationRule;
 use coalition_universe::NodeKey;
 use ed25519_dalek::SigningKey;
 
 use crate::backend::Backend;
 use crate::config::{BridgeConfig, Resolved};
+use crate::fleet::chain;
 use crate::market::{LiveMarket, Market};
-use crate::provider::clock;
+use crate::provider::{Attestor, clock};
 use crate::wiring::{BridgeError, Committees, follow, machines, start_node};
 
 /// Wait for the committee's log.
@@ -49,7 +51,7 @@ pub async fn check(config: BridgeConfig) -> Result<Vec<Finding>, BridgeError> {
     let id = ProviderId::from_public_key(&public);
     findings.push(Finding::new("identity", true, format!("provider {id}")));
     findings.extend(network(&resolved, &committees, id).await);
-    for machine in machines(&resolved.config, id) {
+    for machine in machines(&resolved, id)? {
         let what = format!("machine {}", machine.name());
         let offering = machine.capabilities().await;
         let sells = offering.capabilities.max_instances > 0;
@@ -65,18 +67,21 @@ async fn network(resolved: &Resolved, committees: &Committees, id: ProviderId) -
     let asked = async {
         let node = start_node(resolved, NodeKey::generate(), None, false).await?;
         let market = follow(&node, committees, PATIENCE).await;
-        let found = market.map(|market| (market.card(id).is_some(), clock(&market)));
+        let found = market.map(|market| (market.card(id).is_some(), clock(&market), market.attestation_rule()));
         node.stop().await;
         found
     };
     match asked.await {
-        Ok((is_known, clock)) => {
+        Ok((is_known, clock, rule)) => {
             let card = if is_known {
                 "this provider's card is in the market"
             } else {
                 "this provider has no card in the market yet"
             };
-            vec![Finding::new("network", true, format!("relay and committee answer; {card}")), clock]
+            let mut findings =
+                vec![Finding::new("network", true, format!("relay and committee answer; {card}")), clock];
+            findings.extend(attestation(rule.as_ref(), resolved.attestor.as_ref()).await);
+            findings
         }
         Err(error) => vec![Finding::new("network", false, crate::explain(&error))],
     }
@@ -93,5 +98,36 @@ fn clock(market: &LiveMarket) -> Finding {
     match clock::problem(from_ms, now_ms, committee_ms) {
         Some(problem) => Finding::new("clock", false, problem),
         None => Finding::new("clock", true, "agrees with the committee's, as far as its log tells"),
+    }
+}
+
+/// Whether the bridge can show what the market asks for. Nothing when neither says anything of attestation.
+pub async fn attestation(rule: Option<&AttestationRule>, attestor: Option<&Attestor>) -> Option<Finding> {
+    let found = |ok, detail: String| Some(Finding::new("attestation", ok, detail));
+    let (rule, attestor) = match (rule, attestor) {
+        (None, None) => return None,
+        (None, Some(_)) => return found(true, "this market verifies none; the bridge counts as a plain host".into()),
+        (Some(rule), None) => {
+            let asked = rule.policy.root().label();
+            let who =
+                if rule.required { "admits only attested providers" } else { "lets only attested providers sell TDX" };
+            return found(
+                !rule.required,
+                format!("this market {who} (root: {asked}); the boot file has no [attestation]"),
+            );
+        }
+        (Some(rule), Some(attestor)) => (rule, attestor),
+    };
+    let own = match attestor.platform.root() {
+        Ok(own) => own,
+        Err(error) => return found(false, chain(&error)),
+    };
+    if own.id() != rule.policy.root().id() {
+        let (asked, own) = (rule.policy.root(), own);
+        return found(false, format!("the market's policy names the root {asked}, this bridge quotes under {own}"));
+    }
+    match attestor.platform.show_aside([0; 64]).await {
+        Ok(_) => found(true, format!("quotes can be made, root: {}; the committee judges them", own.label())),
+        Err(error) => found(false, chain(&error)),
     }
 }

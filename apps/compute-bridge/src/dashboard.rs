@@ -174,6 +174,8 @@ pub fn prometheus(snapshot: &Snapshot) -> String {
         "1 when the market considers the card too old.",
         u8::from(snapshot.card_stale),
     );
+    text.family("compute_bridge_posture", "gauge", "1, labelled with what vouches for the bridge.");
+    text.sample("compute_bridge_posture", &[("label", &snapshot.posture)], 1);
     text.single("compute_bridge_bonds", "gauge", "Live grants bound to the card.", snapshot.bonds);
     text.single(
         "compute_bridge_orphans_destroyed_total",

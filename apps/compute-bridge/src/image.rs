@@ -20,6 +20,8 @@ use crate::backend::LocalImage;
 
 /// The method a requester's node answers.
 pub const IMAGE_METHOD: &str = "image.chunk";
+/// The method that hands a requester the evidence of its workload's guest; the body is the evidence, the answer empty.
+pub const EVIDENCE_METHOD: &str = "attestation.evidence";
 /// Most bytes of one piece.
 pub const MAX_CHUNK_BYTES: usize = 1 << 20;
 /// Wait for one piece before it is asked for again.
@@ -43,6 +45,12 @@ pub trait ChunkSource: Send + Sync {
     /// # Errors
     /// A sentence about what went wrong that names nobody.
     async fn chunk(&self, request: ChunkRequest, deadline: Duration) -> Result<Vec<u8>, String>;
+
+    /// Hands the requester behind it the evidence of its workload's guest.
+    ///
+    /// # Errors
+    /// A sentence about what went wrong that names nobody.
+    async fn deliver(&self, evidence: Vec<u8>, deadline: Duration) -> Result<(), String>;
 }
 
 /// Why an image is not there.
@@ -380,14 +388,21 @@ impl NodeSource {
 impl ChunkSource for NodeSource {
     async fn chunk(&self, request: ChunkRequest, deadline: Duration) -> Result<Vec<u8>, String> {
         let body = postcard::to_stdvec(&request).map_err(|_| "the request could not be encoded".to_owned())?;
-        // The node's own messages name the peer; none of them goes further than here.
-        let nameless = |error: CallError| match error {
-            CallError::Refused(fault) => format!("the requester's node refused ({})", safe_code(&fault.code)),
-            CallError::Timeout { .. } => "the requester's node did not answer in time".to_owned(),
-            CallError::Transport { .. } => "the requester's node could not be reached".to_owned(),
-            CallError::TooLarge { .. } => "the request was too large".to_owned(),
-        };
         self.node.call_at(&self.address, IMAGE_METHOD, body, deadline).await.map_err(nameless)
+    }
+
+    async fn deliver(&self, evidence: Vec<u8>, deadline: Duration) -> Result<(), String> {
+        self.node.call_at(&self.address, EVIDENCE_METHOD, evidence, deadline).await.map(drop).map_err(nameless)
+    }
+}
+
+/// A failed call in words that do not name the peer, as the node's own do.
+fn nameless(error: CallError) -> String {
+    match error {
+        CallError::Refused(fault) => format!("the requester's node refused ({})", safe_code(&fault.code)),
+        CallError::Timeout { .. } => "the requester's node did not answer in time".to_owned(),
+        CallError::Transport { .. } => "the requester's node could not be reached".to_owned(),
+        CallError::TooLarge { .. } => "the request was too large".to_owned(),
     }
 }
 

@@ -6,6 +6,7 @@
 //!   journal   what must not be forgotten       │
 //!   fleet ── backend (trait) ── backends ── ssh
 //!   image     the requester's image, verified
+//!   platform  quotes of the guest this runs in, or of a development guest
 //! dashboard ── status (no requester identity)
 //! ```
 //!
@@ -22,6 +23,7 @@ pub mod fleet;
 pub mod image;
 pub mod journal;
 pub mod market;
+pub mod platform;
 pub mod provider;
 pub mod ssh;
 pub mod status;
@@ -50,7 +52,7 @@ pub fn explain(error: &BridgeError) -> String {
 #[must_use]
 pub const fn exit_code(error: &BridgeError) -> u8 {
     match error {
-        BridgeError::Config(_) => 2,
+        BridgeError::Config(_) | BridgeError::Platform(_) => 2,
         BridgeError::Coalition { .. } => 3,
         BridgeError::DataDir { .. } | BridgeError::Busy { .. } | BridgeError::Images(_) => 4,
         BridgeError::Journal(_) => 6,

@@ -7,7 +7,8 @@ use async_trait::async_trait;
 use coalition::{AlmanacTick, MicroUsd, ProviderId, RequestId, UniqueId};
 use coalition_almanac::{AlmanacParams, Ticks};
 use coalition_compute::{
-    At, CardView, Command, ComputeGrant, ComputeParams, GrantEnd, GrantRecord, GrantStage, MarketView, UsageMetrics,
+    At, Attestation, AttestationRule, CardView, Challenge, Command, ComputeGrant, ComputeParams, GrantEnd, GrantRecord,
+    GrantStage, MarketView, UsageMetrics,
 };
 use coalition_log::{Entry, Fold, FoldFault, Refusal, retirement::RETIRED_CODE};
 use coalition_organism::{Follower, Organism, WriteError, WriteId};
@@ -73,6 +74,12 @@ pub trait Market: Send + Sync + 'static {
     fn card(&self, provider: ProviderId) -> Option<CardView>;
     /// Sequence of this provider's last card statement, 0 when there is none.
     fn card_sequence(&self, provider: ProviderId) -> u64;
+    /// What the market asks of providers' platforms, if anything.
+    fn attestation_rule(&self) -> Option<AttestationRule>;
+    /// The challenge this provider has not answered yet.
+    fn challenge(&self, provider: ProviderId) -> Option<Challenge>;
+    /// This provider's last verified attestation, which may have expired.
+    fn attestation(&self, provider: ProviderId) -> Option<Attestation>;
     /// What this provider has earned.
     fn earnings(&self, provider: ProviderId) -> Earnings;
     /// Waits until more than `seen` entries are folded, at most `deadline`; answers how many are.
@@ -242,6 +249,18 @@ impl Market for LiveMarket {
 
     fn card_sequence(&self, provider: ProviderId) -> u64 {
         self.follower.read(|fold| fold.view.state().providers().get(&provider).map_or(0, |record| record.sequence))
+    }
+
+    fn attestation_rule(&self) -> Option<AttestationRule> {
+        self.follower.read(|fold| fold.view.state().params().attestation.clone())
+    }
+
+    fn challenge(&self, provider: ProviderId) -> Option<Challenge> {
+        self.follower.read(|fold| fold.view.state().providers().get(&provider)?.platform.challenge)
+    }
+
+    fn attestation(&self, provider: ProviderId) -> Option<Attestation> {
+        self.follower.read(|fold| fold.view.state().providers().get(&provider)?.platform.attestation.clone())
     }
 
     fn earnings(&self, provider: ProviderId) -> Earnings {

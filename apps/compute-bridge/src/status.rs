@@ -4,14 +4,16 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use coalition::{ProviderId, RateQ64};
-use coalition_compute::OfferName;
+use coalition_compute::{Attestation, OfferName};
 use serde::Serialize;
 
-use crate::backend::{FailureKind, Offering};
+use crate::backend::{Backend, FailureKind, Offering};
 use crate::fleet::Fleet;
 use crate::journal::{Journal, Stage};
 use crate::market::{Earnings, Market};
 
+/// Said of everything that nothing vouches for.
+const NOT_ATTESTED: &str = "not attested";
 /// Events kept for the page.
 const KEEP_EVENTS: usize = 100;
 
@@ -26,6 +28,8 @@ pub struct Status {
 struct Inner {
     card: Option<PostedCard>,
     card_problem: Option<String>,
+    attested: Option<Attestation>,
+    attest_problem: Option<String>,
     offerings: Vec<(OfferName, Offering)>,
     attempts: BTreeMap<(OfferName, &'static str), u64>,
     refusals: BTreeMap<String, u64>,
@@ -71,6 +75,8 @@ pub struct BackendStatus {
     pub gib_hour: RateQ64,
     /// Isolation level, when known.
     pub isolation: Option<String>,
+    /// What can vouch for its machines, in words: the root's label, or "not attested".
+    pub posture: String,
     /// The level's losses, or what is wrong.
     pub detail: String,
     /// The last trouble with it, if it still stands.
@@ -96,6 +102,12 @@ pub struct Snapshot {
     pub card_tick: Option<u64>,
     /// Why the last post failed, if it did.
     pub card_problem: Option<String>,
+    /// What vouches for this bridge, in words: the root's label, or "not attested".
+    pub posture: String,
+    /// What the committee verified of it.
+    pub attestation: Option<Attestation>,
+    /// Why the last attestation failed, if it did.
+    pub attestation_problem: Option<String>,
     /// Live grants bound to the card, as the log counts them.
     pub bonds: u32,
     /// Why the market's log cannot be followed, if it cannot.
@@ -149,6 +161,16 @@ impl Status {
         self.with(|inner| inner.card_problem = Some(problem));
     }
 
+    /// The committee verified an attestation of this bridge.
+    pub fn attested(&self, attested: Attestation) {
+        self.with(|inner| (inner.attested, inner.attest_problem) = (Some(attested), None));
+    }
+
+    /// This bridge could not be attested.
+    pub fn not_attested(&self, problem: String) {
+        self.with(|inner| inner.attest_problem = Some(problem));
+    }
+
     /// What the backends offer now.
     pub fn offerings(&self, offerings: Vec<(OfferName, Offering)>) {
         self.with(|inner| inner.offerings = offerings);
@@ -179,12 +201,19 @@ impl Status {
         let backends = self.with(|inner| {
             let one = |(name, offering): &(OfferName, Offering)| {
                 let free = card.as_ref().and_then(|card| card.free.iter().find(|free| free.offer.name == *name));
-                let trouble = fleet.get(name).and_then(|backend| backend.trouble());
-                backend_status(name, offering, free, trouble, &inner.attempts)
+                backend_status(name, offering, free, fleet.get(name).map(AsRef::as_ref), &inner.attempts)
             };
             inner.offerings.iter().map(one).collect()
         });
+        let now_ms = market.at().time_ms;
         self.with(|inner| Snapshot {
+            posture: inner
+                .attested
+                .as_ref()
+                .filter(|held| now_ms < held.expires_ms)
+                .map_or_else(|| NOT_ATTESTED.to_owned(), |held| held.root.label().to_owned()),
+            attestation: inner.attested.clone(),
+            attestation_problem: inner.attest_problem.clone(),
             provider: self.provider.to_string(),
             started_ms: self.started_ms,
             card_live: card.is_some(),
@@ -208,10 +237,11 @@ fn backend_status(
     name: &OfferName,
     offering: &Offering,
     free: Option<&coalition_compute::FreeOffer>,
-    trouble: Option<String>,
+    backend: Option<&dyn Backend>,
     attempts: &BTreeMap<(OfferName, &'static str), u64>,
 ) -> BackendStatus {
     let capabilities = &offering.capabilities;
+    let root = backend.and_then(Backend::guest).and_then(|guest| guest.root().ok());
     let own = attempts.iter().filter(|((backend, _), _)| backend == name);
     BackendStatus {
         name: name.to_string(),
@@ -224,8 +254,9 @@ fn backend_status(
         core_hour: offering.rates.core_hour,
         gib_hour: offering.rates.gib_hour,
         isolation: offering.isolation.map(|level| level.to_string()),
+        posture: root.map_or_else(|| NOT_ATTESTED.to_owned(), |root| root.label().to_owned()),
         detail: offering.detail.clone(),
-        trouble,
+        trouble: backend.and_then(Backend::trouble),
         attempts: own.map(|((_, result), count)| ((*result).to_owned(), *count)).collect(),
     }
 }

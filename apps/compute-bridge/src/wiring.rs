@@ -19,12 +19,13 @@ use nix::fcntl::{Flock, FlockArg};
 use crate::backend::Backend;
 use crate::backends::{BareMetalBackend, BareMetalSetup};
 use crate::channel::{OpenError, ReplySender, RequestOpener};
-use crate::config::{BridgeConfig, ConfigError, OnShutdown, Resolved};
+use crate::config::{BridgeConfig, ConfigError, MachineConfig, OnShutdown, Resolved};
 use crate::dashboard::{Dashboard, DashboardError};
 use crate::fleet::{Fleet, FleetError, chain};
 use crate::image::{ChunkSource, ImageError, ImageStore, NodeSource};
 use crate::journal::{Journal, JournalError};
 use crate::market::{LiveMarket, Market};
+use crate::platform::{Platform, PlatformError};
 use crate::provider::{self, Parts, SourceMaker, Tuning};
 use crate::ssh::SshTarget;
 use crate::status::Status;
@@ -80,6 +81,9 @@ pub enum BridgeError {
     /// The market's log.
     #[error("the market's log cannot be read; are the committee's members up, and in `bootstrap`?")]
     Market(#[source] coalition_organism::ReadError),
+    /// The platform quotes come from.
+    #[error("the platform quotes come from cannot be used")]
+    Platform(#[from] PlatformError),
     /// The fleet.
     #[error("the fleet cannot be made")]
     Fleet(#[from] FleetError),
@@ -161,7 +165,7 @@ impl Bridge {
         let committees = Committees::of(&resolved.coalition)?;
         let signer = SigningKey::from_bytes(resolved.key.expose());
         let id = ProviderId::from_public_key(&signer.verifying_key().to_bytes());
-        let machines = machines(&resolved.config, id);
+        let machines = machines(&resolved, id)?;
         let backends = machines.iter().map(|machine| Arc::clone(machine) as Arc<dyn Backend>).collect();
         let fleet = Fleet::new(backends)?;
         fleet.check_open(&journal.open_grants(), crate::now_ms())?;
@@ -190,8 +194,10 @@ impl Bridge {
             journal,
             status,
             tuning: tuning(&resolved.config),
+            attestor: resolved.attestor.clone(),
             signer,
         };
+        say_posture(&parts);
         tracing::info!(provider = %id, coalition = %resolved.coalition.fingerprint(), "the bridge is ready");
         Ok(Self { node, parts, machines, dashboard, _lock: lock })
     }
@@ -244,6 +250,26 @@ pub async fn run(config: BridgeConfig, shutdown: impl Future<Output = ()> + Send
     Box::pin(bridge.serve(shutdown)).await
 }
 
+/// Tells the operator what the bridge can prove, and what the market asks, before anything is refused.
+fn say_posture(parts: &Parts) {
+    let asked = parts.market.attestation_rule();
+    match (&parts.attestor, &asked) {
+        (Some(attestor), Some(rule)) => {
+            tracing::info!(platform = ?attestor.platform, root = rule.policy.root().label(), "the market verifies attestation");
+        }
+        (Some(attestor), None) => {
+            tracing::warn!(platform = ?attestor.platform, "this market verifies no attestation; the bridge counts as a plain host");
+        }
+        (None, Some(rule)) if rule.required => {
+            tracing::warn!(
+                root = rule.policy.root().label(),
+                "this market admits only attested providers, and the boot file has no [attestation]"
+            );
+        }
+        (None, _) => tracing::info!("not attested: a plain host"),
+    }
+}
+
 fn lock_data_dir(dir: &Path) -> Result<Flock<std::fs::File>, BridgeError> {
     let failed = |source| BridgeError::DataDir { path: dir.into(), source };
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(failed)?;
@@ -257,12 +283,23 @@ fn lock_data_dir(dir: &Path) -> Result<Flock<std::fs::File>, BridgeError> {
 }
 
 /// One backend per machine of the boot file.
-pub(crate) fn machines(config: &BridgeConfig, id: ProviderId) -> Vec<Arc<BareMetalBackend>> {
+///
+/// # Errors
+/// [`BridgeError::Platform`] when a development guest cannot be made.
+pub(crate) fn machines(resolved: &Resolved, id: ProviderId) -> Result<Vec<Arc<BareMetalBackend>>, BridgeError> {
+    let config = &resolved.config;
     let provider = &config.provider;
     let seconds = |value: u64| Duration::from_secs(value);
     let program = config.baremetal.as_ref().and_then(|section| section.get_ref().runner.as_ref());
-    let setups = config.machines().filter_map(|machine| {
-        Some(BareMetalSetup {
+    let guest = |machine: &MachineConfig| {
+        let wanted = resolved.development_root.as_ref().zip(machine.guest_mrtd.as_ref());
+        wanted.map(|(root, mrtd)| Platform::development(Arc::clone(root), *mrtd.get_ref())).transpose()
+    };
+    let mut setups = Vec::new();
+    for machine in config.machines() {
+        let Some(rates) = config.rates_of(machine) else { continue };
+        setups.push(BareMetalSetup {
+            guest: guest(machine)?,
             name: machine.offer_name(),
             target: SshTarget {
                 host: machine.host.clone(),
@@ -275,7 +312,7 @@ pub(crate) fn machines(config: &BridgeConfig, id: ProviderId) -> Vec<Arc<BareMet
             cpu_millicores: *machine.cpu_millicores.get_ref(),
             ram_mib: *machine.ram_mib.get_ref(),
             max_instances: machine.max_instances,
-            rates: config.rates_of(machine)?,
+            rates,
             public_host: machine.public_host().to_owned(),
             listen: machine.listen,
             dir: machine.dir.clone().unwrap_or_else(|| HOST_DIR.to_owned()),
@@ -286,9 +323,9 @@ pub(crate) fn machines(config: &BridgeConfig, id: ProviderId) -> Vec<Arc<BareMet
             image_timeout: seconds(*provider.image_timeout_sec.get_ref()),
             start_timeout: seconds(*provider.start_timeout_sec.get_ref()),
             watch_interval: seconds(*provider.watch_interval_sec.get_ref()),
-        })
-    });
-    setups.map(|setup| Arc::new(BareMetalBackend::new(setup))).collect()
+        });
+    }
+    Ok(setups.into_iter().map(|setup| Arc::new(BareMetalBackend::new(setup))).collect())
 }
 
 fn tuning(config: &BridgeConfig) -> Tuning {

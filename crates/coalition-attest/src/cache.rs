@@ -129,15 +129,6 @@ fn ends_at(verdict: &Verdict, verifier: &Verifier, expect: &Expect) -> Option<u6
     match &verdict.outcome {
         Outcome::CouldNotCheck(_) => None,
         Outcome::Invalid(_) => Some(verdict.checked_at_s.saturating_add(INVALID_FOR_S)),
-        Outcome::Valid => {
-            let used = verdict.collateral?;
-            // A revocation list has expired in the very second it names.
-            let collateral = used.expires_s?;
-            let nonce = verifier.policy().quote_age_limit_s().zip(expect.issued_s());
-            let nonce = nonce.map_or(u64::MAX, |(max, issued)| issued.saturating_add(max).saturating_add(1));
-            let aged = verifier.policy().collateral_age_limit_s().zip(used.issued_s);
-            let aged = aged.map_or(u64::MAX, |(max, issued)| issued.saturating_add(max).saturating_add(1));
-            Some(collateral.min(nonce).min(aged))
-        }
+        Outcome::Valid => verifier.valid_until_s(verdict, expect),
     }
 }

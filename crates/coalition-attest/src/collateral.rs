@@ -75,7 +75,7 @@ impl FromStr for CollateralKey {
         let wrong = || CollateralError::Key(text.to_owned());
         let (fmspc, ca) = text.split_once('-').ok_or_else(wrong)?;
         let ca = [Ca::Processor, Ca::Platform].into_iter().find(|c| c.name() == ca).ok_or_else(wrong)?;
-        Ok(Self { fmspc: crate::measurement::parse_hex(fmspc).map_err(|_| wrong())?, ca })
+        Ok(Self { fmspc: coalition::serde_hex::parse(fmspc).map_err(|_| wrong())?, ca })
     }
 }
 

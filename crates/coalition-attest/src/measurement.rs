@@ -7,8 +7,8 @@ use std::fmt;
 use std::str::FromStr;
 
 pub use coalition::Mrtd;
-use coalition::{IdError, UniqueId, hash_many};
-use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use coalition::{UniqueId, hash_many, hex_newtype};
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 /// Bytes of a measured register.
@@ -17,90 +17,35 @@ pub const REGISTER_BYTES: usize = 48;
 const VERSION: u8 = 1;
 const TAG: &[u8] = b"coalition/attest/measurements";
 
-/// Parses exactly `N` bytes of hexadecimal, in either case.
-pub(crate) fn parse_hex<const N: usize>(text: &str) -> Result<[u8; N], IdError> {
-    if let Some((position, found)) = text.chars().enumerate().find(|(_, c)| !c.is_ascii_hexdigit()) {
-        return Err(IdError::Digit { position, found });
-    }
-    let mut bytes = [0; N];
-    hex::decode_to_slice(text, &mut bytes).map_err(|_| IdError::Length { expected: 2 * N, found: text.len() })?;
-    Ok(bytes)
-}
-
-/// A register value that prints, parses and serializes as 96 lower-case hexadecimal digits.
-macro_rules! register {
-    ($(#[$doc:meta])* $name:ident) => {
-        $(#[$doc])*
-        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-        pub struct $name(pub [u8; REGISTER_BYTES]);
-
-        impl $name {
-            /// From its raw bytes.
-            #[must_use]
-            pub const fn from_bytes(bytes: [u8; REGISTER_BYTES]) -> Self {
-                Self(bytes)
-            }
-
-            /// Its raw bytes.
-            #[must_use]
-            pub const fn as_bytes(&self) -> &[u8; REGISTER_BYTES] {
-                &self.0
-            }
-        }
-
-        impl fmt::Display for $name {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str(&hex::encode(self.0))
-            }
-        }
-
-        impl fmt::Debug for $name {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                write!(f, concat!(stringify!($name), "({})"), hex::encode(self.0))
-            }
-        }
-
-        impl FromStr for $name {
-            type Err = IdError;
-
-            fn from_str(text: &str) -> Result<Self, IdError> {
-                parse_hex(text).map(Self)
-            }
-        }
-
-        impl Serialize for $name {
-            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-                serializer.collect_str(self)
-            }
-        }
-
-        impl<'de> Deserialize<'de> for $name {
-            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-                String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
-            }
-        }
-    };
-}
-
-register!(
+hex_newtype!(
     /// A run-time measurement register: extended by firmware (0), boot loader and kernel (1, 2) or the workload (3).
-    Rtmr
+    Rtmr,
+    REGISTER_BYTES,
+    pub
 );
-register!(
+hex_newtype!(
     /// MRCONFIGID: what the owner of a guest declared, before it started, as its non-owner-defined configuration.
-    MrConfigId
+    MrConfigId,
+    REGISTER_BYTES,
+    pub
 );
-register!(
+hex_newtype!(
     /// MROWNER: whoever is declared the guest's owner.
-    MrOwner
+    MrOwner,
+    REGISTER_BYTES,
+    pub
 );
-register!(
+hex_newtype!(
     /// MROWNERCONFIG: the owner-defined configuration of the guest.
-    MrOwnerConfig
+    MrOwnerConfig,
+    REGISTER_BYTES,
+    pub
 );
-register!(
+hex_newtype!(
     /// A value of any register, where which one it belongs to is said beside it.
-    RegisterValue
+    RegisterValue,
+    REGISTER_BYTES,
+    pub
 );
 
 impl From<Mrtd> for RegisterValue {

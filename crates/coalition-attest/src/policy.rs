@@ -1,7 +1,7 @@
 //! What a quote must satisfy: one root, registers, TCB statuses, platform flags, ages.
 //!
 //! A policy is a value with canonical bytes and a fingerprint, so that an organism's access rules can name it and two
-//! parties can tell whether they mean the same one. It has a TOML form; see `docs/ATTESTATION.md` for both.
+//! parties can tell whether they mean the same one. It has a TOML form and a published one; see `docs/ATTESTATION.md`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -12,7 +12,9 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::measurement::{Register, RegisterValue};
-use crate::root::TrustRoot;
+use crate::root::{RootError, TrustRoot};
+
+mod document;
 
 const VERSION: u8 = 1;
 const TAG: &[u8] = b"coalition/attest/policy";
@@ -106,6 +108,12 @@ pub enum PolicyError {
     /// An advisory without a name, or with a very long one.
     #[error("policy: '{0}' is no advisory name")]
     Advisory(String),
+    /// Bytes that are no policy document, or not the one of their policy.
+    #[error("policy: the published document is malformed at its {0}")]
+    Document(&'static str),
+    /// The root of a published document.
+    #[error("policy: the published document's root")]
+    Root(#[from] RootError),
 }
 
 /// What a quote must satisfy.
@@ -302,6 +310,32 @@ impl Policy {
         push_optional(&mut out, self.max_collateral_age_s);
         push_optional(&mut out, self.min_tcb_evaluation.map(u64::from));
         out
+    }
+
+    /// The policy as a config publishes it: the canonical bytes, then the certificate of a development root, DER.
+    #[must_use]
+    pub fn to_document(&self) -> Vec<u8> {
+        let mut out = self.to_bytes();
+        if !self.root.is_intel() {
+            out.extend(self.root.certificate());
+        }
+        out
+    }
+
+    /// Reads what a config publishes.
+    ///
+    /// # Errors
+    /// [`PolicyError`] when it is not the one document of a policy that something could satisfy.
+    pub fn from_document(bytes: &[u8]) -> Result<Self, PolicyError> {
+        document::parse(bytes)
+    }
+
+    /// What a workload's guest must satisfy where its provider must satisfy this: the same root, platform and collateral,
+    /// this initial content or any, and no age, because the nonce in its quote is the request it runs for.
+    #[must_use]
+    pub fn of_workload(&self, mrtd: Option<Mrtd>) -> Self {
+        let registers = mrtd.map(|mrtd| (Register::Mrtd, BTreeSet::from([mrtd.into()]))).into_iter().collect();
+        Self { registers, binding: BindingRule::Required, max_quote_age_s: None, ..self.clone() }
     }
 
     /// The policy's name: folds its canonical bytes.

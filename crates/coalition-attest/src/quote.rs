@@ -173,6 +173,12 @@ impl Quote {
         self.kind
     }
 
+    /// What the root of its chain says it is, unverified: the certificate's subject, and the label of its kind.
+    #[must_use]
+    pub fn claimed_root(&self) -> (String, &'static str) {
+        crate::root::claimed(&self.pck_chain[2])
+    }
+
     /// The registers as the quote claims them.
     #[must_use]
     pub fn measurements(&self) -> Measurements {

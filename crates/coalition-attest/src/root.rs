@@ -143,6 +143,20 @@ impl TrustRoot {
     }
 }
 
+/// What a root certificate says it is, unverified: its subject, cut to 200 characters, and the label of its kind.
+pub(crate) fn claimed(certificate: &[u8]) -> (String, &'static str) {
+    let subject = x509_cert::Certificate::from_der(certificate)
+        .map_or_else(|_| "no certificate".to_owned(), |c| c.tbs_certificate().subject().to_string());
+    let label = if certificate == INTEL_ROOT_DER {
+        TrustRoot::Intel.label()
+    } else if subject.contains(DEVELOPMENT_COMMON_NAME) {
+        DEVELOPMENT_LABEL
+    } else {
+        "unknown"
+    };
+    (subject.chars().take(200).collect(), label)
+}
+
 impl fmt::Display for TrustRoot {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

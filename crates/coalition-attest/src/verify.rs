@@ -10,14 +10,13 @@ use serde::Deserialize;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use webpki::Error as CertificateError;
-use x509_cert::der::Decode as _;
 
 use crate::binding::{Expect, differing_parts};
 use crate::collateral::{Collateral, CollateralError, CollateralSource};
 use crate::diagnose::{Judged, refusal};
 use crate::policy::{BindingRule, PlatformFlag, Policy, TcbStatus};
 use crate::quote::Quote;
-use crate::root::{DEVELOPMENT_COMMON_NAME, DEVELOPMENT_LABEL, TrustRoot};
+use crate::root;
 use crate::verdict::{CollateralUsed, Guest, Invalid, Outcome, Unchecked, Verdict};
 
 /// Judges quotes under one policy. Make one and keep it.
@@ -93,22 +92,31 @@ impl Verifier {
         verdict
     }
 
+    /// The first second, Unix, at which a valid verdict of this verifier no longer holds: its collateral has expired or grown
+    /// too old, or its nonce has. None when it is not valid.
+    #[must_use]
+    pub fn valid_until_s(&self, verdict: &Verdict, expect: &Expect) -> Option<u64> {
+        if !verdict.is_valid() {
+            return None;
+        }
+        let used = verdict.collateral?;
+        // A revocation list has expired in the very second it names.
+        let collateral = used.expires_s?;
+        let end = |limit: Option<u64>, since: Option<u64>| {
+            limit.zip(since).map_or(u64::MAX, |(max, since)| since.saturating_add(max).saturating_add(1))
+        };
+        let nonce = end(self.policy.quote_age_limit_s(), expect.issued_s());
+        let aged = end(self.policy.collateral_age_limit_s(), used.issued_s);
+        Some(collateral.min(nonce).min(aged))
+    }
+
     /// A quote of another root is recognised before its collateral matters.
     fn check_root(&self, quote: &Quote) -> Result<(), Invalid> {
         let found = quote.pck_chain()[2].as_slice();
         if found == self.policy.root().certificate() {
             return Ok(());
         }
-        let subject = x509_cert::Certificate::from_der(found)
-            .map_or_else(|_| "no certificate".to_owned(), |c| c.tbs_certificate().subject().to_string());
-        let found_label = if found == TrustRoot::Intel.certificate() {
-            TrustRoot::Intel.label()
-        } else if subject.contains(DEVELOPMENT_COMMON_NAME) {
-            DEVELOPMENT_LABEL
-        } else {
-            "unknown"
-        };
-        let found = subject.chars().take(200).collect();
+        let (found, found_label) = root::claimed(found);
         Err(Invalid::WrongRoot { expected: self.policy.root().label(), found, found_label })
     }
 

@@ -183,3 +183,45 @@ proptest! {
         prop_assert_eq!(again.fingerprint(), policy.fingerprint());
     }
 }
+
+#[test]
+fn published_documents_read_back_and_nothing_else_does() {
+    for (name, policy) in policies() {
+        let document = policy.to_document();
+        assert_eq!(Policy::from_document(&document), Ok(policy.clone()), "{name}");
+        assert!(document.starts_with(&policy.to_bytes()));
+        for length in 0..document.len() {
+            assert!(Policy::from_document(&document[..length]).is_err(), "{name} cut to {length} bytes");
+        }
+        assert!(Policy::from_document(&[document.as_slice(), &[0]].concat()).is_err(), "{name} with a byte more");
+    }
+    // Under Intel nothing follows, so a changed byte is another policy or none.
+    let document = policies()[2].1.to_document();
+    for at in 0..document.len() {
+        let mut changed = document.clone();
+        changed[at] ^= 1;
+        if let Ok(other) = Policy::from_document(&changed) {
+            assert_eq!(other.to_document(), changed);
+            assert_ne!(other.fingerprint(), policies()[2].1.fingerprint());
+        }
+    }
+}
+
+#[test]
+fn a_workload_answers_to_the_same_root_with_a_measurement_of_its_own() {
+    let provider = policies().remove(2).1;
+    let workload = provider.of_workload(Some(Mrtd([9; 48])));
+    assert_eq!(workload.root(), provider.root());
+    assert!(workload.rejects_advisory("INTEL-SA-00615") && workload.accepts(TcbStatus::SWHardeningNeeded));
+    assert_eq!(workload.registers().keys().collect::<Vec<_>>(), [&Register::Mrtd]);
+    assert_eq!((workload.quote_age_limit_s(), workload.binding_rule()), (None, BindingRule::Required));
+    assert!(provider.of_workload(None).registers().is_empty());
+}
+
+proptest! {
+    #[test]
+    fn arbitrary_documents_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+        let _ = Policy::from_document(&bytes);
+        let _ = Policy::from_document(&[&[1, 1][..], TrustRoot::Intel.id().as_bytes(), &bytes].concat());
+    }
+}

@@ -2,8 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::codec::{self, DecodeError, MAX_COMMAND_BYTES};
-use crate::sign::{Deregister, EndGrant, PostCard, RefuseGrant, ServeGrant, Signed, WithdrawRequest};
+use crate::codec::{self, DecodeError, MAX_ATTEST_COMMAND_BYTES, MAX_COMMAND_BYTES};
+use crate::sign::{
+    AskChallenge, Attest, Deregister, EndGrant, PostCard, RefuseGrant, ServeGrant, Signed, WithdrawRequest,
+};
 use crate::types::{ComputeLog, ComputeRequest};
 
 /// A command, signed by the principal it speaks for. Encoded as `0x01` and postcard; the order of variants is the wire
@@ -28,7 +30,14 @@ pub enum Command {
     EndGrant(Signed<EndGrant>),
     /// Provider: report usage; the final log frees the capacity.
     AppendLog(Signed<ComputeLog>),
+    /// Provider: ask for a challenge to put into a quote.
+    AskChallenge(Signed<AskChallenge>),
+    /// Provider: show the quote that answers the challenge.
+    Attest(Signed<Attest>),
 }
+
+/// Number of [`Command::Attest`] in the encoding, behind the version byte: the one command that may be long.
+const ATTEST: u8 = 10;
 
 impl Command {
     /// The encoded command, as handed to the committee.
@@ -37,11 +46,12 @@ impl Command {
         codec::encode(self)
     }
 
-    /// Parses a command of at most [`MAX_COMMAND_BYTES`].
+    /// Parses a command of at most [`MAX_COMMAND_BYTES`], or [`MAX_ATTEST_COMMAND_BYTES`] with attestation evidence.
     ///
     /// # Errors
     /// [`DecodeError`] when too long, of another version, damaged, or not in canonical form.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, DecodeError> {
-        codec::decode(bytes, MAX_COMMAND_BYTES)
+        let limit = if bytes.get(1) == Some(&ATTEST) { MAX_ATTEST_COMMAND_BYTES } else { MAX_COMMAND_BYTES };
+        codec::decode(bytes, limit)
     }
 }

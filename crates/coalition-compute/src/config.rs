@@ -1,11 +1,18 @@
 //! Parameters of a Compute module: the clearing rule and every limit, folded into its organism's identity.
 
+use coalition_attest::{BindingRule, Policy, PolicyError};
 use serde::{Deserialize, Serialize};
 
 use crate::types::Invalid;
 
+/// Version of parameters that ask for no attestation.
 const VERSION: u8 = 1;
-const ENCODED_BYTES: usize = 2 + 10 * 4 + 1;
+/// Version of parameters with an attestation rule behind the fixed fields.
+const VERSION_ATTESTED: u8 = 2;
+/// Version, clearing rule and the fixed fields.
+const FIXED_BYTES: usize = 2 + 10 * 4 + 1;
+/// Largest policy document taken, in bytes.
+const MAX_POLICY_BYTES: usize = 32 * 1024;
 
 /// How open requests are matched to cards. Published in the module's config; `docs/protocol/compute.md` states each rule
 /// precisely enough to replay it.
@@ -31,10 +38,32 @@ impl ClearingRule {
     }
 }
 
+/// What a module asks of its providers' platforms.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AttestationRule {
+    /// Whether every card needs a valid attestation. If not, only offers that claim TDX do.
+    pub required: bool,
+    /// What a provider's quote must satisfy: one root, bound to the provider, of a limited age.
+    pub policy: Policy,
+}
+
+impl AttestationRule {
+    fn check(&self) -> Result<(), Invalid> {
+        if self.policy.binding_rule() != BindingRule::Required || self.policy.quote_age_limit_s().is_none() {
+            return Err(Invalid::Contradiction {
+                what: "an attestation policy of a market needs binding = \"required\" and max_quote_age_s, or stale quotes count",
+            });
+        }
+        Invalid::check_range("policy document size", self.policy.to_document().len() as u64, 1, MAX_POLICY_BYTES as u64)
+    }
+}
+
 /// Parameters of a Compute module.
 ///
-/// Canonical bytes: `0x01 ‖ u8 clearing_rule`, then every other field in declaration order, `u32` big endian each,
-/// `max_attempts` as one byte.
+/// Canonical bytes: `u8 version ‖ u8 clearing_rule`, then every other field in declaration order, `u32` big endian each,
+/// `max_attempts` as one byte. The version is 1 without an attestation rule; with one it is 2, and
+/// `u8 required ‖ policy document` follow.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ComputeParams {
@@ -62,6 +91,9 @@ pub struct ComputeParams {
     pub max_live_per_provider: u32,
     /// How many providers may be tried for one request; 1 to 32.
     pub max_attempts: u8,
+    /// What providers' platforms must prove; nothing when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub attestation: Option<AttestationRule>,
 }
 
 /// Why parameters were refused.
@@ -71,17 +103,26 @@ pub enum ParamsError {
     #[error("compute parameters are not usable")]
     Field(#[from] Invalid),
     /// The byte form has the wrong length.
-    #[error("compute parameters are {given} bytes; version {VERSION} has exactly {ENCODED_BYTES}")]
+    #[error("compute parameters are {given} bytes; version 1 has exactly {FIXED_BYTES}, version 2 more")]
     Length {
         /// Length found, in bytes.
         given: usize,
     },
     /// The byte form has a version this build does not know.
-    #[error("compute parameters have version {given}; this build knows version {VERSION}")]
+    #[error("compute parameters have version {given}; this build knows 1 and 2")]
     Version {
         /// Version found.
         given: u8,
     },
+    /// The byte that says whether every card needs attestation is neither 0 nor 1.
+    #[error("compute parameters: attestation is required or not (1 or 0), not {given}")]
+    Required {
+        /// Byte found.
+        given: u8,
+    },
+    /// The attestation policy is none.
+    #[error("compute parameters: the attestation policy is not usable")]
+    Policy(#[from] PolicyError),
     /// The clearing rule is not one this build knows.
     #[error("clearing rule {given} is unknown to this build; it knows 1 (lowest_rate)")]
     Rule {
@@ -109,7 +150,14 @@ impl ComputeParams {
             max_open_per_requester: 64,
             max_live_per_provider: 4_096,
             max_attempts: 8,
+            attestation: None,
         }
+    }
+
+    /// The same, asking providers for attestation.
+    #[must_use]
+    pub fn with_attestation(self, rule: AttestationRule) -> Self {
+        Self { attestation: Some(rule), ..self }
     }
 
     /// Checks every field against its stated range.
@@ -133,14 +181,15 @@ impl ComputeParams {
         for (field, given, min, max) in fields {
             Invalid::check_range(field, u64::from(given), u64::from(min), u64::from(max))?;
         }
-        Ok(())
+        self.attestation.as_ref().map_or(Ok(()), AttestationRule::check)
     }
 
     /// Canonical bytes, folded into the organism's identity.
     #[must_use]
     pub fn to_bytes(&self) -> Vec<u8> {
-        let mut out = Vec::with_capacity(ENCODED_BYTES);
-        out.extend([VERSION, self.clearing_rule.code()]);
+        let mut out = Vec::with_capacity(FIXED_BYTES);
+        let version = if self.attestation.is_some() { VERSION_ATTESTED } else { VERSION };
+        out.extend([version, self.clearing_rule.code()]);
         for field in [
             self.round_ms,
             self.almanac_cadence_ms,
@@ -156,20 +205,34 @@ impl ComputeParams {
             out.extend(field.to_be_bytes());
         }
         out.push(self.max_attempts);
+        if let Some(rule) = &self.attestation {
+            out.push(u8::from(rule.required));
+            out.extend(rule.policy.to_document());
+        }
         out
     }
 
     /// Parses the canonical bytes.
     ///
     /// # Errors
-    /// [`ParamsError`] for a wrong length, an unknown version or rule, or a field out of range.
+    /// [`ParamsError`] for a wrong length, an unknown version or rule, a bad policy, or a field out of range.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, ParamsError> {
-        let Ok(bytes) = <&[u8; ENCODED_BYTES]>::try_from(bytes) else {
-            return Err(ParamsError::Length { given: bytes.len() });
+        let given = bytes.len();
+        let Some((bytes, rest)) = bytes.split_first_chunk::<FIXED_BYTES>() else {
+            return Err(ParamsError::Length { given });
         };
-        if bytes[0] != VERSION {
-            return Err(ParamsError::Version { given: bytes[0] });
-        }
+        let attestation = match (bytes[0], rest) {
+            (VERSION, []) => None,
+            (VERSION, _) | (VERSION_ATTESTED, []) => return Err(ParamsError::Length { given }),
+            (VERSION_ATTESTED, _) if given > FIXED_BYTES + 1 + MAX_POLICY_BYTES => {
+                return Err(ParamsError::Length { given });
+            }
+            (VERSION_ATTESTED, [required @ (0 | 1), document @ ..]) => {
+                Some(AttestationRule { required: *required == 1, policy: Policy::from_document(document)? })
+            }
+            (VERSION_ATTESTED, [given, ..]) => return Err(ParamsError::Required { given: *given }),
+            (given, _) => return Err(ParamsError::Version { given }),
+        };
         let clearing_rule = ClearingRule::from_code(bytes[1]).ok_or(ParamsError::Rule { given: bytes[1] })?;
         let mut fields = bytes[2..].chunks_exact(4).map(|b| u32::from_be_bytes([b[0], b[1], b[2], b[3]]));
         let mut next = || fields.next().expect("ten fields of four bytes fit the length checked above");
@@ -185,7 +248,8 @@ impl ComputeParams {
             max_open_requests: next(),
             max_open_per_requester: next(),
             max_live_per_provider: next(),
-            max_attempts: bytes[ENCODED_BYTES - 1],
+            max_attempts: bytes[FIXED_BYTES - 1],
+            attestation,
         };
         params.check()?;
         Ok(params)

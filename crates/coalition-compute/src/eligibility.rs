@@ -1,5 +1,5 @@
-//! The filters an offer passes before price decides: an ordered list of small rules behind one trait, so that attestation
-//! freshness and a reputation floor slot in where the design puts them without touching clearing.
+//! The filters an offer passes before price decides: an ordered list of small rules behind one trait, so that a reputation
+//! floor slots in where the design puts it without touching clearing.
 
 use crate::state::{At, CardRecord, Held, MarketState, RequestRecord};
 use crate::types::{ComputeRequest, FilterKind, Offer};
@@ -47,9 +47,9 @@ impl Eligibility for Rule {
     }
 }
 
-/// The filters of [`crate::ClearingRule::LowestRate`], in order. Attestation freshness and reputation floor belong before
-/// the price cap once their inputs exist.
-pub static LOWEST_RATE_FILTERS: [&dyn Eligibility; 8] = [
+/// The filters of [`crate::ClearingRule::LowestRate`], in order. A reputation floor belongs before the price cap once its
+/// input exists.
+pub static LOWEST_RATE_FILTERS: [&dyn Eligibility; 9] = [
     &Rule(FilterKind::Refused, |c, _| !c.request.was_refused_by(&c.provider)),
     &Rule(FilterKind::Region, |c, r| {
         r.region.as_ref().is_none_or(|region| c.offer.capabilities.regions.contains(region))
@@ -67,6 +67,11 @@ pub static LOWEST_RATE_FILTERS: [&dyn Eligibility; 8] = [
             && c.held.plus(r.cpu_millicores, r.ram_mib).fits(&c.offer.capabilities)
     }),
     &Rule(FilterKind::CardAge, |c, _| c.state.is_card_within(c.card, c.at, 1)),
+    &Rule(FilterKind::Attestation, |c, r| {
+        let rule = c.state.params().attestation.as_ref();
+        let needed = rule.is_some_and(|rule| rule.required || r.tdx_required);
+        !needed || c.state.attestation_of(&c.card.card, c.at).is_some()
+    }),
     &Rule(FilterKind::PriceCap, |c, r| {
         let rate = c.offer.declared_rates.effective_core_hour(r.cpu_millicores, r.ram_mib);
         rate.is_some_and(|rate| rate <= r.max_rate)

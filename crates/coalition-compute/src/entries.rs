@@ -4,9 +4,9 @@ use coalition::{EvidencePointer, ProviderId, RequestId};
 use coalition_log::{Draft, Entry};
 use serde::{Deserialize, Serialize};
 
-use crate::codec::{self, DecodeError, MAX_BODY_BYTES};
-use crate::sign::{Deregister, EndGrant, PostCard, ServeGrant, Signed};
-use crate::types::{ClearingRecord, ComputeGrant, ComputeLog, ComputeRequest, GrantEnd, RequestEnd};
+use crate::codec::{self, DecodeError, MAX_ATTESTATION_BODY_BYTES, MAX_BODY_BYTES};
+use crate::sign::{AskChallenge, Attest, Deregister, EndGrant, PostCard, ServeGrant, Signed};
+use crate::types::{Attestation, ClearingRecord, ComputeGrant, ComputeLog, ComputeRequest, GrantEnd, RequestEnd};
 
 /// Kind of a posted card.
 pub const CARD_KIND: &str = "compute.card";
@@ -28,6 +28,10 @@ pub const GRANT_ENDING_KIND: &str = "compute.grant_ending";
 pub const GRANT_ENDED_KIND: &str = "compute.grant_ended";
 /// Kind of a usage log.
 pub const LOG_KIND: &str = "compute.log";
+/// Kind of a challenge given to a provider; its leaf hash is the nonce.
+pub const CHALLENGE_KIND: &str = "compute.challenge";
+/// Kind of a provider's verified attestation.
+pub const ATTESTATION_KIND: &str = "compute.attestation";
 
 /// Why a card left the market.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -79,6 +83,15 @@ pub struct LogBody {
     pub late: bool,
 }
 
+/// Body of [`ATTESTATION_KIND`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AttestationBody {
+    /// What the provider showed, whole, so that anybody can verify it again.
+    pub shown: Signed<Attest>,
+    /// What the committee found in it.
+    pub found: Attestation,
+}
+
 /// One decoded entry of a Compute log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum MarketEntry {
@@ -102,6 +115,10 @@ pub enum MarketEntry {
     GrantEnded(GrantEndedBody),
     /// A provider reported usage.
     Log(Box<LogBody>),
+    /// A provider was given a challenge.
+    Challenge(Box<Signed<AskChallenge>>),
+    /// A provider's attestation was verified.
+    Attestation(Box<AttestationBody>),
 }
 
 impl MarketEntry {
@@ -122,6 +139,8 @@ impl MarketEntry {
             GRANT_ENDING_KIND => Self::GrantEnding(codec::decode(body, MAX_BODY_BYTES)?),
             GRANT_ENDED_KIND => Self::GrantEnded(codec::decode(body, MAX_BODY_BYTES)?),
             LOG_KIND => Self::Log(codec::decode(body, MAX_BODY_BYTES)?),
+            CHALLENGE_KIND => Self::Challenge(codec::decode(body, MAX_BODY_BYTES)?),
+            ATTESTATION_KIND => Self::Attestation(codec::decode(body, MAX_ATTESTATION_BODY_BYTES)?),
             _ => return Ok(None),
         }))
     }
@@ -140,6 +159,8 @@ impl MarketEntry {
             Self::GrantEnding(_) => GRANT_ENDING_KIND,
             Self::GrantEnded(_) => GRANT_ENDED_KIND,
             Self::Log(_) => LOG_KIND,
+            Self::Challenge(_) => CHALLENGE_KIND,
+            Self::Attestation(_) => ATTESTATION_KIND,
         }
     }
 
@@ -157,6 +178,8 @@ impl MarketEntry {
             Self::GrantEnding(body) => codec::encode(body),
             Self::GrantEnded(body) => codec::encode(body),
             Self::Log(body) => codec::encode(body),
+            Self::Challenge(body) => codec::encode(body),
+            Self::Attestation(body) => codec::encode(body),
         }
     }
 

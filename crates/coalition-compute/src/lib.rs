@@ -27,16 +27,21 @@ pub mod surface;
 pub mod types;
 
 pub use command::Command;
-pub use config::{ClearingRule, ComputeParams, ParamsError};
+pub use config::{AttestationRule, ClearingRule, ComputeParams, ParamsError};
 pub use entries::MarketEntry;
 pub use machine::ComputeMachine;
 pub use refusal::RefusalCode;
 pub use replay::{Replay, ReplayFault, ReplayReport, replay};
 pub use sign::{
-    Deregister, EndGrant, PostCard, RefuseGrant, ServeGrant, SignatureBytes, Signed, Statement, WithdrawRequest,
+    AskChallenge, Attest, Deregister, EndGrant, PostCard, RefuseGrant, ServeGrant, SignatureBytes, Signed, Statement,
+    WithdrawRequest,
 };
 pub use state::{At, FoldError, GrantRecord, GrantStage, MarketState, RequestRecord, RequestStage, Retention};
 pub use surface::{CardView, FreeOffer, MarketView, RequestStatus};
+pub use types::{
+    Attestation, Challenge, EvidenceShape, MAX_EVIDENCE_BYTES, RootKind, expect_provider, expect_workload,
+    provider_report_data, workload_report_data,
+};
 pub use types::{
     BondCount, Capabilities, ClearingRecord, ComputeGrant, ComputeLog, ComputeRequest, DeclaredRates, EndpointHint,
     Expiry, FilterKind, GrantEnd, Invalid, LogEnd, MIN_CPU_MILLICORES, MIN_RAM_MIB, Offer, OfferName, ProviderCard,

@@ -59,13 +59,25 @@ pub enum RefusalCode {
     LogWindow,
     /// The grant has as many logs as allowed.
     TooManyLogs,
+    /// The module verifies no attestation.
+    AttestationNotAsked,
+    /// The module asks for an attestation that the card does not name.
+    AttestationMissing,
+    /// The card names another attestation than the one here.
+    AttestationUnknown,
+    /// The attestation is too old.
+    AttestationStale,
+    /// The evidence is not valid under the module's policy.
+    AttestationRefused,
+    /// There is no challenge to answer.
+    ChallengeUnknown,
     /// The log this member folded contradicts the rules; it must not decide anything.
     StateFault,
 }
 
 impl RefusalCode {
     /// All codes.
-    pub const ALL: [Self; 28] = [
+    pub const ALL: [Self; 34] = [
         Self::Malformed,
         Self::Invalid,
         Self::BadSignature,
@@ -93,6 +105,12 @@ impl RefusalCode {
         Self::LogOutOfOrder,
         Self::LogWindow,
         Self::TooManyLogs,
+        Self::AttestationNotAsked,
+        Self::AttestationMissing,
+        Self::AttestationUnknown,
+        Self::AttestationStale,
+        Self::AttestationRefused,
+        Self::ChallengeUnknown,
         Self::StateFault,
     ];
 
@@ -127,6 +145,12 @@ impl RefusalCode {
             Self::LogOutOfOrder => "log_out_of_order",
             Self::LogWindow => "log_window",
             Self::TooManyLogs => "too_many_logs",
+            Self::AttestationNotAsked => "attestation_not_asked",
+            Self::AttestationMissing => "attestation_missing",
+            Self::AttestationUnknown => "attestation_unknown",
+            Self::AttestationStale => "attestation_stale",
+            Self::AttestationRefused => "attestation_refused",
+            Self::ChallengeUnknown => "challenge_unknown",
             Self::StateFault => "state_fault",
         }
     }

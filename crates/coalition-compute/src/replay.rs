@@ -252,6 +252,8 @@ fn command_of(entry: &MarketEntry) -> Option<Command> {
             GrantEnd::Logged(_) | GrantEnd::NoLog | GrantEnd::NoFinalLog => return None,
         },
         MarketEntry::Log(body) => Command::AppendLog(body.log.clone()),
+        MarketEntry::Challenge(signed) => Command::AskChallenge((**signed).clone()),
+        MarketEntry::Attestation(body) => Command::Attest(body.shown.clone()),
         MarketEntry::Clearing(_) | MarketEntry::Grant(_) => return None,
     })
 }

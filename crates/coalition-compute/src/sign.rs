@@ -6,12 +6,12 @@
 //! sequence, logs a number, and everything else happens at most once in the life of a request.
 
 pub use coalition::codec::SignatureBytes;
-use coalition::{ProviderId, RequestId, UniqueId};
+use coalition::{AlmanacTick, ProviderId, RequestId, UniqueId};
 use ed25519_dalek::{Signature, Signer, SigningKey, VerifyingKey};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::codec;
-use crate::types::{ComputeLog, ComputeRequest, Invalid, ProviderCard, RefusalReason};
+use crate::types::{ComputeLog, ComputeRequest, Invalid, MAX_EVIDENCE_BYTES, ProviderCard, RefusalReason};
 
 const DOMAIN: &[u8] = b"coalition.compute/statement/1\0";
 
@@ -99,6 +99,30 @@ pub struct Deregister {
     pub provider: ProviderId,
 }
 
+/// A provider asks for a challenge: the entry that answers this is what its next quote must contain.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AskChallenge {
+    /// Larger than in every card statement of this provider before.
+    pub sequence: u64,
+    /// The provider.
+    pub provider: ProviderId,
+    /// The Almanac tick the provider saw when it asked; limits how long this can be played again.
+    pub asked_at: AlmanacTick,
+}
+
+/// A provider shows a quote with its last challenge in it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attest {
+    /// Larger than in every card statement of this provider before.
+    pub sequence: u64,
+    /// The provider.
+    pub provider: ProviderId,
+    /// Hash of the provider's configuration, which the quote binds.
+    pub config: UniqueId,
+    /// Quote and collateral, as `coalition-attest` encodes evidence; at most [`crate::types::MAX_EVIDENCE_BYTES`].
+    pub evidence: Vec<u8>,
+}
+
 /// A provider gives back a grant it does not serve.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RefuseGrant {
@@ -144,6 +168,17 @@ impl Statement for ComputeRequest {
     const LABEL: &'static str = "request";
     fn check(&self) -> Result<(), Invalid> {
         Self::check(self)
+    }
+}
+
+impl Statement for AskChallenge {
+    const LABEL: &'static str = "ask-challenge";
+}
+
+impl Statement for Attest {
+    const LABEL: &'static str = "attest";
+    fn check(&self) -> Result<(), Invalid> {
+        Invalid::check_range("evidence size", self.evidence.len() as u64, 1, MAX_EVIDENCE_BYTES as u64)
     }
 }
 

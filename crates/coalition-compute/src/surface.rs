@@ -10,7 +10,7 @@ use crate::state::{
     At, CardRecord, ClearingEntry, FoldError, GrantRecord, LogEntry, MarketState, RequestRecord, RequestStage,
     Retention,
 };
-use crate::types::{BondCount, Offer, ProviderCard, RequestEnd};
+use crate::types::{Attestation, BondCount, Offer, ProviderCard, RequestEnd};
 
 /// The Compute module's public surface, folded from its certified log.
 #[derive(Clone, Debug)]
@@ -46,6 +46,8 @@ pub struct CardView {
     pub age_ms: u64,
     /// Whether it is too old to win anything.
     pub stale: bool,
+    /// The attestation it names, while it counts: what the committee verified.
+    pub attestation: Option<Attestation>,
 }
 
 /// Where a request stands, for somebody who waits for it.
@@ -120,6 +122,7 @@ impl MarketView {
             age_ticks,
             age_ms,
             stale: !self.state.is_card_within(record, at, 1),
+            attestation: self.state.attestation_of(&record.card, at).cloned(),
         }
     }
 

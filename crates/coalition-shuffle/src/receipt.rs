@@ -4,7 +4,7 @@ use std::fmt;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use coalition::{AlmanacTick, RequestId};
+use coalition::{AlmanacTick, RequestId, UniqueId};
 use curve25519_dalek::edwards::CompressedEdwardsY;
 use rand_core::CryptoRngCore;
 use serde::{Deserialize, Serialize};
@@ -59,12 +59,19 @@ impl fmt::Debug for SshHostKey {
 pub enum Posture {
     /// Nothing: the requester trusts the provider's host.
     NotAttested,
+    /// A quote of the guest the machine runs in, which binds its host key. The provider hands it over beside the receipt;
+    /// what it is worth is for the requester to judge.
+    Attested {
+        /// Digest of the quote.
+        quote: UniqueId,
+    },
 }
 
 impl fmt::Display for Posture {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NotAttested => f.write_str("not attested"),
+            Self::Attested { quote } => write!(f, "a quote of its guest, {quote}"),
         }
     }
 }
@@ -239,17 +246,16 @@ impl fmt::Debug for SshAccessReceipt {
     }
 }
 
-/// The largest receipt: version, three-byte port, ten-byte tick, host key, grant, posture, and four texts behind lengths
-/// of two bytes.
+/// The largest receipt: version, three-byte port, ten-byte tick, host key, grant, posture with a digest, and four texts
+/// behind lengths of two bytes.
 const LARGEST: usize =
-    1 + 3 + 10 + 32 + 32 + 1 + 8 + MAX_HOST_BYTES + MAX_USER_BYTES + MAX_PRIVATE_KEY_BYTES + MAX_ISOLATION_BYTES;
+    1 + 3 + 10 + 32 + 32 + 33 + 8 + MAX_HOST_BYTES + MAX_USER_BYTES + MAX_PRIVATE_KEY_BYTES + MAX_ISOLATION_BYTES;
 const _: () = assert!(LARGEST <= REPLY_ROOM, "every valid receipt fits one cell");
 
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
     use crate::testing::SeededRng;
-    use coalition::UniqueId;
     use proptest::prelude::*;
 
     pub(crate) fn sample(grant: RequestId) -> SshAccessReceipt {
@@ -302,6 +308,11 @@ pub(crate) mod tests {
     fn golden_vector() {
         let bytes = sample(grant()).encode().unwrap();
         assert_eq!(hex::encode(bytes.as_slice()), include_str!("../tests/vectors/receipt.hex").trim());
+        let mut quoted = sample(grant());
+        quoted.posture = Posture::Attested { quote: UniqueId::from_bytes([8; 32]) };
+        let bytes = quoted.encode().unwrap();
+        assert_eq!(hex::encode(bytes.as_slice()), include_str!("../tests/vectors/receipt-attested.hex").trim());
+        assert_eq!(SshAccessReceipt::decode(&bytes).unwrap(), quoted);
     }
 
     #[test]

@@ -11,6 +11,7 @@
 //! * [`published`]: the self-contained handshake in its hex and TOML forms; [`ids`]: every id it derives.
 //! * [`retirement`]: the last commit of every component.
 //! * [`political_theory`]: published stances.
+//! * [`serde_hex`]: byte strings of fixed length as text, and [`hex_newtype!`] that makes types of them.
 //! * [`types`]: clock positions, party ids, money and rates, evidence pointers.
 
 mod bytes;
@@ -27,7 +28,7 @@ pub mod organism;
 pub mod political_theory;
 pub mod published;
 pub mod retirement;
-mod serde_hex;
+pub mod serde_hex;
 pub mod tickets;
 pub mod types;
 

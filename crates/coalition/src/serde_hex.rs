@@ -5,10 +5,24 @@ use std::fmt;
 use serde::de::{self, Deserializer, SeqAccess, Visitor};
 use serde::ser::{SerializeTuple, Serializer};
 
-use crate::identity::parse_hex;
+use crate::identity::{IdError, parse_hex};
+
+/// The text form: lower-case digits.
+#[must_use]
+pub fn text(bytes: &[u8]) -> String {
+    hex::encode(bytes)
+}
+
+/// Parses exactly `N` bytes of hexadecimal, in either case.
+///
+/// # Errors
+/// [`IdError`] naming the digit or the length.
+pub fn parse<const N: usize>(text: &str) -> Result<[u8; N], IdError> {
+    parse_hex(text)
+}
 
 /// Serializes `bytes` as hex text, or as a tuple of bytes in a binary format.
-pub(crate) fn serialize<S: Serializer, const N: usize>(bytes: &[u8; N], serializer: S) -> Result<S::Ok, S::Error> {
+pub fn serialize<S: Serializer, const N: usize>(bytes: &[u8; N], serializer: S) -> Result<S::Ok, S::Error> {
     if serializer.is_human_readable() {
         return serializer.serialize_str(&hex::encode(bytes));
     }
@@ -20,7 +34,7 @@ pub(crate) fn serialize<S: Serializer, const N: usize>(bytes: &[u8; N], serializ
 }
 
 /// Deserializes what [`serialize`] wrote; text must have exactly `2 * N` digits.
-pub(crate) fn deserialize<'de, D: Deserializer<'de>, const N: usize>(deserializer: D) -> Result<[u8; N], D::Error> {
+pub fn deserialize<'de, D: Deserializer<'de>, const N: usize>(deserializer: D) -> Result<[u8; N], D::Error> {
     if deserializer.is_human_readable() {
         deserializer.deserialize_str(HexText::<N>)
     } else {

@@ -9,9 +9,9 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::identity::{IdError, UniqueId, parse_hex, parse_id};
+use crate::identity::{IdError, UniqueId, parse_id};
 pub use crate::money::{MicroUsd, MoneyError, RateQ64};
-use crate::serde_hex::{self, text_or_binary};
+use crate::serde_hex::text_or_binary;
 
 /// Sequence number of a tick of the coalition's Almanac; ticks order commits, they are not timestamps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
@@ -129,13 +129,15 @@ fn parse_decimal(text: &str) -> Option<u64> {
     text.bytes().all(|b| b.is_ascii_digit()).then(|| text.parse().ok()).flatten()
 }
 
-/// A fixed-length byte newtype that prints, parses and serializes as lower-case hex.
+/// A newtype over a byte string of fixed length: strict hexadecimal as text, the raw bytes in binary encodings.
+///
+/// Takes the documented name, the length, and the visibility of the bytes: `hex_newtype!(/// Doc. Name, 48, pub);`.
+#[macro_export]
 macro_rules! hex_newtype {
-    ($(#[$doc:meta])* $name:ident, $len:literal, $($vis:tt)*) => {
+    ($(#[$doc:meta])* $name:ident, $len:expr, $($vis:tt)*) => {
         $(#[$doc])*
-        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-        #[serde(transparent)]
-        pub struct $name(#[serde(with = "serde_hex")] $($vis)* [u8; $len]);
+        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub struct $name($($vis)* [u8; $len]);
 
         impl $name {
             /// From its raw bytes.
@@ -151,23 +153,35 @@ macro_rules! hex_newtype {
             }
         }
 
-        impl fmt::Display for $name {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str(&hex::encode(self.0))
+        impl ::std::fmt::Display for $name {
+            fn fmt(&self, f: &mut ::std::fmt::Formatter<'_>) -> ::std::fmt::Result {
+                f.write_str(&$crate::serde_hex::text(&self.0))
             }
         }
 
-        impl fmt::Debug for $name {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                write!(f, concat!(stringify!($name), "({})"), hex::encode(self.0))
+        impl ::std::fmt::Debug for $name {
+            fn fmt(&self, f: &mut ::std::fmt::Formatter<'_>) -> ::std::fmt::Result {
+                write!(f, concat!(stringify!($name), "({})"), self)
             }
         }
 
-        impl FromStr for $name {
-            type Err = IdError;
+        impl ::std::str::FromStr for $name {
+            type Err = $crate::IdError;
 
-            fn from_str(text: &str) -> Result<Self, IdError> {
-                parse_hex(text).map(Self)
+            fn from_str(text: &str) -> Result<Self, $crate::IdError> {
+                $crate::serde_hex::parse(text).map(Self)
+            }
+        }
+
+        impl ::serde::Serialize for $name {
+            fn serialize<S: ::serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                $crate::serde_hex::serialize(&self.0, serializer)
+            }
+        }
+
+        impl<'de> ::serde::Deserialize<'de> for $name {
+            fn deserialize<D: ::serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                $crate::serde_hex::deserialize(deserializer).map(Self)
             }
         }
     };

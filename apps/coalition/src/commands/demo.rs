@@ -95,6 +95,7 @@ fn sale() -> Result<UpArgs> {
         cpu: None,
         ram: None,
         new_ports: false,
+        attested: false,
     })
 }
 
@@ -120,6 +121,8 @@ async fn tell(home: &Home, coalition: &mut Coalition, steps: &mut Steps) -> Resu
             region: Some(coalition.devnet().manifest.sale.region.clone()),
             duration_s: 600,
             max_rate: "0.05".parse().or_fault("internal", || "a constant".into())?,
+            tdx: false,
+            mrtd: None,
             until: Until::After(30_000),
             anyway: false,
         },

@@ -6,11 +6,13 @@ use coalition::{PublishedConfig, derived_ids, parse_id};
 use serde_json::json;
 
 use crate::{
+    attestation::labelled,
     cli::IdArgs,
     error::{CliError, Context, Kind, Result},
     home::Home,
     output::{Output, Paint},
     roles::config::{parse_published, read_published},
+    view,
 };
 
 /// Shortest hex string taken for a config itself rather than for the name of a file.
@@ -36,7 +38,14 @@ pub fn run(home: &Home, args: &IdArgs, output: &Output) -> Result<()> {
         .iter()
         .map(|id| json!({ "label": id.label, "id": id.id.to_string(), "member": id.member.map(|member| member.to_string()) }))
         .collect();
-    let value = json!({ "name": config.instance_name(), "fingerprint": config.fingerprint().to_string(), "ids": listed, "matches": args.expect.is_some() });
+    let asked = view::compute(&config).ok().and_then(|market| market.params.attestation);
+    let attestation = asked.as_ref().map(|rule| {
+        json!({ "required": rule.required, "policy": rule.policy.fingerprint(), "root": rule.policy.root().label() })
+    });
+    let value = json!({
+        "name": config.instance_name(), "fingerprint": config.fingerprint().to_string(), "ids": listed,
+        "attestation": attestation, "matches": args.expect.is_some(),
+    });
     output.answer(&value, |output| {
         let width = ids.iter().map(|id| id.label.len()).max().unwrap_or(0);
         let mut text = format!("{}\n", output.paint(Paint::Bold, config.instance_name()));
@@ -45,6 +54,11 @@ pub fn run(home: &Home, args: &IdArgs, output: &Output) -> Result<()> {
             if let Some(member) = id.member {
                 text += &output.paint(Paint::Dim, &format!("{:width$}  member {member}\n", ""));
             }
+        }
+        if let Some(rule) = &asked {
+            let whose = if rule.required { "every provider" } else { "providers that claim TDX" };
+            let root = labelled(rule.policy.root().label(), |paint, text| output.paint(paint, text));
+            text += &format!("attestation of {whose}: policy {}, root {root}\n", rule.policy.fingerprint());
         }
         if args.expect.is_some() {
             text += &output.paint(Paint::Good, "the fingerprint is the expected one\n");

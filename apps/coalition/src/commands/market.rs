@@ -4,6 +4,7 @@ use coalition_compute::{At, CardView, FreeOffer};
 use serde_json::{Value, json};
 
 use crate::{
+    attestation::{NOT_ATTESTED, labelled},
     cli::MarketArgs,
     error::Result,
     home::Home,
@@ -65,7 +66,10 @@ fn answer(rows: &[Row<'_>], now: At, open: usize) -> Value {
                 "provider": row.card.card.provider_id,
                 "offer": row.free.offer.name,
                 "regions": capabilities.regions,
-                "posture": posture(row.card),
+                "posture": posture(row),
+                "attestation": row.card.attestation,
+                "tdx_capable": capabilities.tdx_capable,
+                "mrtds": capabilities.mrtds,
                 "rate": row.rate.map(|rate| dollars(rate).trim_start_matches('$').to_owned()),
                 "core_hour": row.free.offer.declared_rates.core_hour,
                 "gib_hour": row.free.offer.declared_rates.gib_hour,
@@ -89,7 +93,8 @@ fn shown(rows: &[Row<'_>], open: usize, output: &Output) -> String {
     let text = table(&headings, &cells);
     let mut lines = text.lines();
     let heading = output.paint(Paint::Bold, lines.next().unwrap_or_default());
-    let body: Vec<&str> = lines.collect();
+    // Painted once the columns stand.
+    let body: Vec<String> = lines.map(|line| labelled(line, |paint, text| output.paint(paint, text))).collect();
     let waiting = if open > 0 { format!("\n{open} requests are waiting\n") } else { String::new() };
     format!("{heading}\n{}\n{waiting}", body.join("\n"))
 }
@@ -106,12 +111,16 @@ fn cells(row: &Row<'_>) -> Vec<String> {
         size(u64::from(capabilities.max_cpu_millicores), u64::from(capabilities.max_ram_mib)),
         size(row.free.cpu_millicores, row.free.ram_mib),
         row.rate.map_or_else(|| "-".into(), dollars),
-        posture(row.card).into(),
+        posture(row),
         if row.card.stale { format!("{age} (stale)") } else { age },
     ]
 }
 
-/// What the provider proved about its hosts. Nothing checks quotes yet, so nothing is believed.
-const fn posture(_: &CardView) -> &'static str {
-    "not attested"
+/// What vouches for the machines of an offer: what the committee verified of its provider, where it sells machines inside TDX.
+fn posture(row: &Row<'_>) -> String {
+    match &row.card.attestation {
+        Some(found) if row.free.offer.capabilities.tdx_capable => found.root.label().to_owned(),
+        Some(found) => format!("{NOT_ATTESTED} (its bridge: {})", found.root.label()),
+        None => NOT_ATTESTED.to_owned(),
+    }
 }

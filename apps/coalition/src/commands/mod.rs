@@ -1,5 +1,6 @@
 //! One file for each command.
 
+pub mod attest;
 pub mod completions;
 pub mod demo;
 pub mod end;
@@ -39,6 +40,7 @@ pub fn dispatch(cli: &Cli, output: &Output) -> Result<()> {
         Command::End(args) => asynchronously(Box::pin(end::run(&home()?, args, output))),
         Command::Grants(_) => grants::run(&home()?, output),
         Command::Verify(args) => asynchronously(Box::pin(verify::run(&home()?, args, output))),
+        Command::Attest(command) => attest::run(command, output),
         Command::Image(command) => image::run(command, output),
         Command::Id(args) => id::run(&home()?, args, output),
         Command::Status(_) => asynchronously(Box::pin(status::run(&home()?, output))),

@@ -1,6 +1,7 @@
 //! `coalition request`: ask for a machine.
 
 use crate::{
+    attestation::{NOT_ATTESTED, labelled},
     cli::RequestArgs,
     error::{CliError, Result},
     grants::{self, Grant},
@@ -31,6 +32,8 @@ pub async fn run(home: &Home, args: &RequestArgs, output: &Output) -> Result<()>
             region: args.region.clone(),
             duration_s: args.duration.0,
             max_rate: args.max_rate,
+            tdx: args.tdx || args.mrtd.is_some(),
+            mrtd: args.mrtd,
             until: args.deadline.map_or(Until::After(args.wait.as_ms()), |moment| Until::At(moment.0)),
             anyway: args.anyway,
         },
@@ -64,17 +67,28 @@ fn how_to_get_in(home: &Home, grant: &Grant, output: &Output) -> Result<String> 
         access.host,
         access.port,
         values::utc(cleared.valid_to_ms),
-        output.paint(Paint::Bad, &format!("plain host: {}", access.posture)),
+        posture_words(&access.posture, |paint, text| output.paint(paint, text)),
         split_isolation(&access.isolation).0,
         losses(&access.isolation, "  "),
     ))
 }
 
-/// What vouches for the machine (in red when nothing does) and how strongly the workload is isolated, on one line.
+/// What vouches for the machine and how strongly the workload is isolated, on one line.
 #[must_use]
 pub fn posture_line(posture: &str, isolation: &str, output: &Output) -> String {
-    let host = output.paint_err(Paint::Bad, &format!("plain host: {posture}"));
-    format!("{host}; {}", split_isolation(isolation).0)
+    let vouched = posture_words(posture, |paint, text| output.paint_err(paint, text));
+    format!("{vouched}; {}", split_isolation(isolation).0)
+}
+
+/// What vouches for the machine: in red when nothing does, or a development root.
+fn posture_words(posture: &str, paint: impl Fn(Paint, &str) -> String) -> String {
+    if posture.starts_with(NOT_ATTESTED) {
+        return paint(Paint::Bad, &format!("plain host: {posture}"));
+    }
+    match posture.strip_prefix("valid") {
+        Some(rest) => format!("guest quote: {}{}", paint(Paint::Good, "valid"), labelled(rest, paint)),
+        None => format!("guest quote: {}", paint(Paint::Bad, posture)),
+    }
 }
 
 /// A provider's statement of isolation: its name, and each thing that is weaker than full isolation.

@@ -1,23 +1,20 @@
 //! `coalition ssh`: OpenSSH's client, with the host key pinned from the receipt.
 
-use std::{
-    ffi::OsString,
-    io::{self, IsTerminal},
-    os::unix::process::CommandExt,
-    path::Path,
-    process::Command,
-};
+use std::{ffi::OsString, io, os::unix::process::CommandExt, path::Path, process::Command};
 
 use super::request::posture_line;
 use crate::{
+    attestation::{self, Workload},
     cli::SshArgs,
-    error::{CliError, Kind, Result},
+    error::{CliError, Context, Kind, Result},
     grants::{self, Access, Grant, Stage},
     home::Home,
     output::Output,
     request::now_ms,
-    values,
+    roles::config::UniverseConfig,
+    values, view,
 };
+use coalition_attest::Evidence;
 
 /// Replaces this process with OpenSSH's client.
 ///
@@ -26,15 +23,47 @@ use crate::{
 pub fn run(home: &Home, args: &SshArgs, output: &Output) -> Result<()> {
     let grant = grants::find(home, args.grant.as_deref())?;
     let access = access(&grant)?;
-    if io::stderr().is_terminal() {
-        output.note(posture_line(&access.posture, &access.isolation, output));
-    }
+    let posture = verify(home, &grant, access)?;
+    output.note(posture_line(&posture, &access.isolation, output));
     let error = Command::new("ssh").args(arguments(&grant, access, &args.command)).exec();
     if error.kind() == io::ErrorKind::NotFound {
         return Err(CliError::input("no_ssh", "there is no `ssh` on this machine")
             .hint("install OpenSSH's client: `apt-get install openssh-client`"));
     }
     Err(CliError::fault("ssh", "ssh cannot be started").because(error))
+}
+
+/// What vouches for the machine, found again from its evidence: before the first byte is typed, and whatever was said then.
+///
+/// # Errors
+/// [`Kind::Unproven`] when the machine must be inside TDX and its quote is not valid now.
+fn verify(home: &Home, grant: &Grant, access: &Access) -> Result<String> {
+    let required = grant.file.cleared.as_ref().is_some_and(|cleared| cleared.tdx_required);
+    let Some(host_key) = &access.quoted_host_key else {
+        if required {
+            attestation::demand(None)?;
+        }
+        return Ok(access.posture.clone());
+    };
+    let damaged = || format!("the evidence of grant {} cannot be read", grant.short());
+    let bytes = std::fs::read(grant.evidence_path()).or_input("grant_damaged", damaged)?;
+    let evidence = Evidence::from_bytes(&bytes).or_input("grant_damaged", damaged)?;
+    let (_, config) = UniverseConfig::load(&home.universe())?;
+    let compute = view::compute(&config)?;
+    let workload = Workload {
+        organism: compute.id,
+        params: &compute.params,
+        request: grant.file.grant,
+        image: coalition::parse_id(&grant.file.image).or_input("grant_damaged", damaged)?,
+        expected_mrtd: grant.file.cleared.as_ref().and_then(|cleared| cleared.expected_mrtd),
+        host_key: coalition::serde_hex::parse(host_key).or_input("grant_damaged", damaged)?,
+        requested_ms: grant.file.requested_ms,
+    };
+    let verdict = attestation::judge(&workload, &evidence, now_ms());
+    if required {
+        attestation::demand(verdict.as_ref())?;
+    }
+    Ok(verdict.map_or_else(|| access.posture.clone(), |verdict| verdict.to_string()))
 }
 
 /// How to get into a grant that is ready and not over.
@@ -113,6 +142,7 @@ mod tests {
             user: "root".into(),
             isolation: "i".into(),
             posture: "not attested".into(),
+            quoted_host_key: None,
         };
         let cleared = Cleared {
             provider: "ab".repeat(32),
@@ -120,6 +150,8 @@ mod tests {
             region: "r".into(),
             rate: coalition::RateQ64::ZERO,
             valid_to_ms,
+            tdx_required: false,
+            expected_mrtd: None,
         };
         let file = GrantFile {
             version: 1,

@@ -7,12 +7,14 @@ use std::{
 };
 
 use coalition::RateQ64;
+use coalition_attest::DEVELOPMENT_LABEL;
 use coalition_compute::Region;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::request::home_flag;
 use crate::{
+    attestation::NOT_ATTESTED,
     cli::UpArgs,
     devnet::{
         self, Devnet,
@@ -104,8 +106,13 @@ pub fn prepare(home: &Home, args: &UpArgs, steps: &mut Steps) -> Result<Coalitio
         gib_hour: args.gib_rate,
         cpu_millicores: args.cpu.map_or(cpu, |cpu| cpu.0),
         ram_mib: args.ram.map_or(ram, |ram| ram.0),
+        attested: args.attested,
     };
     let mut devnet = devnet::open_or_create(home, &args.name, &sale)?;
+    if args.attested && !devnet.manifest.sale.attested {
+        let message = format!("the coalition in {} was made without --attested, and stays so", home.root().display());
+        return Err(CliError::input("not_attested", message).hint("make another: choose another directory with --home"));
+    }
     if args.new_ports && !devnet.is_new {
         devnet::move_ports(home, &mut devnet)?;
     }
@@ -279,8 +286,13 @@ impl Coalition {
         let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         json!({
             "up": true, "name": self.devnet.manifest.name, "fingerprint": self.devnet.config.fingerprint().to_string(),
-            "home": self.home.root(), "roles": self.roles, "offered": offered.is_some(), "unix_s": since.as_secs(),
+            "home": self.home.root(), "posture": self.posture(), "roles": self.roles, "offered": offered.is_some(), "unix_s": since.as_secs(),
         })
+    }
+
+    /// What vouches for the providers of this market.
+    const fn posture(&self) -> &'static str {
+        if self.devnet.manifest.sale.attested { DEVELOPMENT_LABEL } else { NOT_ATTESTED }
     }
 
     fn screen(&self, offered: Option<&str>, output: &Output) -> String {
@@ -306,6 +318,10 @@ impl Coalition {
             ("bridge", offered.unwrap_or("no offer yet").to_owned(), pids("bridge")),
         ] {
             text += &format!("  {what:<10} {said}\n{}", output.paint(Paint::Dim, &format!("  {:10} pid {pids}\n", "")));
+        }
+        if self.devnet.manifest.sale.attested {
+            let label = output.paint(Paint::Bad, DEVELOPMENT_LABEL);
+            text += &format!("  {:<10} providers must be attested; root: {label}\n", "posture");
         }
         for (name, how) in self.roles.iter().filter_map(|(name, status)| Some((name, status.down.as_ref()?))) {
             let down = output.paint(Paint::Warn, &format!("{name} is down and is started again by itself"));

@@ -173,6 +173,8 @@ fn decode(entry: &Entry) -> Value {
             MarketEntry::GrantEnding(body) => serde_json::to_value(body),
             MarketEntry::GrantEnded(body) => serde_json::to_value(body),
             MarketEntry::Log(body) => serde_json::to_value(body),
+            MarketEntry::Challenge(body) => serde_json::to_value(body),
+            MarketEntry::Attestation(body) => serde_json::to_value(body),
         };
         return value.unwrap_or_else(|_| opaque());
     }

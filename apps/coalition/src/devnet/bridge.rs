@@ -3,7 +3,10 @@
 use coalition_shuffle::SshHostKey;
 use toml::{Table, Value};
 
-use super::{keys::Secrets, plan::Plan};
+use super::{
+    keys::{DEVELOPMENT_ROOT_FILE, Secrets},
+    plan::{BRIDGE_MRTD, Plan, WORKLOAD_MRTD},
+};
 use crate::{
     error::Result,
     home::{Home, private_write},
@@ -43,6 +46,10 @@ pub(super) fn boot_toml(plan: &Plan<'_>) -> String {
     // Workloads of a development coalition are reachable from this machine only.
     machine.insert("listen".into(), "127.0.0.1".into());
     machine.insert("rates".into(), Value::Table(rates));
+    if sale.attested {
+        machine.insert("tdx_capable".into(), true.into());
+        machine.insert("guest_mrtd".into(), WORKLOAD_MRTD.to_string().into());
+    }
     let mut baremetal = Table::new();
     baremetal.insert("machines".into(), Value::Array(vec![Value::Table(machine)]));
     let mut provider = Table::new();
@@ -50,6 +57,13 @@ pub(super) fn boot_toml(plan: &Plan<'_>) -> String {
     // Ctrl-C on `coalition up` leaves nothing behind, workloads included.
     provider.insert("on_shutdown".into(), "drain".into());
     let mut boot = Table::new();
+    if sale.attested {
+        let mut attestation = Table::new();
+        attestation.insert("source".into(), "development".into());
+        attestation.insert("development_root".into(), format!("../keys/{DEVELOPMENT_ROOT_FILE}").into());
+        attestation.insert("development_mrtd".into(), BRIDGE_MRTD.to_string().into());
+        boot.insert("attestation".into(), Value::Table(attestation));
+    }
     boot.insert("coalition".into(), "../coalition.hex".into());
     boot.insert("fingerprint".into(), plan.config.fingerprint().to_string().into());
     boot.insert("relay".into(), plan.relay().into());

@@ -2,8 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
+use coalition_attest::{DevelopmentRoot, TrustRoot};
 use coalition_shuffle::{DealerOutput, KeyShare};
 use coalition_universe::NodeKey;
+use compute_bridge::platform::Platform;
 
 use super::manifest::{MEMBERS, UNSEAL_MEMBERS, UNSEAL_THRESHOLD, member_name, unseal_name};
 use crate::{
@@ -36,6 +38,26 @@ pub struct Secrets {
     pub host_ssh: NodeKey,
     /// The bridge logs in to the host with this key.
     pub bridge_ssh: NodeKey,
+    /// The development root that vouches for the bridge, in a coalition that asks for attestation.
+    pub development: Option<TrustRoot>,
+}
+
+/// File of the development root, below the directory of keys.
+pub const DEVELOPMENT_ROOT_FILE: &str = "development-root.json";
+
+/// Reads the development root below `dir`, making it if it is not there.
+///
+/// # Errors
+/// When the file cannot be used or written.
+pub fn development_root(dir: &Path) -> Result<TrustRoot> {
+    let path = dir.join(DEVELOPMENT_ROOT_FILE);
+    let unusable = || format!("the development root {} cannot be used", path.display());
+    if !path.exists() {
+        let made = DevelopmentRoot::generate().or_fault("development_root", unusable)?;
+        private_write(&path, made.to_secret().as_bytes())?;
+    }
+    let root = Platform::load_root(&path).or_input("key_unusable", unusable)?;
+    root.trust_root().or_input("key_unusable", unusable)
 }
 
 /// File of a key, below the directory of keys.
@@ -77,6 +99,7 @@ impl Secrets {
             bridge_node: key("bridge", "node")?,
             host_ssh: key("host", "ssh")?,
             bridge_ssh: key("bridge", "ssh")?,
+            development: None,
         })
     }
 }

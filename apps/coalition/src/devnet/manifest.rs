@@ -48,6 +48,9 @@ pub struct Sale {
     pub cpu_millicores: u32,
     /// Memory for all grants together, in MiB.
     pub ram_mib: u32,
+    /// Whether the market admits only attested providers and its machines count as development guests.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub attested: bool,
 }
 
 /// Loopback ports, chosen free at the first start and kept. None of them is part of the coalition's identity.
@@ -167,6 +170,7 @@ pub(crate) mod tests {
             gib_hour: "0.004".parse().unwrap(),
             cpu_millicores: 2_000,
             ram_mib: 4_096,
+            attested: false,
         };
         Manifest::new("dev".into(), sale, Ports::assign(&tcp, &udp).unwrap())
     }

@@ -42,7 +42,10 @@ pub fn open_or_create(home: &Home, name: &str, sale: &Sale) -> Result<Devnet> {
         return open(home);
     }
     let manifest = Manifest::new(name.to_owned(), sale.clone(), free_ports()?);
-    let secrets = keys::Secrets::load_or_create(&home.keys())?;
+    let mut secrets = keys::Secrets::load_or_create(&home.keys())?;
+    if sale.attested {
+        secrets.development = Some(keys::development_root(&home.keys())?);
+    }
     let params = keys::deal(&home.keys())?;
     let planned = |error: plan::PlanError| CliError::input("devnet", "cannot describe the coalition").because(error);
     let config = plan::published(&manifest, &secrets, &params).map_err(planned)?;

@@ -3,11 +3,12 @@
 use std::{collections::BTreeMap, path::PathBuf};
 
 use coalition::{
-    AclComposition, CommitteeContent, ContentParams, ModuleKind, OrganismConfig, PublishedConfig, PublishedError,
+    AclComposition, CommitteeContent, ContentParams, ModuleKind, Mrtd, OrganismConfig, PublishedConfig, PublishedError,
     Roster, RosterMember, UNIVERSE, committee::CommitteeError,
 };
 use coalition_almanac::AlmanacParams;
-use coalition_compute::ComputeParams;
+use coalition_attest::{Policy, PolicyError, TrustRoot};
+use coalition_compute::{AttestationRule, ComputeParams};
 use coalition_shuffle::PublicParams;
 use coalition_universe::{NodeKey, PeerAddress};
 
@@ -32,6 +33,9 @@ pub enum PlanError {
     /// The config is malformed.
     #[error("the coalition's config")]
     Config(#[from] PublishedError),
+    /// The attestation policy is none.
+    #[error("the attestation policy")]
+    Policy(#[from] PolicyError),
     /// The clock's parameters are out of range.
     #[error("the Almanac's parameters")]
     Almanac(#[from] coalition_almanac::ParamsError),
@@ -58,7 +62,11 @@ pub fn published(manifest: &Manifest, secrets: &Secrets, unseal: &PublicParams) 
         params,
     };
     let almanac = content(ALMANAC_SERVICE, &committee, AlmanacParams::new(ALMANAC_CADENCE_MS)?.to_bytes());
-    let compute = content(COMPUTE_SERVICE, &committee, ComputeParams::standard(ALMANAC_CADENCE_MS).to_bytes());
+    let mut market = ComputeParams::standard(ALMANAC_CADENCE_MS);
+    if let Some(root) = &secrets.development {
+        market = market.with_attestation(development_rule(root.clone())?);
+    }
+    let compute = content(COMPUTE_SERVICE, &committee, market.to_bytes());
     let unseal = content(UNSEAL_SERVICE, &roster(&secrets.unseal, unseal_name)?, unseal.to_bytes().to_vec());
     let bridge = bridge_content(secrets);
     let bridge = OrganismConfig {
@@ -74,6 +82,26 @@ pub fn published(manifest: &Manifest, secrets: &Secrets, unseal: &PublicParams) 
         .module(ModuleKind::Almanac, "almanac", &almanac)
         .module(ModuleKind::Compute, "compute", &compute);
     Ok(builder.build()?)
+}
+
+/// What the bridge's development guest claims as its initial content.
+pub(super) const BRIDGE_MRTD: Mrtd = stated(b"DEVELOPMENT BRIDGE: NOTHING MEASURED THIS");
+/// What the development guests of workloads claim as theirs.
+pub(super) const WORKLOAD_MRTD: Mrtd = stated(b"DEVELOPMENT WORKLOAD: NOTHING MEASURED THIS");
+/// How long an attestation counts, in seconds; the bridge renews it at half of that.
+const ATTESTATION_AGE_S: u64 = 3_600;
+
+/// A measurement that says in words that it is none.
+const fn stated(words: &[u8]) -> Mrtd {
+    let mut bytes = [0; 48];
+    bytes.split_at_mut(words.len()).0.copy_from_slice(words);
+    Mrtd(bytes)
+}
+
+/// Only the development guest of this coalition's bridge may sell.
+fn development_rule(root: TrustRoot) -> Result<AttestationRule, PlanError> {
+    let policy = Policy::strict(root).require_mrtd(BRIDGE_MRTD).max_quote_age_s(ATTESTATION_AGE_S)?;
+    Ok(AttestationRule { required: true, policy })
 }
 
 /// Every file that follows from manifest, keys and published config: paths relative to the home, with their text.

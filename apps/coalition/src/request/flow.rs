@@ -8,13 +8,14 @@ use std::{
 };
 
 use coalition::{MemberId, RequestId, ZERO_ID};
+use coalition_attest::{Evidence, Verdict};
 use coalition_compute::{
-    Command, ComputeGrant, ComputeRequest, EndGrant, GrantStage, MarketView, RequestEnd, RequestStatus, Signed,
+    At, Command, ComputeGrant, ComputeRequest, EndGrant, GrantStage, MarketView, RequestEnd, RequestStatus, Signed,
     Statement, WithdrawRequest, anonymous_requester, request_id,
 };
 use coalition_log::retirement::Retirement;
 use coalition_organism::{Committed, Follower, Organism, WriteError, random_write_id};
-use coalition_shuffle::{PendingRequest, SshAccessReceipt, WorkloadSpec};
+use coalition_shuffle::{PendingRequest, Posture, SshAccessReceipt, WorkloadSpec};
 use coalition_universe::NodeKey;
 use ed25519_dalek::SigningKey;
 use rand_core::{OsRng, RngCore};
@@ -25,7 +26,8 @@ use super::{
     serve::{ImageService, Served},
 };
 use crate::{
-    commands::request::split_isolation,
+    attestation::{self, NOT_ATTESTED, Workload, labelled},
+    commands::request::posture_line,
     error::{CliError, Context, Kind, Result},
     grants::{Cleared, Grant, GrantFile, Stage, short},
     home::Home,
@@ -102,6 +104,13 @@ pub async fn run(home: &Home, request: &Request, steps: &mut Steps) -> Result<Gr
     drop(market);
     session.close().await;
     outcome
+}
+
+/// What vouches for the machine of a receipt.
+struct Vouched {
+    posture: String,
+    evidence: Option<Vec<u8>>,
+    verdict: Option<Verdict>,
 }
 
 /// One request on its way.
@@ -187,12 +196,13 @@ impl<'a> Attempt<'a> {
         self.order(home, steps).await?;
         let first = self.wait_cleared(0, steps).await?;
         let receipt = self.wait_receipt(first, steps).await?;
+        let vouched = self.vouch(&receipt)?;
         let mut grant = self.grant.take().ok_or_else(|| CliError::fault("internal", "the grant was not kept"))?;
-        if let Err(error) = grant.keep_receipt(&receipt) {
+        if let Err(error) = grant.keep_receipt(&receipt, vouched.posture, vouched.evidence.as_deref()) {
             self.grant = Some(grant);
             return Err(error);
         }
-        announce_receipt(&grant, steps);
+        announce_receipt(&grant, vouched.verdict.as_ref(), steps);
         Ok(grant)
     }
 
@@ -260,8 +270,8 @@ impl<'a> Attempt<'a> {
             ram_mib: ask.ram_mib,
             duration_sec: self.checked.duration_s,
             region: ask.region.clone(),
-            tdx_required: false,
-            pinned_mrtd: None,
+            tdx_required: ask.tdx,
+            pinned_mrtd: ask.mrtd,
             max_rate: ask.max_rate,
             settlement: ZERO_ID,
             deadline: self.checked.deadline,
@@ -287,20 +297,26 @@ impl<'a> Attempt<'a> {
                 region: grant.region.to_string(),
                 rate: grant.rate,
                 valid_to_ms: grant.valid_to_ms,
+                tdx_required: grant.tdx_required,
+                expected_mrtd: grant.expected_mrtd,
             };
             kept.update(|file| (file.stage, file.cleared) = (Stage::Granted, Some(cleared)))?;
         }
         let provider = &grant.provider.to_string()[..8];
+        let found = self.market.read(|view| view.card(&grant.provider, view_time(&grant))?.attestation);
+        let posture = found.as_ref().map_or(NOT_ATTESTED, |found| found.root.label());
         let text = format!(
-            "to provider {provider} ({}, {}) at {} per core-hour, until {}",
+            "to provider {provider} ({}, {}) at {} per core-hour, until {}; provider: {}",
             grant.offer,
             grant.region,
             dollars(grant.rate),
-            values::utc(grant.valid_to_ms)
+            values::utc(grant.valid_to_ms),
+            labelled(posture, |paint, text| steps.output().paint_err(paint, text)),
         );
         let fields = json!({
             "grant": id, "provider": grant.provider, "offer": grant.offer, "region": grant.region, "attempt": grant.attempt,
             "rate_usd_core_hour": dollars(grant.rate).trim_start_matches('$'), "valid_to_ms": grant.valid_to_ms, "pointer": pointer,
+            "posture": posture, "attestation": found, "tdx_required": grant.tdx_required, "expected_mrtd": grant.expected_mrtd,
         });
         steps.done("cleared", &text, fields);
         Ok(grant)
@@ -350,6 +366,36 @@ impl<'a> Attempt<'a> {
                 }
             }
         }
+    }
+
+    /// What vouches for the machine. A machine that must be inside TDX and does not prove it is not taken.
+    fn vouch(&self, receipt: &SshAccessReceipt) -> Result<Vouched> {
+        let missing = || CliError::fault("internal", "the grant was not kept");
+        let grant = self.cleared.as_ref().ok_or_else(missing)?;
+        let workload = Workload {
+            organism: self.session.compute.id,
+            params: &self.session.compute.params,
+            request: self.id,
+            image: grant.image_hash,
+            expected_mrtd: grant.expected_mrtd,
+            host_key: receipt.ssh_host_key.0,
+            requested_ms: self.grant.as_ref().ok_or_else(missing)?.file.requested_ms,
+        };
+        let evidence = match receipt.posture {
+            Posture::Attested { quote } => self.image.evidence(quote),
+            _ => None,
+        };
+        let judged = evidence.as_ref().and_then(|bytes| Evidence::from_bytes(bytes).ok());
+        let verdict = judged.and_then(|evidence| attestation::judge(&workload, &evidence, now_ms()));
+        if grant.tdx_required {
+            attestation::demand(verdict.as_ref())?;
+        }
+        let posture = match (&verdict, receipt.posture) {
+            (Some(verdict), _) => verdict.to_string(),
+            (None, Posture::NotAttested) => NOT_ATTESTED.to_owned(),
+            (None, _) => format!("{NOT_ATTESTED}: its quote did not come, or this market names no policy"),
+        };
+        Ok(Vouched { posture, evidence: evidence.filter(|_| verdict.is_some()), verdict })
     }
 
     /// Takes back what the market knows of this request, and adds to the error what could not be taken back.
@@ -489,13 +535,18 @@ fn announce_image(facts: &ImageFacts, from_here: bool, steps: &mut Steps) {
     );
 }
 
-fn announce_receipt(grant: &Grant, steps: &mut Steps) {
+/// The moment of a grant's clearing, for looking at its provider's card as the committee did.
+fn view_time(grant: &ComputeGrant) -> At {
+    At { tick: grant.valid_from.0, time_ms: grant.valid_to_ms.saturating_sub(u64::from(grant.duration_sec) * 1_000) }
+}
+
+fn announce_receipt(grant: &Grant, verdict: Option<&Verdict>, steps: &mut Steps) {
     let Some(access) = &grant.file.access else { return };
-    let (isolation, _) = split_isolation(&access.isolation);
-    let text = format!("{}@{} port {}; {isolation}", access.user, access.host, access.port);
+    let vouched = posture_line(&access.posture, &access.isolation, steps.output());
+    let text = format!("{}@{} port {}; {vouched}", access.user, access.host, access.port);
     let fields = json!({
         "grant": grant.file.grant, "host": access.host, "port": access.port, "user": access.user,
-        "isolation": access.isolation, "posture": access.posture, "key_file": grant.key_path(),
+        "isolation": access.isolation, "posture": access.posture, "attestation": verdict, "key_file": grant.key_path(),
         "known_hosts": grant.known_hosts_path(), "valid_to_ms": grant.file.cleared.as_ref().map(|cleared| cleared.valid_to_ms),
     });
     steps.done("receipt", &text, fields);

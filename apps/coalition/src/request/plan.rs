@@ -2,7 +2,7 @@
 //!
 //! The committee decides; this only spares a person from waiting for what cannot happen, and says what would.
 
-use coalition::{AlmanacTick, RateQ64};
+use coalition::{AlmanacTick, Mrtd, RateQ64};
 use coalition_compute::{At, CardView, ComputeParams, FreeOffer, Region};
 
 use crate::{
@@ -30,6 +30,10 @@ pub struct Ask {
     pub duration_s: u64,
     /// USD per core-hour with memory included.
     pub max_rate: RateQ64,
+    /// Whether it must be a machine inside TDX, at an attested provider.
+    pub tdx: bool,
+    /// The measurement the machine must show; only with `tdx`.
+    pub mrtd: Option<Mrtd>,
     /// When to give up.
     pub until: Until,
     /// Whether to send it although no offer fits now.
@@ -166,7 +170,10 @@ fn wait_ms(until: Until, now_ms: u64) -> Result<u64> {
 /// The cheapest rate that fits, or why none does: the first filter that leaves nothing is the answer.
 fn offer(ask: &Ask, market: &Snapshot<'_>) -> Result<(Option<RateQ64>, Option<String>)> {
     let refused = |code: &str, message: String| CliError::new(Kind::Refused, code, message);
-    let fresh: Vec<&FreeOffer> = market.cards.iter().filter(|card| !card.stale).flat_map(|card| &card.free).collect();
+    // Where the market asks for attestation of everybody, a card without one that counts wins nothing.
+    let required = market.params.attestation.as_ref().is_some_and(|rule| rule.required);
+    let young = market.cards.iter().filter(|card| !card.stale && (!required || card.attestation.is_some()));
+    let fresh: Vec<&FreeOffer> = young.flat_map(|card| &card.free).collect();
     if fresh.is_empty() {
         let message = match market.cards.len() {
             0 => "there is no provider in this market".to_owned(),
@@ -182,6 +189,7 @@ fn offer(ask: &Ask, market: &Snapshot<'_>) -> Result<(Option<RateQ64>, Option<St
         let message = format!("no provider serves region {region}; there is {}", regions(&fresh).join(", "));
         return Err(refused("region_not_served", message).hint("choose one of these with --region, or leave it out"));
     }
+    let in_region = in_posture(ask, market, &in_region)?;
     let fitting: Vec<&FreeOffer> = in_region.iter().copied().filter(|offer| can_carry(offer, ask)).collect();
     if fitting.is_empty() {
         return Err(refused("too_large", too_large(ask, &in_region)).hint("ask for less with --cpu and --ram"));
@@ -203,6 +211,33 @@ fn offer(ask: &Ask, market: &Snapshot<'_>) -> Result<(Option<RateQ64>, Option<St
     let is_free = fitting.iter().filter(affordable).any(|offer| has_room(offer, ask));
     let note = (!is_free).then(|| "every offer that fits is full now; waiting for room".to_owned());
     Ok((Some(cheapest), note))
+}
+
+/// The offers that are what TDX is asked of, if it is.
+fn in_posture<'a>(ask: &Ask, market: &Snapshot<'_>, offers: &[&'a FreeOffer]) -> Result<Vec<&'a FreeOffer>> {
+    if !ask.tdx {
+        return Ok(offers.to_vec());
+    }
+    let refused = |code: &str, message: &str| CliError::new(Kind::Refused, code, message.to_owned());
+    if market.params.attestation.is_none() {
+        let message = "this market verifies no attestation, so nothing here could prove TDX";
+        return Err(refused("no_attestation", message).hint("leave out --tdx and --mrtd, or use another coalition"));
+    }
+    // A provider that claims TDX is attested, or its card would not be here; one whose proof ended wins nothing.
+    let proven = market.cards.iter().filter(|card| card.attestation.is_some()).flat_map(|card| &card.card.offers);
+    let proven: Vec<_> = proven.filter(|offer| offer.capabilities.tdx_capable).collect();
+    let tdx: Vec<_> = offers.iter().copied().filter(|free| proven.contains(&&free.offer)).collect();
+    if tdx.is_empty() {
+        return Err(refused("not_attested", "no provider there offers machines inside TDX and is attested now")
+            .hint("see POSTURE in `coalition market`"));
+    }
+    let Some(mrtd) = ask.mrtd else { return Ok(tdx) };
+    let pinned: Vec<_> = tdx.iter().copied().filter(|free| free.offer.capabilities.mrtds.contains(&mrtd)).collect();
+    if pinned.is_empty() {
+        return Err(refused("mrtd_not_offered", "no attested provider there offers machines with that measurement")
+            .hint("`coalition market --json` lists the measurements"));
+    }
+    Ok(pinned)
 }
 
 fn serves(offer: &FreeOffer, region: Option<&Region>) -> bool {
@@ -294,7 +329,7 @@ mod tests {
             refreshed_at: AlmanacTick(1),
         };
         let bonds = BondCount { provider: provider_id, count: 0 };
-        CardView { card, free: vec![free], bonds, age_ticks: 1, age_ms: 1_000, stale }
+        CardView { card, free: vec![free], bonds, age_ticks: 1, age_ms: 1_000, stale, attestation: None }
     }
 
     fn ask() -> Ask {
@@ -304,6 +339,8 @@ mod tests {
             region: Some("local".parse().unwrap()),
             duration_s: 600,
             max_rate: "0.05".parse().unwrap(),
+            tdx: false,
+            mrtd: None,
             until: Until::After(30_000),
             anyway: false,
         }
@@ -353,6 +390,7 @@ mod tests {
         assert_eq!((kind, code.as_str()), (Kind::Input, "duration_too_long"));
         let (kind, code, _) = refused(|ask| ask.until = Until::After(2 * 86_400_000), &cards);
         assert_eq!((kind, code.as_str()), (Kind::Input, "deadline_too_far"));
+        assert_eq!(refused(|ask| ask.tdx = true, &cards).1, "no_attestation");
         assert_eq!(refused(|_| (), &[]).1, "no_providers");
         let (_, code, text) = refused(|_| (), &[card("local", "0.02", true, 4_000)]);
         assert!(code == "no_providers" && text.contains("silent"), "{text}");

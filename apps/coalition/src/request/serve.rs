@@ -1,26 +1,35 @@
 //! The requester's side of the image transfer: answers chunks of one file, by its hash, to whoever knows both.
 //!
+//! Method `attestation.evidence` takes the evidence of the machine's guest, which counts only if the receipt names it.
 //! Method `image.chunk`, body postcard `{ hash, offset }`, answer up to 1 MiB of the file; empty at its end. The provider
 //! checks the whole against the granted blake3, so nothing here needs to be trusted by it.
 
 use std::{
+    collections::BTreeMap,
     fs::File,
     os::unix::fs::FileExt,
     path::Path,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
 };
 
 use coalition::UniqueId;
+use coalition_attest::Evidence;
+use coalition_compute::MAX_EVIDENCE_BYTES;
 use coalition_universe::{Fault, PeerId, Service};
-use compute_bridge::image::{ChunkRequest, IMAGE_METHOD, MAX_CHUNK_BYTES};
+use compute_bridge::image::{ChunkRequest, EVIDENCE_METHOD, IMAGE_METHOD, MAX_CHUNK_BYTES};
 use futures::future::BoxFuture;
 use tokio::sync::watch;
 
+use crate::attestation;
+
 /// Largest encoded question.
 const MAX_ASK_BYTES: usize = 64;
+
+/// Most pieces of evidence kept: one for each provider that may be tried, and then some.
+const MAX_EVIDENCE_KEPT: usize = 32;
 
 /// Serves one image file.
 pub struct ImageService {
@@ -29,6 +38,7 @@ pub struct ImageService {
     file: Arc<File>,
     furthest: AtomicU64,
     progress: watch::Sender<u64>,
+    evidence: Mutex<BTreeMap<UniqueId, Vec<u8>>>,
 }
 
 impl ImageService {
@@ -38,12 +48,40 @@ impl ImageService {
     /// When it cannot be opened.
     pub fn open(path: &Path, hash: UniqueId, size_bytes: u64) -> std::io::Result<Self> {
         let file = Arc::new(File::open(path)?);
-        Ok(Self { hash, size_bytes, file, furthest: AtomicU64::new(0), progress: watch::Sender::new(0) })
+        Ok(Self {
+            hash,
+            size_bytes,
+            file,
+            furthest: AtomicU64::new(0),
+            progress: watch::Sender::new(0),
+            evidence: Mutex::default(),
+        })
     }
 
     /// How many bytes, from the start, have been asked for so far. The whole size means that all were.
     pub fn progress(&self) -> watch::Receiver<u64> {
         self.progress.subscribe()
+    }
+
+    /// The evidence with this quote, if it was handed over.
+    pub fn evidence(&self, quote: UniqueId) -> Option<Vec<u8>> {
+        self.evidence.lock().unwrap_or_else(PoisonError::into_inner).get(&quote).cloned()
+    }
+
+    /// Keeps evidence under its quote's digest; whether it is worth anything is judged later.
+    fn take_evidence(&self, bytes: Vec<u8>) -> Result<(), Fault> {
+        let malformed = || Fault::new("malformed", "that is no evidence");
+        if bytes.len() > MAX_EVIDENCE_BYTES {
+            return Err(malformed());
+        }
+        let evidence = Evidence::from_bytes(&bytes).map_err(|_| malformed())?;
+        let digest = attestation::digest(&evidence).ok_or_else(malformed)?;
+        let mut kept = self.evidence.lock().unwrap_or_else(PoisonError::into_inner);
+        if kept.len() >= MAX_EVIDENCE_KEPT && !kept.contains_key(&digest) {
+            return Err(Fault::new("too_much", "enough evidence came already"));
+        }
+        kept.insert(digest, bytes);
+        Ok(())
     }
 
     fn chunk(&self, ask: &ChunkRequest) -> Result<Vec<u8>, Fault> {
@@ -69,6 +107,9 @@ impl Service for Served {
     fn call(&self, _: PeerId, method: String, body: Vec<u8>) -> BoxFuture<'static, Result<Vec<u8>, Fault>> {
         let image = Arc::clone(&self.0);
         Box::pin(async move {
+            if method == EVIDENCE_METHOD {
+                return image.take_evidence(body).map(|()| Vec::new());
+            }
             if method != IMAGE_METHOD {
                 return Err(Fault::new("unknown_method", format!("this peer answers {IMAGE_METHOD} only")));
             }
@@ -114,6 +155,8 @@ mod tests {
         assert_eq!(ask(hash, u64::MAX).await.unwrap(), Vec::<u8>::new());
         assert_eq!(ask(UniqueId::hash(b"other"), 0).await.unwrap_err().code, "unknown_image");
         assert_eq!(served.call(peer, "x".into(), Vec::new()).await.unwrap_err().code, "unknown_method");
+        let rubbish = served.call(peer, EVIDENCE_METHOD.into(), vec![1; 40]).await;
+        assert_eq!(rubbish.unwrap_err().code, "malformed");
         assert_eq!(served.call(peer, IMAGE_METHOD.into(), vec![0xff; 40]).await.unwrap_err().code, "malformed");
         std::fs::write(file.path(), b"short now").unwrap();
         assert_eq!(ask(hash, 0).await.unwrap_err().code, "image_unreadable");

@@ -13,21 +13,21 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use coalition_compute::{
-    Capabilities, ComputeGrant, DeclaredRates, LogEnd, MIN_CPU_MILLICORES, MIN_RAM_MIB, OfferName, Region, UsageMetrics,
+    Capabilities, ComputeGrant, DeclaredRates, MIN_CPU_MILLICORES, MIN_RAM_MIB, OfferName, Region,
 };
 use coalition_host::types::{
-    CleanReport, EndReason, FORMAT_VERSION, Isolation, IsolationLevel, ListReport, Phase, ProbeReport, RunnerState,
-    UsageReport, WorkloadSpec,
+    CleanReport, FORMAT_VERSION, Isolation, IsolationLevel, ListReport, Phase, ProbeReport, RunnerState, WorkloadSpec,
 };
 
 use zeroize::Zeroizing;
 
-use super::runner::{Runner, RunnerCallError, SMALL, join, own_program};
+use super::runner::{Runner, RunnerCallError, SMALL, exit_of, join, metrics, own_program};
 use crate::backend::{
     Backend, BackendError, Exit, FailureKind, InstanceName, Offering, Order, OwnedInstance, ProvisionedInstance, Unfit,
     UsageSeen,
 };
 use crate::fleet::chain;
+use crate::platform::Platform;
 use crate::ssh::{SshHost, SshTarget, quote};
 
 /// Wait for a probe: it makes and removes namespaces and cgroups.
@@ -74,6 +74,8 @@ pub struct BareMetalSetup {
     pub start_timeout: Duration,
     /// Pause between two looks at a running workload.
     pub watch_interval: Duration,
+    /// The guest its workloads count as running in; none on a plain host.
+    pub guest: Option<Platform>,
 }
 
 /// Capacity one instance takes of the machine.
@@ -365,8 +367,8 @@ impl BareMetalBackend {
     fn nothing(&self) -> Capabilities {
         Capabilities {
             regions: vec![self.setup.region.clone()],
-            tdx_capable: false,
-            mrtds: Vec::new(),
+            tdx_capable: self.setup.guest.is_some(),
+            mrtds: self.setup.guest.as_ref().and_then(Platform::claimed_mrtd).into_iter().collect(),
             max_cpu_millicores: 0,
             max_ram_mib: 0,
             max_instances: 0,
@@ -401,8 +403,10 @@ impl Backend for BareMetalBackend {
         if grant.region != self.setup.region {
             return Err(Unfit::Region { serves: self.setup.region.to_string(), wanted: grant.region.to_string() });
         }
-        if grant.tdx_required {
-            return Err(Unfit::Tdx);
+        match (&self.setup.guest, grant.expected_mrtd) {
+            (None, _) if grant.tdx_required => return Err(Unfit::Tdx),
+            (Some(guest), Some(wanted)) if guest.claimed_mrtd() != Some(wanted) => return Err(Unfit::Mrtd { wanted }),
+            _ => {}
         }
         if grant.cpu_millicores < MIN_CPU_MILLICORES || grant.ram_mib < MIN_RAM_MIB {
             return Err(Unfit::TooSmall { cpu_millicores: grant.cpu_millicores, ram_mib: grant.ram_mib });
@@ -413,6 +417,10 @@ impl Backend for BareMetalBackend {
             return Err(Unfit::Size { wanted, most: size(self.setup.cpu_millicores, self.setup.ram_mib) });
         }
         Ok(())
+    }
+
+    fn guest(&self) -> Option<Platform> {
+        self.setup.guest.clone()
     }
 
     async fn provision(&self, name: &InstanceName, order: Order<'_>) -> Result<ProvisionedInstance, BackendError> {
@@ -568,30 +576,5 @@ fn isolation_text(isolation: &Isolation) -> String {
     match clean.char_indices().find(|(at, c)| at + c.len_utf8() > limit - 3) {
         Some((at, _)) => format!("{}…", &clean[..at]),
         None => clean,
-    }
-}
-
-/// Usage as the market counts it: whole units, rounded down, so that nothing is ever over-reported.
-fn metrics(usage: &UsageReport) -> UsageMetrics {
-    UsageMetrics {
-        cpu_core_seconds: usage.cpu_core_ms / 1_000,
-        ram_mib_seconds: usage.ram_mib_ms / 1_000,
-        net_bytes: usage.net_bytes,
-    }
-}
-
-fn exit_of(phase: &Phase) -> Option<Exit> {
-    match phase {
-        Phase::Starting | Phase::Ready { .. } => None,
-        Phase::Lost { usage } => Some(Exit { end: LogEnd::BackendLost, usage: metrics(usage) }),
-        Phase::Ended { reason, usage, .. } => {
-            let end = match reason {
-                EndReason::Deadline => LogEnd::Deadline,
-                EndReason::Lost => LogEnd::BackendLost,
-                EndReason::FailedToStart => LogEnd::ProvisioningFailed,
-                EndReason::Stopped | EndReason::DiskExceeded | EndReason::EnvironmentDied => LogEnd::Exited,
-            };
-            Some(Exit { end, usage: metrics(usage) })
-        }
     }
 }

@@ -3,10 +3,12 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use coalition_host::types::{Failure, parse_answer};
+use coalition_compute::{LogEnd, UsageMetrics};
+use coalition_host::types::{EndReason, Failure, Phase, UsageReport, parse_answer};
 use serde::de::DeserializeOwned;
 use tokio::sync::Mutex;
 
+use crate::backend::Exit;
 use crate::ssh::{SshError, SshHost, file_blake3, quote};
 
 /// Wait for one small file operation.
@@ -159,4 +161,30 @@ pub(super) fn join(dir: &str, rest: &str) -> String {
 /// This process's own program, readable also after the file was replaced by an upgrade.
 pub(super) fn own_program() -> PathBuf {
     Path::new("/proc/self/exe").to_path_buf()
+}
+
+/// Usage as the market counts it: whole units, rounded down, so that nothing is ever over-reported.
+pub(super) fn metrics(usage: &UsageReport) -> UsageMetrics {
+    UsageMetrics {
+        cpu_core_seconds: usage.cpu_core_ms / 1_000,
+        ram_mib_seconds: usage.ram_mib_ms / 1_000,
+        net_bytes: usage.net_bytes,
+    }
+}
+
+/// How a workload ended, if it did.
+pub(super) fn exit_of(phase: &Phase) -> Option<Exit> {
+    match phase {
+        Phase::Starting | Phase::Ready { .. } => None,
+        Phase::Lost { usage } => Some(Exit { end: LogEnd::BackendLost, usage: metrics(usage) }),
+        Phase::Ended { reason, usage, .. } => {
+            let end = match reason {
+                EndReason::Deadline => LogEnd::Deadline,
+                EndReason::Lost => LogEnd::BackendLost,
+                EndReason::FailedToStart => LogEnd::ProvisioningFailed,
+                EndReason::Stopped | EndReason::DiskExceeded | EndReason::EnvironmentDied => LogEnd::Exited,
+            };
+            Some(Exit { end, usage: metrics(usage) })
+        }
+    }
 }

@@ -53,11 +53,16 @@ region = "home-01"
 cpu_millicores = 32000          # what you sell of it, in thousandths of a core
 ram_mib = 131072
 max_instances = 64
-tdx_capable = false             # this version cannot start workloads inside TDX
+tdx_capable = false             # this version cannot start workloads inside TDX (guest_mrtd is for development)
 minimum_isolation = "process_limits"  # or "user_namespaces", "root_namespaces": refuse hosts that offer less
 # public_host = "rack-01.example.net"  # where requesters reach workloads; `host` when absent
 # listen = "0.0.0.0"                   # where workloads' SSH servers listen
 # dir = ".coalition-host"              # on the host, relative to the login's home
+
+# How the bridge proves what it runs on, where the market asks for it. Without this section it is a plain host.
+# [attestation]
+# source = "tdx"                # the TDX guest the bridge runs in
+# collateral_dir = "collateral" # the platform's collateral, <fmspc>-<ca>.json
 
 [dashboard]                     # on 127.0.0.1 only
 port = 8080

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use coalition::{PublishedConfig, UniqueId};
+use coalition::{Mrtd, PublishedConfig, UniqueId};
 use coalition_compute::{OfferName, Region};
 use coalition_host::types::IsolationLevel;
 use coalition_universe::PeerAddress;
@@ -42,6 +42,8 @@ pub struct BridgeConfig {
     pub provider: ProviderConfig,
     /// Machines of the operator's own.
     pub baremetal: Option<Spanned<BareMetalConfig>>,
+    /// How the bridge attests itself; it does not when absent.
+    pub attestation: Option<Spanned<AttestationConfig>>,
     /// Recognised and refused: no such backend yet.
     pub(super) aws: Option<Spanned<IgnoredAny>>,
     /// Recognised and refused: no such backend yet.
@@ -54,6 +56,30 @@ pub struct BridgeConfig {
     pub(super) file: PathBuf,
     #[serde(skip)]
     pub(super) text: String,
+}
+
+/// Where quotes come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AttestationSource {
+    /// The TDX guest the bridge runs in.
+    Tdx,
+    /// Software under a development root: proves nothing about hardware, and is labelled everywhere.
+    Development,
+}
+
+/// How the bridge attests itself.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AttestationConfig {
+    /// Where quotes come from.
+    pub source: AttestationSource,
+    /// Directory with the platform's collateral, `<fmspc>-<ca>.json`; with `tdx` only.
+    pub collateral_dir: Option<Spanned<PathBuf>>,
+    /// The stored development root, mode 600; with `development` only.
+    pub development_root: Option<Spanned<PathBuf>>,
+    /// The initial content the development guest claims; with `development` only.
+    pub development_mrtd: Option<Mrtd>,
 }
 
 /// Where the published config comes from.
@@ -161,9 +187,13 @@ pub struct MachineConfig {
     pub cpu_millicores: Spanned<u32>,
     /// Memory sold, in MiB.
     pub ram_mib: Spanned<u32>,
-    /// Must be false: this version cannot start workloads inside TDX.
+    /// True only with `guest_mrtd`: this version starts no real TDX guests, but counts workloads as running in a
+    /// development guest where it is told to.
     #[serde(default)]
     pub tdx_capable: Option<Spanned<bool>>,
+    /// The initial content of the development guest its workloads count as running in; needs `[attestation]` with
+    /// `source = "development"`.
+    pub guest_mrtd: Option<Spanned<Mrtd>>,
     /// Workloads at once.
     #[serde(default = "instances")]
     pub max_instances: u32,

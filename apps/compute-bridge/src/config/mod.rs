@@ -13,8 +13,8 @@ mod values;
 pub use error::{ConfigError, Place};
 pub use example::EXAMPLE;
 pub use fields::{
-    BareMetalConfig, BridgeConfig, CoalitionSource, DashboardConfig, MachineConfig, OnShutdown, ProviderConfig,
-    RatesConfig,
+    AttestationConfig, AttestationSource, BareMetalConfig, BridgeConfig, CoalitionSource, DashboardConfig,
+    MachineConfig, OnShutdown, ProviderConfig, RatesConfig,
 };
 pub use resolve::Resolved;
 pub use secret::{SecretFileError, check_secret_file, read_secret_file};

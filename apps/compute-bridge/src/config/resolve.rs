@@ -1,6 +1,9 @@
 //! Checks across values, and everything the file points to, read once at start.
 
-use coalition::PublishedConfig;
+use std::sync::Arc;
+
+use coalition::{PublishedConfig, UniqueId};
+use coalition_attest::DevelopmentRoot;
 use coalition_compute::{DeclaredRates, OfferName};
 use coalition_universe::{NodeKey, PeerAddress};
 use rand::Rng;
@@ -8,8 +11,10 @@ use toml::Spanned;
 use zeroize::Zeroizing;
 
 use super::error::{ConfigError, Place};
-use super::fields::{BareMetalConfig, BridgeConfig, MAX_MACHINES, MachineConfig};
+use super::fields::{AttestationSource, BareMetalConfig, BridgeConfig, MAX_MACHINES, MachineConfig};
 use super::secret::{check_secret_file, read_secret_file};
+use crate::platform::{Platform, PlatformError};
+use crate::provider::Attestor;
 
 /// A boot file with everything it points to. Holds secrets; they are wiped when it is dropped.
 pub struct Resolved {
@@ -23,6 +28,10 @@ pub struct Resolved {
     pub bootstrap: Vec<PeerAddress>,
     /// The dashboard's bearer token, when there is a dashboard.
     pub dashboard_token: Option<Zeroizing<String>>,
+    /// The development root of guests that prove nothing, where there is one.
+    pub development_root: Option<Arc<DevelopmentRoot>>,
+    /// Attests the bridge itself, when it is configured to.
+    pub attestor: Option<Attestor>,
 }
 
 const MIB_LIMIT: u64 = 64 << 10;
@@ -31,6 +40,7 @@ impl BridgeConfig {
     /// Checks what a single value's type cannot: ranges, sections that exclude or need each other, names used twice.
     pub(super) fn check(&self) -> Result<(), ConfigError> {
         self.check_backends()?;
+        self.check_attestation()?;
         self.check_ranges()?;
         self.expected_fingerprint()?;
         self.bootstrap_peers()?;
@@ -123,6 +133,68 @@ impl BridgeConfig {
         Ok(())
     }
 
+    /// A machine claims TDX exactly when its workloads count as running in a development guest.
+    fn check_guest(&self, machine: &MachineConfig) -> Result<(), ConfigError> {
+        if let Some(guest) = machine.guest_mrtd.as_ref().filter(|_| !self.is_development()) {
+            let problem = "a development guest needs [attestation] with source = \"development\"";
+            return Err(self.refuse(guest, problem));
+        }
+        match &machine.tdx_capable {
+            Some(tdx) if *tdx.get_ref() && machine.guest_mrtd.is_none() => {
+                let problem = "this version cannot start workloads inside TDX, so a card that says it can would be untrue; set it to false (or, for development, give guest_mrtd)";
+                Err(self.refuse(tdx, problem))
+            }
+            Some(tdx) if !*tdx.get_ref() && machine.guest_mrtd.is_some() => {
+                Err(self.refuse(tdx, "tdx_capable is false, but guest_mrtd says that its workloads run in a guest"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn is_development(&self) -> bool {
+        let source = self.attestation.as_ref().map(|section| section.get_ref().source);
+        source == Some(AttestationSource::Development)
+    }
+
+    fn check_attestation(&self) -> Result<(), ConfigError> {
+        let Some(section) = &self.attestation else { return Ok(()) };
+        let given = section.get_ref();
+        let problem = match given.source {
+            AttestationSource::Tdx if given.collateral_dir.is_none() => "source = \"tdx\" needs collateral_dir",
+            AttestationSource::Tdx if given.development_root.is_some() || given.development_mrtd.is_some() => {
+                "development_root and development_mrtd go with source = \"development\""
+            }
+            AttestationSource::Development if given.development_root.is_none() || given.development_mrtd.is_none() => {
+                "source = \"development\" needs development_root and development_mrtd"
+            }
+            AttestationSource::Development if given.collateral_dir.is_some() => {
+                "a development root makes its own collateral; leave collateral_dir out"
+            }
+            _ => return Ok(()),
+        };
+        Err(self.refuse(section, problem))
+    }
+
+    /// The development root, and the platform the bridge itself is attested by.
+    fn platform(&self) -> Result<(Option<Arc<DevelopmentRoot>>, Option<Attestor>), ConfigError> {
+        let Some(section) = &self.attestation else { return Ok((None, None)) };
+        let given = section.get_ref();
+        let config = UniqueId::hash(self.text.as_bytes());
+        if let Some(directory) = &given.collateral_dir {
+            let platform = Platform::tdx(self.absolute(directory.get_ref()));
+            return Ok((None, Some(Attestor { platform, config })));
+        }
+        let (Some(root), Some(mrtd)) = (&given.development_root, given.development_mrtd) else {
+            return Ok((None, None));
+        };
+        let path = self.absolute(root.get_ref());
+        check_secret_file(&path).map_err(|source| ConfigError::Secret { place: self.place(root), source })?;
+        let wrong = |error: PlatformError| self.refuse(root, crate::fleet::chain(&error));
+        let root = Platform::load_root(&path).map_err(wrong)?;
+        let platform = Platform::development(Arc::clone(&root), mrtd).map_err(wrong)?;
+        Ok((Some(root), Some(Attestor { platform, config })))
+    }
+
     fn check_machine(&self, spanned: &Spanned<MachineConfig>) -> Result<(), ConfigError> {
         let machine = spanned.get_ref();
         let texts = [
@@ -150,10 +222,7 @@ impl BridgeConfig {
                 return Err(self.refuse(spanned, problem));
             }
         }
-        if let Some(tdx) = machine.tdx_capable.as_ref().filter(|tdx| *tdx.get_ref()) {
-            let problem = "this version cannot start workloads inside TDX, so a card that says it can would be untrue; set it to false";
-            return Err(self.refuse(tdx, problem));
-        }
+        self.check_guest(machine)?;
         self.range(&machine.cpu_millicores, 10, 1_024_000)?;
         self.range(&machine.ram_mib, 8, 16 << 20)
     }
@@ -186,7 +255,8 @@ impl BridgeConfig {
         let wrong = |source| ConfigError::NodeKey { place: self.place(&self.key_file), source };
         let key = NodeKey::load_or_create(&key_path).map_err(wrong)?;
         let dashboard_token = self.dashboard_token()?;
-        Ok(Resolved { coalition, key, bootstrap, dashboard_token, config: self })
+        let (development_root, attestor) = self.platform()?;
+        Ok(Resolved { coalition, key, bootstrap, dashboard_token, development_root, attestor, config: self })
     }
 
     fn dashboard_token(&self) -> Result<Option<Zeroizing<String>>, ConfigError> {

@@ -3,10 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use coalition::AlmanacTick;
+use coalition::{AlmanacTick, UniqueId};
 use coalition_compute::{Command, Deregister, Offer, PostCard, ProviderCard, RefusalCode, Signed};
 use coalition_organism::random_write_id;
 
+use super::attest::{self, AttestError};
 use super::{Context, WRITE, clock, shuffle_channel};
 use crate::fleet::{Fleet, chain};
 use crate::market::MarketError;
@@ -30,12 +31,11 @@ pub(super) async fn keep(context: Arc<Context>) {
             }
         }
         context.parts.status.offerings(offerings);
-        let sent_ms = crate::now_ms();
-        let pause = match post(&context, offers).await {
+        let pause = match attested_post(&context, offers).await {
             Ok(posted) => {
                 context.parts.status.card_posted(posted.tick);
                 let was_wrong = clock_problem.is_some();
-                if let Some(compared) = clock::compare(&context, sent_ms, posted.sequence).await {
+                if let Some(compared) = clock::compare(&context, posted.sent_ms, posted.sequence).await {
                     clock_problem = compared;
                 }
                 if let Some(problem) = &clock_problem {
@@ -49,7 +49,7 @@ pub(super) async fn keep(context: Arc<Context>) {
                 let problem = chain(&error);
                 tracing::warn!(%problem, "the card was not posted; trying again");
                 context.parts.status.card_failed(problem);
-                AGAIN
+                if error.is_final() { context.parts.tuning.capacity_refresh } else { AGAIN }
             }
         };
         tokio::time::sleep(AGAIN.min(pause)).await;
@@ -64,17 +64,43 @@ pub(super) async fn keep(context: Arc<Context>) {
 struct Posted {
     tick: u64,
     sequence: u64,
+    /// When it was sent, by this machine's clock, Unix milliseconds.
+    sent_ms: u64,
+}
+
+/// Attests the bridge if that is due, then posts the card.
+async fn attested_post(context: &Context, mut offers: Vec<Offer>) -> Result<Posted, AttestError> {
+    let attested = match attest::current(context).await {
+        Ok(attested) => attested,
+        Err(error) => {
+            context.parts.status.not_attested(chain(&error));
+            // The market would refuse the card for the same reason; without the requirement a plain one is sold meanwhile.
+            if context.parts.market.attestation_rule().is_some_and(|rule| rule.required) {
+                return Err(error);
+            }
+            tracing::warn!(problem = %chain(&error), "not attested; selling as a plain host");
+            None
+        }
+    };
+    match &attested {
+        Some(attested) => context.parts.status.attested(attested.clone()),
+        // What is not proven is not claimed.
+        None => offers.iter_mut().for_each(|offer| {
+            (offer.capabilities.tdx_capable, offer.capabilities.mrtds) = (false, Vec::new());
+        }),
+    }
+    Ok(post(context, offers, attested.map(|attested| attested.digest)).await?)
 }
 
 /// Posts the card once.
-async fn post(context: &Context, mut offers: Vec<Offer>) -> Result<Posted, MarketError> {
+async fn post(context: &Context, mut offers: Vec<Offer>, attestation: Option<UniqueId>) -> Result<Posted, MarketError> {
     let parts = &context.parts;
     let known = parts.market.card(context.id);
     if let Some(known) = &known {
         keep_offers_in_use(&mut offers, known);
     }
-    let (tick, sequence) = (context.tick(), next_sequence(context));
-    let statement = PostCard { sequence, card: card(context, offers, tick) };
+    let (tick, sequence, sent_ms) = (context.tick(), next_sequence(context), crate::now_ms());
+    let statement = PostCard { sequence, card: card(context, offers, tick, attestation) };
     let signed = Signed::sign(statement, &parts.signer, &parts.market.organism());
     let signed = signed.map_err(|invalid| MarketError::Refused(RefusalCode::Invalid.because(invalid.to_string())))?;
     let refresh =
@@ -89,22 +115,22 @@ async fn post(context: &Context, mut offers: Vec<Offer>) -> Result<Posted, Marke
         tracing::info!(provider = %context.id, "the card is in the market");
         parts.status.event("the card was registered");
     }
-    Ok(Posted { tick: tick.0, sequence })
+    Ok(Posted { tick: tick.0, sequence, sent_ms })
 }
 
-fn card(context: &Context, offers: Vec<Offer>, tick: AlmanacTick) -> ProviderCard {
+fn card(context: &Context, offers: Vec<Offer>, tick: AlmanacTick, attestation: Option<UniqueId>) -> ProviderCard {
     ProviderCard {
         provider_id: context.id,
         provider_peer: context.parts.peer,
         shuffle_reply: shuffle_channel(&context.parts.peer),
         offers,
-        attestation: None,
+        attestation,
         refreshed_at: tick,
     }
 }
 
 /// Larger than every one before, also after the clock was set back or the disk was lost.
-fn next_sequence(context: &Context) -> u64 {
+pub(super) fn next_sequence(context: &Context) -> u64 {
     let last = context.parts.market.card_sequence(context.id);
     crate::now_ms().max(last.saturating_add(1))
 }

@@ -1,6 +1,7 @@
 //! The provider loop: post the card, take up grants, end them, keep the books straight with the certified log.
 
 mod adopt;
+mod attest;
 mod card;
 pub(crate) mod clock;
 mod grant;
@@ -9,7 +10,7 @@ mod serve;
 mod sweep;
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use coalition::{AlmanacTick, ProviderId, RequestId, UniqueId};
@@ -26,6 +27,8 @@ use crate::image::{ChunkSource, ImageStore};
 use crate::journal::{Event, Journal, JournalError};
 use crate::market::{GrantSight, Market};
 use crate::status::Status;
+
+pub use attest::{AttestError, Attestor};
 
 /// How often the log is looked at even when nothing seems to change.
 const LOOK: Duration = Duration::from_secs(2);
@@ -86,6 +89,8 @@ pub struct Parts {
     pub status: Arc<Status>,
     /// Times and limits.
     pub tuning: Tuning,
+    /// Attests the bridge itself, when it is configured to.
+    pub attestor: Option<Attestor>,
 }
 
 /// What every task of the loop shares.
@@ -93,6 +98,8 @@ pub(crate) struct Context {
     pub(crate) parts: Parts,
     pub(crate) id: ProviderId,
     pub(crate) permits: Semaphore,
+    /// Digest of the quote this process was last attested with: every boot has its own.
+    pub(crate) attested: Mutex<Option<UniqueId>>,
     /// Capacity changed; the card may need a refresh.
     pub(crate) capacity: Notify,
     pub(crate) draining: watch::Receiver<bool>,
@@ -169,7 +176,8 @@ pub async fn serve(parts: Parts, shutdown: impl Future<Output = ()> + Send) -> R
     let id = ProviderId::from_public_key(&parts.signer.verifying_key().to_bytes());
     let permits = Semaphore::new(parts.tuning.max_concurrent_grants);
     let drains = parts.tuning.drain;
-    let context = Arc::new(Context { parts, id, permits, capacity: Notify::new(), draining });
+    let context =
+        Arc::new(Context { parts, id, permits, attested: Mutex::default(), capacity: Notify::new(), draining });
     let mut running = Running {
         context: Arc::clone(&context),
         grants: JoinSet::new(),

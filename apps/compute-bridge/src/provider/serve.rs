@@ -6,7 +6,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use coalition_compute::{Command, ComputeGrant, OfferName, RefusalCode, RefusalReason, ServeGrant, Signed};
+use coalition_compute::{
+    Command, ComputeGrant, OfferName, RefusalCode, RefusalReason, ServeGrant, Signed, workload_report_data,
+};
 use coalition_shuffle::{CellId, Envelope, Posture, ReplyCell, SshAccessReceipt};
 
 use super::grant::{Backoff, Work};
@@ -166,7 +168,10 @@ async fn running(
     keys: &GrantKeys,
 ) -> Result<(), JournalError> {
     let sealed = match &work.envelope {
-        Some(envelope) => seal(work, grant, envelope, &instance, keys),
+        Some(envelope) => {
+            let posture = vouch(work, grant, envelope, &instance, keys).await;
+            seal(work, grant, envelope, &instance, keys, posture)
+        }
         None => Err("the envelope is gone".to_owned()),
     };
     match sealed {
@@ -182,12 +187,45 @@ async fn running(
     }
 }
 
+/// Has the guest of the instance quoted over its host key, and hands the evidence to the requester, who decides what it is
+/// worth. What cannot be shown is left out, and the receipt says so.
+async fn vouch(
+    work: &Work,
+    grant: &ComputeGrant,
+    envelope: &Envelope,
+    instance: &ProvisionedInstance,
+    keys: &GrantKeys,
+) -> Posture {
+    let parts = &work.context.parts;
+    let Some(guest) = parts.fleet.get(&instance.backend).and_then(|backend| backend.guest()) else {
+        return Posture::NotAttested;
+    };
+    let (organism, host_key) = (parts.market.organism(), keys.instance.host_public.0);
+    let report_data = workload_report_data(organism, &host_key, grant.image_hash, grant.request_id.0);
+    let shown = match guest.show_aside(report_data).await {
+        Ok(shown) => shown,
+        Err(error) => {
+            tracing::warn!(grant = %work.id, error = %chain(&error), "the workload's guest made no quote");
+            return Posture::NotAttested;
+        }
+    };
+    let delivered = match requester_address(envelope.peer_id, &envelope.workload.image_pointer) {
+        Ok(address) => (parts.source)(address).deliver(shown.bytes, WRITE).await,
+        Err(error) => Err(error.to_string()),
+    };
+    if let Err(problem) = delivered {
+        tracing::warn!(grant = %work.id, problem, "the quote of the workload's guest could not be handed over");
+    }
+    Posture::Attested { quote: shown.digest }
+}
+
 fn seal(
     work: &Work,
     grant: &ComputeGrant,
     envelope: &Envelope,
     instance: &ProvisionedInstance,
     keys: &GrantKeys,
+    posture: Posture,
 ) -> Result<ReplyCell, String> {
     let receipt = SshAccessReceipt {
         instance_host: instance.host.clone(),
@@ -198,7 +236,7 @@ fn seal(
         grant_id: grant.request_id,
         valid_to: grant.valid_to,
         isolation: instance.isolation_text.clone(),
-        posture: Posture::NotAttested,
+        posture,
     };
     let context = work.context.parts.opener.scope().seal_context(grant.request_id);
     receipt.seal_to(&envelope.peer_x25519, &context, &mut rand_core::OsRng).map_err(|error| chain(&error))

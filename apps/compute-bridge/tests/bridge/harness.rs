@@ -19,14 +19,15 @@ use coalition_shuffle::{
 };
 use compute_bridge::backend::*;
 use compute_bridge::channel::{OpenError, ReplySender, RequestOpener};
-use compute_bridge::image::{ChunkRequest, ChunkSource, MAX_CHUNK_BYTES};
 use compute_bridge::market::{Earnings, Market};
 use compute_bridge::now_ms;
+use compute_bridge::platform::Platform;
 use ed25519_dalek::SigningKey;
 use rand_core::OsRng;
 
 pub(crate) use super::hosts::*;
 pub(crate) use super::memory::*;
+pub(crate) use super::sources::*;
 
 pub(crate) const SOON: Duration = Duration::from_secs(20);
 pub(crate) const CADENCE_MS: u32 = 100;
@@ -137,6 +138,8 @@ pub(crate) struct FakeBackend {
     pub(crate) unremovable: Mutex<bool>,
     /// Makes every watch report this end.
     pub(crate) exits: Mutex<Option<LogEnd>>,
+    /// The guest its workloads count as running in.
+    pub(crate) guest: Mutex<Option<Platform>>,
 }
 
 /// What is used of an instance while it runs, and what in the end.
@@ -160,6 +163,7 @@ impl FakeBackend {
             unheard: Mutex::default(),
             unremovable: Mutex::default(),
             exits: Mutex::default(),
+            guest: Mutex::default(),
         })
     }
 
@@ -183,8 +187,8 @@ impl Backend for FakeBackend {
         Offering {
             capabilities: Capabilities {
                 regions: vec![self.region.clone()],
-                tdx_capable: false,
-                mrtds: vec![],
+                tdx_capable: self.guest().is_some(),
+                mrtds: self.guest().and_then(|guest| guest.claimed_mrtd()).into_iter().collect(),
                 max_cpu_millicores: total * 1_000,
                 max_ram_mib: total * 1_024,
                 max_instances: total,
@@ -196,6 +200,10 @@ impl Backend for FakeBackend {
             detail: "a fable".into(),
             reachable: total > 0,
         }
+    }
+
+    fn guest(&self) -> Option<Platform> {
+        self.guest.lock().unwrap().clone()
     }
 
     fn can_satisfy(&self, grant: &ComputeGrant) -> Result<(), Unfit> {
@@ -402,58 +410,6 @@ impl ReplySender for MemoryChannel {
         self.replies.lock().unwrap().entry(request).or_default().push((to, reply.clone()));
         Ok(())
     }
-}
-
-/// An image in memory, in pieces of `piece` bytes.
-pub(crate) struct MemorySource {
-    pub(crate) bytes: Arc<Vec<u8>>,
-    pub(crate) piece: usize,
-    /// Fails every call whose number divides by this, from 1.
-    pub(crate) fail_every: u32,
-    pub(crate) calls: Mutex<u32>,
-}
-
-impl MemorySource {
-    pub(crate) fn new(bytes: &[u8]) -> Self {
-        Self { bytes: Arc::new(bytes.to_vec()), piece: MAX_CHUNK_BYTES, fail_every: u32::MAX, calls: Mutex::default() }
-    }
-}
-
-#[async_trait]
-impl ChunkSource for MemorySource {
-    async fn chunk(&self, request: ChunkRequest, _deadline: Duration) -> Result<Vec<u8>, String> {
-        let mut calls = self.calls.lock().unwrap();
-        *calls += 1;
-        if calls.is_multiple_of(self.fail_every) {
-            return Err("scripted".into());
-        }
-        let from = usize::try_from(request.offset).unwrap().min(self.bytes.len());
-        Ok(self.bytes[from..(from + self.piece).min(self.bytes.len())].to_vec())
-    }
-}
-
-/// Everything any bridge of this process has logged, at every level.
-pub(crate) fn captured_log() -> Arc<Mutex<Vec<u8>>> {
-    #[derive(Clone)]
-    struct Sink(Arc<Mutex<Vec<u8>>>);
-    impl std::io::Write for Sink {
-        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-            self.0.lock().unwrap().extend_from_slice(bytes);
-            Ok(bytes.len())
-        }
-        fn flush(&mut self) -> std::io::Result<()> {
-            Ok(())
-        }
-    }
-    static LOG: std::sync::OnceLock<Arc<Mutex<Vec<u8>>>> = std::sync::OnceLock::new();
-    let log = LOG.get_or_init(|| {
-        let log = Arc::new(Mutex::new(Vec::new()));
-        let sink = Sink(Arc::clone(&log));
-        let filter = tracing_subscriber::EnvFilter::new("debug,compute_bridge=trace");
-        tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).with_writer(move || sink.clone()).init();
-        log
-    });
-    Arc::clone(log)
 }
 
 pub(crate) fn nothing_earned() -> Earnings {

@@ -78,6 +78,7 @@ impl Host {
 
     pub(crate) fn setup(&self) -> BareMetalSetup {
         BareMetalSetup {
+            guest: None,
             name: "metal".parse().unwrap(),
             target: self.target.clone(),
             region: "local".parse().unwrap(),

@@ -4,6 +4,7 @@
 //! static busybox) say so and pass.
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stderr)]
 
+mod attested;
 mod baremetal;
 mod config;
 mod dashboard;
@@ -16,5 +17,6 @@ mod login;
 mod memory;
 mod program;
 mod provider;
+mod sources;
 mod ssh;
 mod world;

@@ -41,8 +41,12 @@ pub(crate) fn params() -> ComputeParams {
 
 impl MemoryMarket {
     pub(crate) fn new() -> Arc<Self> {
-        let machine = ComputeMachine::new(organism(), params()).unwrap();
-        let fold = MarketFold::new(organism(), params());
+        Self::with(params())
+    }
+
+    pub(crate) fn with(params: ComputeParams) -> Arc<Self> {
+        let machine = ComputeMachine::new(organism(), params.clone()).unwrap();
+        let fold = MarketFold::new(organism(), params);
         let book = Book {
             machine,
             fold,
@@ -158,6 +162,18 @@ impl Market for MemoryMarket {
 
     fn card_sequence(&self, provider: ProviderId) -> u64 {
         self.read(|fold| fold.view().state().providers().get(&provider).map_or(0, |record| record.sequence))
+    }
+
+    fn attestation_rule(&self) -> Option<AttestationRule> {
+        self.read(|fold| fold.view().state().params().attestation.clone())
+    }
+
+    fn challenge(&self, provider: ProviderId) -> Option<Challenge> {
+        self.read(|fold| fold.view().state().providers().get(&provider)?.platform.challenge)
+    }
+
+    fn attestation(&self, provider: ProviderId) -> Option<Attestation> {
+        self.read(|fold| fold.view().state().providers().get(&provider)?.platform.attestation.clone())
     }
 
     fn earnings(&self, provider: ProviderId) -> Earnings {

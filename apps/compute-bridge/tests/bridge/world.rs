@@ -1,7 +1,7 @@
 //! A provider loop in a world of its own: a market in memory, a directory, and backends that outlive the bridge.
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use coalition::ProviderId;
@@ -11,7 +11,7 @@ use compute_bridge::backend::Backend;
 use compute_bridge::fleet::Fleet;
 use compute_bridge::image::{ChunkSource, ImageStore};
 use compute_bridge::journal::{Journal, JournalError, Outcome, Stage};
-use compute_bridge::provider::{Parts, Tuning, serve};
+use compute_bridge::provider::{Attestor, Parts, Tuning, serve};
 use compute_bridge::status::Status;
 use ed25519_dalek::SigningKey;
 use tokio::sync::oneshot;
@@ -29,6 +29,9 @@ pub(crate) struct World {
     pub(crate) backends: Vec<Arc<dyn Backend>>,
     pub(crate) image: Vec<u8>,
     pub(crate) drain: bool,
+    pub(crate) attestor: Option<Attestor>,
+    /// Evidence handed to requesters.
+    pub(crate) delivered: Arc<Mutex<Vec<Vec<u8>>>>,
 }
 
 pub(crate) struct Bridge {
@@ -50,7 +53,16 @@ pub(crate) fn provider() -> ProviderId {
 impl World {
     pub(crate) fn new(backends: Vec<Arc<dyn Backend>>) -> Self {
         let (market, channel) = (MemoryMarket::new(), Arc::new(MemoryChannel::default()));
-        Self { dir: tempfile::tempdir().unwrap(), market, channel, backends, image: IMAGE.to_vec(), drain: false }
+        Self {
+            dir: tempfile::tempdir().unwrap(),
+            market,
+            channel,
+            backends,
+            image: IMAGE.to_vec(),
+            drain: false,
+            attestor: None,
+            delivered: Arc::default(),
+        }
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -68,7 +80,11 @@ impl World {
         }
         let (status, fleet) = (Status::new(provider()), Fleet::new(self.backends.clone()).unwrap());
         let image = self.image.clone();
-        let source = move |_| Box::new(MemorySource::new(&image)) as Box<dyn ChunkSource>;
+        let delivered = Arc::clone(&self.delivered);
+        let source = move |_| {
+            let delivered = Arc::clone(&delivered);
+            Box::new(MemorySource { delivered, ..MemorySource::new(&image) }) as Box<dyn ChunkSource>
+        };
         let parts = Parts {
             signer: signer(),
             peer: [9; 32],
@@ -80,6 +96,7 @@ impl World {
             fleet: fleet.clone(),
             journal: journal.clone(),
             status: Arc::clone(&status),
+            attestor: self.attestor.clone(),
             tuning: Tuning {
                 blind_after_deadline: Duration::from_millis(500),
                 capacity_refresh: Duration::from_secs(2),

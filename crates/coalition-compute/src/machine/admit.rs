@@ -1,23 +1,25 @@
 //! Whether a command is admitted, and what it writes.
 
 use coalition::{ProviderId, RequestId};
+use coalition_attest::Verifier;
 use coalition_log::{Draft, Refusal};
 
+use super::attest;
 use crate::command::Command;
 use crate::entries::{CardRemoval, CardRemovedBody, GrantEndedBody, LogBody, MarketEntry, RequestEndedBody};
 use crate::refusal::RefusalCode as Code;
 use crate::sign::{Deregister, EndGrant, PostCard, RefuseGrant, ServeGrant, Signed, Statement, WithdrawRequest};
 use crate::state::{At, GrantRecord, GrantStage, MarketState, RequestRecord, RequestStage};
-use crate::types::{ComputeLog, ComputeRequest, GrantEnd, ProviderCard, RequestEnd, request_id};
+use crate::types::{ComputeLog, ComputeRequest, GrantEnd, RequestEnd, request_id};
 
 /// How many ticks ahead of the committee a provider's clock may run.
 pub const MAX_TICK_SKEW: u64 = 10;
 /// Most logs of one grant.
 pub const MAX_LOGS_PER_GRANT: u32 = 10_000;
 
-type Decision = Result<Vec<Draft>, Refusal>;
+pub(super) type Decision = Result<Vec<Draft>, Refusal>;
 
-pub(super) fn decide(state: &MarketState, at: At, command: &Command) -> Decision {
+pub(super) fn decide(state: &MarketState, verifier: Option<&Verifier>, at: At, command: &Command) -> Decision {
     match command {
         Command::RegisterCard(signed) => post_card(state, at, signed, false),
         Command::RefreshCard(signed) => post_card(state, at, signed, true),
@@ -28,6 +30,8 @@ pub(super) fn decide(state: &MarketState, at: At, command: &Command) -> Decision
         Command::ServeGrant(signed) => serve_grant(state, signed),
         Command::EndGrant(signed) => end_grant(state, signed),
         Command::AppendLog(signed) => append_log(state, at, signed),
+        Command::AskChallenge(signed) => attest::ask(state, at, signed),
+        Command::Attest(signed) => attest::show(state, verifier, at, signed),
     }
 }
 
@@ -41,7 +45,11 @@ fn check<T: Statement>(state: &MarketState, signed: &Signed<T>) -> Result<(), Re
     })
 }
 
-fn check_provider<T: Statement>(state: &MarketState, signed: &Signed<T>, provider: ProviderId) -> Result<(), Refusal> {
+pub(super) fn check_provider<T: Statement>(
+    state: &MarketState,
+    signed: &Signed<T>,
+    provider: ProviderId,
+) -> Result<(), Refusal> {
     let signer = ProviderId::from_public_key(&signed.key);
     if signer != provider {
         return Err(Code::WrongKey.because(format!(
@@ -62,7 +70,8 @@ fn post_card(state: &MarketState, at: At, signed: &Signed<PostCard>, must_exist:
         );
     }
     check_sequence(state, &card.provider_id, *sequence)?;
-    check_card_tick(state, at, card)?;
+    check_tick(state, at, "refreshed_at", card.refreshed_at.0)?;
+    attest::check_card(state, at, card)?;
     if known.is_none() {
         check_room(state, at)?;
     }
@@ -75,7 +84,7 @@ fn post_card(state: &MarketState, at: At, signed: &Signed<PostCard>, must_exist:
     Ok(vec![MarketEntry::Card(Box::new(signed.clone())).to_draft(evidence)])
 }
 
-fn check_sequence(state: &MarketState, provider: &ProviderId, sequence: u64) -> Result<(), Refusal> {
+pub(super) fn check_sequence(state: &MarketState, provider: &ProviderId, sequence: u64) -> Result<(), Refusal> {
     match state.providers().get(provider) {
         Some(record) if sequence <= record.sequence => Err(Code::StaleSequence.because(format!(
             "sequence {sequence} is not above {}, the last one of this provider; use a larger one",
@@ -85,23 +94,24 @@ fn check_sequence(state: &MarketState, provider: &ProviderId, sequence: u64) -> 
     }
 }
 
-fn check_card_tick(state: &MarketState, at: At, card: &ProviderCard) -> Result<(), Refusal> {
-    let (refreshed, now) = (card.refreshed_at.0, at.tick);
-    if refreshed > now.saturating_add(MAX_TICK_SKEW) {
+/// Whether a provider's own reading of the Almanac, `field` of its statement, is neither ahead nor too old.
+pub(super) fn check_tick(state: &MarketState, at: At, field: &str, seen: u64) -> Result<(), Refusal> {
+    let now = at.tick;
+    if seen > now.saturating_add(MAX_TICK_SKEW) {
         return Err(Code::CardFromFuture.because(format!(
-            "refreshed_at is tick {refreshed}, more than {MAX_TICK_SKEW} ahead of the committee's {now}; read the Almanac again"
+            "{field} is tick {seen}, more than {MAX_TICK_SKEW} ahead of the committee's {now}; read the Almanac again"
         )));
     }
     let max_age = u64::from(state.params().card_max_age_ticks);
-    if now > refreshed.saturating_add(max_age) {
+    if now > seen.saturating_add(max_age) {
         return Err(Code::CardStale.because(format!(
-            "refreshed_at is tick {refreshed}, more than {max_age} behind the committee's {now}; make a new card"
+            "{field} is tick {seen}, more than {max_age} behind the committee's {now}; make a new statement"
         )));
     }
     Ok(())
 }
 
-fn check_room(state: &MarketState, at: At) -> Result<(), Refusal> {
+pub(super) fn check_room(state: &MarketState, at: At) -> Result<(), Refusal> {
     let limit = state.params().max_providers as usize;
     let mattering = state.providers().values().filter(|record| !state.is_provider_forgettable(record, at)).count();
     if mattering >= limit {

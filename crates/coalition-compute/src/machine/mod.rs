@@ -1,11 +1,14 @@
 //! The state machine a Compute committee runs: admission of commands, rounds, and the fold of its log. Pure.
 
 mod admit;
+mod attest;
 mod rounds;
 
 pub use admit::{MAX_LOGS_PER_GRANT, MAX_TICK_SKEW};
+pub use attest::CHALLENGE_MS;
 
 use coalition::UniqueId;
+use coalition_attest::Verifier;
 use coalition_log::{Context, Draft, Entry, Machine, Refusal, SnapshotError};
 
 use crate::command::Command;
@@ -18,6 +21,8 @@ use crate::types::Invalid;
 #[derive(Debug)]
 pub struct ComputeMachine {
     state: MarketState,
+    /// Made from the parameters; holds no state.
+    verifier: Option<Verifier>,
     fault: Option<FoldError>,
 }
 
@@ -28,7 +33,8 @@ impl ComputeMachine {
     /// [`Invalid`] when the parameters are out of range.
     pub fn new(organism: UniqueId, params: ComputeParams) -> Result<Self, Invalid> {
         params.check()?;
-        Ok(Self { state: MarketState::new(organism, params, Retention::MACHINE), fault: None })
+        let verifier = params.attestation.as_ref().map(|rule| Verifier::new(rule.policy.clone()));
+        Ok(Self { state: MarketState::new(organism, params, Retention::MACHINE), verifier, fault: None })
     }
 
     /// The market as this machine sees it.
@@ -64,7 +70,7 @@ impl Machine for ComputeMachine {
         }
         let command = Command::from_bytes(command)
             .map_err(|error| RefusalCode::Malformed.because(format!("not a Compute command: {error}")))?;
-        admit::decide(&self.state, At::from(cx), &command)
+        admit::decide(&self.state, self.verifier.as_ref(), At::from(cx), &command)
     }
 
     fn round(&self, cx: &Context) -> Option<Vec<Draft>> {

@@ -4,13 +4,13 @@ use coalition::{EvidencePointer, ProviderId, RequestId};
 use coalition_log::{Entry, EntryError};
 
 use super::{
-    At, CardRecord, ClearingEntry, GrantRecord, GrantStage, LastClearing, LogEntry, MarketState, ProviderRecord,
-    RequestRecord, RequestStage,
+    At, CardRecord, ClearingEntry, GrantRecord, GrantStage, LastClearing, LogEntry, MarketState, RequestRecord,
+    RequestStage,
 };
 use crate::codec::DecodeError;
-use crate::entries::{CardRemovedBody, GrantEndedBody, LogBody, MarketEntry, RequestEndedBody};
-use crate::sign::{PostCard, Signed};
-use crate::types::{ClearingRecord, ComputeGrant, ComputeRequest, GrantEnd, UsageMetrics};
+use crate::entries::{AttestationBody, CardRemovedBody, GrantEndedBody, LogBody, MarketEntry, RequestEndedBody};
+use crate::sign::{AskChallenge, PostCard, Signed};
+use crate::types::{Challenge, ClearingRecord, ComputeGrant, ComputeRequest, GrantEnd, UsageMetrics};
 
 /// Why an entry could not be folded. A certified log of this version never causes this.
 #[derive(Debug, thiserror::Error)]
@@ -115,22 +115,41 @@ impl MarketState {
             MarketEntry::GrantEnding(signed) => self.fold_ending(signed.statement.grant_id, place),
             MarketEntry::GrantEnded(body) => self.fold_grant_ended(body),
             MarketEntry::Log(body) => self.fold_log(body, place),
+            MarketEntry::Challenge(signed) => self.fold_challenge(signed, place),
+            MarketEntry::Attestation(body) => self.fold_attestation(body),
         }
     }
 
     fn fold_card(&mut self, signed: &Signed<PostCard>, place: Place) -> Folded {
         self.forget_providers(place.at);
         let PostCard { sequence, card } = &signed.statement;
-        let live = self.providers.get(&card.provider_id).map_or(0, |record| record.live);
         let record = CardRecord {
             card: card.clone(),
             pointer: place.pointer,
             fresh_tick: card.refreshed_at.0.min(place.at.tick),
             posted_ms: place.at.time_ms,
         };
-        let last_refreshed = card.refreshed_at.0;
-        let provider = ProviderRecord { card: Some(record), sequence: *sequence, last_refreshed, live };
-        self.providers.insert(card.provider_id, provider);
+        let provider = self.providers.entry(card.provider_id).or_default();
+        (provider.card, provider.sequence, provider.last_refreshed) = (Some(record), *sequence, card.refreshed_at.0);
+        Ok(())
+    }
+
+    fn fold_challenge(&mut self, signed: &Signed<AskChallenge>, place: Place) -> Folded {
+        self.forget_providers(place.at);
+        let asked = &signed.statement;
+        let provider = self.providers.entry(asked.provider).or_default();
+        provider.sequence = asked.sequence;
+        provider.platform.asked_at = asked.asked_at.0;
+        provider.platform.challenge = Some(Challenge { nonce: place.pointer.digest, time_ms: place.at.time_ms });
+        Ok(())
+    }
+
+    fn fold_attestation(&mut self, body: &AttestationBody) -> Folded {
+        let shown = &body.shown.statement;
+        let provider = self.providers.get_mut(&shown.provider).ok_or("the provider is not known")?;
+        provider.platform.challenge.take().ok_or("the provider has no challenge to answer")?;
+        provider.sequence = shown.sequence;
+        provider.platform.attestation = Some(body.found.clone());
         Ok(())
     }
 

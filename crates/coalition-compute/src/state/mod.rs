@@ -10,12 +10,12 @@ use coalition::{ProviderId, RequestId, UniqueId};
 
 pub use apply::FoldError;
 pub use records::{
-    CardRecord, ClearingEntry, GrantRecord, GrantStage, Held, LastClearing, LogEntry, ProviderRecord, RequestRecord,
-    RequestStage, Retention,
+    CardRecord, ClearingEntry, GrantRecord, GrantStage, Held, LastClearing, LogEntry, PlatformRecord, ProviderRecord,
+    RequestRecord, RequestStage, Retention,
 };
 
 use crate::config::ComputeParams;
-use crate::types::OfferName;
+use crate::types::{Attestation, OfferName, ProviderCard};
 
 /// A moment as the committee sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -170,6 +170,13 @@ impl MarketState {
         ticks <= max_ticks && ms <= self.params.ms_for_ticks(max_ticks)
     }
 
+    /// The attestation a card names, if the market holds it and it still counts.
+    #[must_use]
+    pub fn attestation_of(&self, card: &ProviderCard, at: At) -> Option<&Attestation> {
+        let held = self.providers.get(&card.provider_id)?.platform.attestation.as_ref()?;
+        (card.attestation == Some(held.digest) && at.time_ms < held.expires_ms).then_some(held)
+    }
+
     /// Committee time at which a live grant ends for want of a final log.
     #[must_use]
     pub fn grant_end_ms(&self, record: &GrantRecord) -> u64 {
@@ -177,11 +184,13 @@ impl MarketState {
         record.grant.valid_to_ms.saturating_add(grace)
     }
 
-    /// Whether nothing about a provider matters any more: no card, no live grant, and its last card is too old to be
-    /// played again.
+    /// Whether nothing about a provider matters any more: no card, no live grant, no attestation that counts, and its last
+    /// statement is too old to be played again.
     #[must_use]
     pub fn is_provider_forgettable(&self, record: &ProviderRecord, at: At) -> bool {
-        let replayable_until = record.last_refreshed.saturating_add(u64::from(self.params.card_max_age_ticks));
-        record.card.is_none() && record.live == 0 && at.tick > replayable_until
+        let last_said = record.last_refreshed.max(record.platform.asked_at);
+        let replayable_until = last_said.saturating_add(u64::from(self.params.card_max_age_ticks));
+        let attested = record.platform.attestation.as_ref().is_some_and(|held| at.time_ms < held.expires_ms);
+        record.card.is_none() && record.live == 0 && !attested && at.tick > replayable_until
     }
 }

@@ -5,8 +5,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::sign::Signed;
 use crate::types::{
-    Capabilities, ClearingRecord, ComputeGrant, ComputeLog, ComputeRequest, GrantEnd, ProviderCard, RefusalReason,
-    RequestEnd, UsageMetrics,
+    Attestation, Capabilities, Challenge, ClearingRecord, ComputeGrant, ComputeLog, ComputeRequest, GrantEnd,
+    ProviderCard, RefusalReason, RequestEnd, UsageMetrics,
 };
 
 /// How much history a fold keeps. What is forgotten here stays in the log.
@@ -42,7 +42,7 @@ pub struct CardRecord {
 }
 
 /// A provider the market knows.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProviderRecord {
     /// Its card, if it is in the market.
     pub card: Option<CardRecord>,
@@ -52,6 +52,21 @@ pub struct ProviderRecord {
     pub last_refreshed: u64,
     /// Live grants.
     pub live: u32,
+    /// What is known of its platform, where the market asks. Written beside the records in a state's bytes, so that a market
+    /// which does not ask has the bytes it always had.
+    #[serde(skip)]
+    pub platform: PlatformRecord,
+}
+
+/// What a provider's platform was asked, and proved.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlatformRecord {
+    /// `asked_at` of its last challenge: older statements of it stay refused.
+    pub asked_at: u64,
+    /// The challenge it has not answered yet.
+    pub challenge: Option<Challenge>,
+    /// Its last verified attestation, which may have expired.
+    pub attestation: Option<Attestation>,
 }
 
 /// Capacity that live grants hold on one offer.

@@ -1,4 +1,5 @@
-//! The market as bytes, and back. What follows from the rest is not written: the queue, what is live, what is held.
+//! The market as bytes, and back. What follows from the rest is not written: the queue, what is live, what is held. Where
+//! the market asks for attestation, what is known of platforms follows the rest.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -6,7 +7,10 @@ use coalition::{ProviderId, RequestId};
 use coalition_log::{SnapshotError, state::MAX_STATE_BYTES};
 use serde::{Deserialize, Serialize};
 
-use super::{ClearingEntry, GrantRecord, Held, LastClearing, MarketState, ProviderRecord, RequestRecord, RequestStage};
+use super::{
+    ClearingEntry, GrantRecord, Held, LastClearing, MarketState, PlatformRecord, ProviderRecord, RequestRecord,
+    RequestStage,
+};
 use crate::codec;
 use crate::types::OfferName;
 
@@ -34,12 +38,13 @@ struct Read {
     fault: Option<String>,
 }
 
+type Platforms = BTreeMap<ProviderId, PlatformRecord>;
 type HeldOffers = BTreeMap<ProviderId, BTreeMap<OfferName, Held>>;
 
 impl MarketState {
     /// The state as bytes; with it why the machine behind it stopped folding, if it did.
     pub(crate) fn to_snapshot(&self, fault: Option<&str>) -> Vec<u8> {
-        codec::encode(&Written {
+        let written = Written {
             providers: &self.providers,
             requests: &self.requests,
             grants: &self.grants,
@@ -48,13 +53,22 @@ impl MarketState {
             last_clearing: self.last_clearing,
             next_index: self.next_index,
             fault,
-        })
+        };
+        match self.params.attestation {
+            None => codec::encode(&written),
+            Some(_) => codec::encode(&(written, platforms(&self.providers))),
+        }
     }
 
     /// The state of a market with this one's organism, parameters and retention, and the fault, from a snapshot.
     pub(crate) fn restored(&self, bytes: &[u8]) -> Result<(Self, Option<String>), SnapshotError> {
-        let read: Read = codec::decode(bytes, MAX_STATE_BYTES)?;
-        check(&read).map_err(|what| SnapshotError::Contradiction(what.into()))?;
+        let wrong = |what: &str| SnapshotError::Contradiction(what.into());
+        let (mut read, platforms): (Read, Platforms) = match self.params.attestation {
+            None => (codec::decode(bytes, MAX_STATE_BYTES)?, Platforms::new()),
+            Some(_) => codec::decode(bytes, MAX_STATE_BYTES)?,
+        };
+        check(&read).map_err(wrong)?;
+        place(&mut read.providers, platforms).map_err(wrong)?;
         let of_open = |(id, record): (&RequestId, &RequestRecord)| {
             (record.stage == RequestStage::Open).then_some((record.pointer.index, (*id, record.signed.key)))
         };
@@ -77,6 +91,24 @@ impl MarketState {
         };
         Ok((state, read.fault))
     }
+}
+
+fn platforms(providers: &BTreeMap<ProviderId, ProviderRecord>) -> BTreeMap<&ProviderId, &PlatformRecord> {
+    let known = providers.iter().filter(|(_, record)| record.platform != PlatformRecord::default());
+    known.map(|(id, record)| (id, &record.platform)).collect()
+}
+
+fn place(providers: &mut BTreeMap<ProviderId, ProviderRecord>, platforms: Platforms) -> Result<(), &'static str> {
+    for (id, platform) in platforms {
+        if platform == PlatformRecord::default() {
+            return Err("a platform of which nothing is known is written");
+        }
+        if platform.attestation.as_ref().is_some_and(|held| held.provider != id) {
+            return Err("an attestation stands under another's id");
+        }
+        providers.get_mut(&id).ok_or("a platform's provider is unknown")?.platform = platform;
+    }
+    Ok(())
 }
 
 fn live(grants: &BTreeMap<RequestId, GrantRecord>) -> impl Iterator<Item = &GrantRecord> {

@@ -32,7 +32,7 @@ pub struct ProviderCard {
     pub shuffle_reply: UniqueId,
     /// What it sells, one offer per backend; 1 to [`MAX_OFFERS`], names unique.
     pub offers: Vec<Offer>,
-    /// Digest of the provider's attestation quote, if it has one. This module does not check it yet.
+    /// Digest of the provider's attestation quote: that of the attestation the market holds for it. Absent without one.
     pub attestation: Option<UniqueId>,
     /// The Almanac tick the provider saw when it made this card.
     pub refreshed_at: AlmanacTick,
@@ -57,7 +57,7 @@ pub struct Offer {
 pub struct Capabilities {
     /// Where; 1 to [`MAX_REGIONS`], unique. A request without a region gets the first.
     pub regions: Vec<Region>,
-    /// Whether workloads run inside TDX. Declared, not verified, until the module checks attestation.
+    /// Whether workloads run inside TDX. Where the module has an attestation rule, only an attested provider may say so.
     pub tdx_capable: bool,
     /// TDX measurements workloads can be launched under; at most [`MAX_MRTDS`], unique, only with `tdx_capable`.
     pub mrtds: Vec<Mrtd>,

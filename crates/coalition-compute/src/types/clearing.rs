@@ -43,7 +43,7 @@ pub enum FilterKind {
     Capacity,
     /// The card is too old.
     CardAge,
-    /// Attestation is missing or too old. Not applied by any rule of this version.
+    /// Attestation is missing or too old.
     Attestation,
     /// Reputation is below the floor. Not applied by any rule of this version.
     Reputation,

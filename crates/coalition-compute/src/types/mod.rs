@@ -1,5 +1,6 @@
 //! The market's data types, named as the specification names them.
 
+mod attestation;
 mod card;
 mod clearing;
 mod grant;
@@ -8,6 +9,10 @@ mod log;
 mod names;
 mod request;
 
+pub use attestation::{
+    Attestation, Challenge, EvidenceShape, MAX_EVIDENCE_BYTES, RootKind, expect_provider, expect_workload,
+    provider_report_data, workload_report_data,
+};
 pub use card::{
     BondCount, Capabilities, DeclaredRates, MAX_CARD_BYTES, MAX_MRTDS, MAX_OFFERS, MAX_RATE, MAX_REGIONS, Offer,
     ProviderCard,

@@ -91,7 +91,61 @@ fn lines() -> Vec<String> {
         sim.entries[..cut].iter().for_each(|entry| machine.evolve(entry));
         lines.push(format!("snapshot after {cut} {}", hex::encode(machine.snapshot())));
     }
+    lines.extend(attestation_lines());
     lines
+}
+
+/// Bytes of attestation. Quotes are never twice the same, so the evidence here is none.
+fn attestation_lines() -> Vec<String> {
+    let policy = coalition_attest::Policy::servers(coalition_attest::TrustRoot::Intel).max_quote_age_s(3_600).unwrap();
+    let rule = AttestationRule { required: true, policy };
+    let asked = AskChallenge { sequence: 5, provider: provider_id(1), asked_at: coalition::AlmanacTick(100) };
+    let config = UniqueId::hash(b"boot file");
+    let shown = Attest { sequence: 6, provider: provider_id(1), config, evidence: vec![1, 2, 3] };
+    let found = Attestation {
+        provider: provider_id(1),
+        digest: UniqueId::hash(b"quote"),
+        shape: EvidenceShape::TdxQuoteV4,
+        root: RootKind::Intel,
+        root_id: coalition_attest::TrustRoot::Intel.id(),
+        policy: rule.policy.fingerprint(),
+        mrtd: coalition::Mrtd([7; 48]),
+        measurements: UniqueId::hash(b"registers"),
+        config,
+        challenged_ms: START_MS,
+        verified_ms: START_MS + 1_000,
+        expires_ms: START_MS + 3_601_000,
+    };
+    let body = entries::AttestationBody { shown: sign(shown.clone(), 1), found: found.clone() };
+    let challenge = Challenge { nonce: UniqueId::hash(b"leaf"), time_ms: START_MS };
+    let key = key(1).verifying_key().to_bytes();
+    let provider = provider_report_data(organism(), &key, config, challenge);
+    let workload = workload_report_data(organism(), &[9; 32], UniqueId::hash(b"image"), UniqueId::hash(b"request"));
+    vec![
+        format!("params-attested {}", hex::encode(params().with_attestation(rule.clone()).to_bytes())),
+        format!("command ask-challenge {}", hex::encode(Command::AskChallenge(sign(asked.clone(), 1)).to_bytes())),
+        format!("command attest {}", hex::encode(Command::Attest(sign(shown.clone(), 1)).to_bytes())),
+        format!("body attestation {}", hex::encode(MarketEntry::Attestation(Box::new(body)).to_body())),
+        format!("report-data provider {}", hex::encode(provider)),
+        format!("report-data workload {}", hex::encode(workload)),
+        format!("snapshot-attested {}", hex::encode(attested_state(rule, asked, shown, found))),
+    ]
+}
+
+/// The state of a market that holds an attestation, and a challenge not answered yet. Folding verifies nothing again.
+fn attested_state(rule: AttestationRule, asked: AskChallenge, shown: Attest, found: Attestation) -> Vec<u8> {
+    let mut machine = ComputeMachine::new(organism(), params().with_attestation(rule)).unwrap();
+    let waiting = AskChallenge { provider: provider_id(2), ..asked };
+    let entries = [
+        MarketEntry::Challenge(Box::new(sign(asked, 1))),
+        MarketEntry::Attestation(Box::new(entries::AttestationBody { shown: sign(shown, 1), found })),
+        MarketEntry::Challenge(Box::new(sign(waiting, 2))),
+    ];
+    for (index, entry) in entries.iter().enumerate() {
+        machine.evolve(&entry.to_draft(Vec::new()).into_entry(index as u64, Some(100), START_MS));
+    }
+    assert!(machine.fault().is_none());
+    machine.snapshot()
 }
 
 #[test]

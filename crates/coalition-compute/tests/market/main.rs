@@ -1,6 +1,7 @@
 //! Tests of the Compute market against its public interface.
 #![allow(clippy::unwrap_used, missing_docs, reason = "tests")]
 
+mod attestation;
 mod common;
 mod golden;
 mod lifecycle;

@@ -126,6 +126,7 @@ impl Ledger {
             }
             MarketEntry::Log(body) => assert_eq!(body.late, !self.live.contains_key(&body.log.statement.grant_id)),
             MarketEntry::Clearing(_) | MarketEntry::GrantServing(_) | MarketEntry::GrantEnding(_) => {}
+            MarketEntry::Challenge(_) | MarketEntry::Attestation(_) => unreachable!("this market asks for none"),
         }
     }
 

@@ -104,7 +104,9 @@ fn every_code_is_reached() {
     expect(&mut sim, C::GrantEnded, log(id, 1, 2, (100, 100), None));
 
     // The rest needs markets of its own; see the tests below.
-    let elsewhere = [C::Malformed, C::TooManyProviders, C::MarketFull, C::TooManyOpen, C::TooManyLogs, C::StateFault];
+    let mut elsewhere = vec![C::Malformed, C::TooManyProviders, C::MarketFull, C::TooManyOpen, C::TooManyLogs];
+    elsewhere.extend([C::StateFault, C::AttestationNotAsked, C::AttestationMissing, C::AttestationUnknown]);
+    elsewhere.extend([C::AttestationStale, C::AttestationRefused, C::ChallengeUnknown]);
     for code in RefusalCode::ALL {
         assert!(seen.contains(&code) != elsewhere.contains(&code), "{code:?}");
     }
