@@ -192,7 +192,7 @@ mod tests {
 
     fn block(view: u64, time_ms: u64, commands: &[&'static [u8]]) -> BatchBlock {
         let commands = commands.iter().map(|c| Bytes::from_static(c)).collect();
-        BatchBlock { view, time_ms, commands, height: 1, ..BatchBlock::genesis([0; 32]) }
+        BatchBlock { view, time_ms, commands, height: 1, ..BatchBlock::genesis([0; 32], 0) }
     }
 
     #[test]

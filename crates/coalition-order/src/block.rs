@@ -48,8 +48,8 @@ pub(crate) struct BatchBlock {
 
 impl BatchBlock {
     /// The block every member starts from.
-    pub(crate) fn genesis(fingerprint: [u8; 32]) -> Self {
-        Self { view: 0, parent: Digest::from(fingerprint), height: 0, time_ms: 0, commands: Vec::new() }
+    pub(crate) fn genesis(fingerprint: [u8; 32], time_ms: u64) -> Self {
+        Self { view: 0, parent: Digest::from(fingerprint), height: 0, time_ms, commands: Vec::new() }
     }
 
     /// Ids of the commands, in order.
@@ -205,7 +205,7 @@ mod tests {
 
     #[test]
     fn golden() {
-        let genesis = BatchBlock::genesis([0x11; 32]);
+        let genesis = BatchBlock::genesis([0x11; 32], 0);
         let expected = Sha256::hash(&[DOMAIN, &[0; 8], &[0x11; 32], &[0; 8], &[0; 8], &[0; 4]]);
         assert_eq!(genesis.digest(), expected);
         assert_eq!(expected.to_string(), "fcca4dd738dfdee9f82dc64fe8f08eb61cd6e7dbb030de0c5f9a3fb257ba2481");

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use blake3::Hasher;
 use zeroize::Zeroizing;
 
+use crate::block::MAX_TIME_MS;
 use crate::error::OrderError;
 
 /// Largest committee the wire formats and channel sizes are made for.
@@ -26,7 +27,7 @@ pub struct OrderMember {
 
 /// Everything a member needs to take its seat.
 ///
-/// `namespace`, the roster's keys, `max_batch_bytes`, `max_batch_commands` and `max_command_bytes` define the committee:
+/// `namespace`, the roster's keys, `starts_after_ms`, `max_batch_bytes`, `max_batch_commands` and `max_command_bytes` define the committee:
 /// members that disagree in any of them refuse each other's connections, and a storage directory written under
 /// one definition is refused under another. `heartbeat_ms` and `network_delay_ms` should be equal on all members.
 #[derive(Clone)]
@@ -46,6 +47,9 @@ pub struct OrderConfig {
     /// An idle committee orders an empty batch at most this often, in milliseconds. An empty batch costs every member
     /// about half a KiB of disk and 150 bytes of memory until [`prune`](crate::OrderHandle::prune)d.
     pub heartbeat_ms: u64,
+    /// Every batch's time is after this one, in milliseconds since the Unix epoch: where the committee before this one
+    /// ended. Defines the committee, too. 0 for a first one.
+    pub starts_after_ms: u64,
     /// Time a message is expected to need at worst, in milliseconds. A proposer that is silent for
     /// `heartbeat_ms + network_delay_ms` is passed over.
     pub network_delay_ms: u64,
@@ -77,6 +81,7 @@ impl Default for OrderConfig {
             listen: SocketAddr::from(([127, 0, 0, 1], 0)),
             storage_dir: PathBuf::new(),
             heartbeat_ms: 1_000,
+            starts_after_ms: 0,
             network_delay_ms: 1_000,
             max_clock_drift_ms: 2_000,
             max_batch_bytes: 512 * 1024,
@@ -121,6 +126,7 @@ impl OrderConfig {
                 "member {twice} has the same public key as an earlier one; every seat needs its own"
             ));
         }
+        bound("starts_after_ms", self.starts_after_ms, 0, MAX_TIME_MS)?;
         bound("heartbeat_ms", self.heartbeat_ms, 10, 60_000)?;
         bound("network_delay_ms", self.network_delay_ms, 50, 60_000)?;
         bound("max_clock_drift_ms", self.max_clock_drift_ms, 1, 3_600_000)?;
@@ -150,6 +156,9 @@ impl OrderConfig {
         }
         for limit in [self.max_batch_bytes, self.max_batch_commands, self.max_command_bytes] {
             hasher.update(&(limit as u64).to_be_bytes());
+        }
+        if self.starts_after_ms > 0 {
+            hasher.update(&self.starts_after_ms.to_be_bytes());
         }
         *hasher.finalize().as_bytes()
     }
@@ -208,6 +217,9 @@ mod tests {
         assert_ne!(c.fingerprint(), base, "the order of seats matters");
         let mut c = config();
         c.max_batch_bytes += 1;
+        assert_ne!(c.fingerprint(), base);
+        let mut c = config();
+        c.starts_after_ms = 1;
         assert_ne!(c.fingerprint(), base);
         // Golden: a change here makes every stored committee unreadable.
         assert_eq!(hex(&base), "d1ba75cdd9a3922d5dda1486b07d481a7a45e09a709863791a094b86c9fff7c5");

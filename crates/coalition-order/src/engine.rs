@@ -69,6 +69,7 @@ pub(crate) struct Membership {
     pub(crate) key: PrivateKey,
     pub(crate) limits: BlockLimits,
     pub(crate) tempo: Tempo,
+    pub(crate) starts_after_ms: u64,
     pub(crate) network_delay_ms: u64,
     pub(crate) max_gossip_bytes: usize,
     pub(crate) max_unacknowledged: usize,
@@ -82,6 +83,10 @@ impl Membership {
     /// What votes sign besides their content.
     pub(crate) fn namespace(&self) -> Vec<u8> {
         [b"coalition-order/1".as_slice(), &self.fingerprint].concat()
+    }
+
+    fn genesis(&self) -> BatchBlock {
+        BatchBlock::genesis(self.fingerprint, self.starts_after_ms)
     }
 
     pub(crate) fn keys(&self) -> Set<PublicKey> {
@@ -205,7 +210,7 @@ where
     Member { tasks, marshal }
 }
 
-/// One epoch for ever: a roster change is a new committee.
+/// One epoch for ever: a roster change is a new engine, with its own namespace and storage.
 fn epocher() -> FixedEpocher {
     FixedEpocher::new(NonZeroU64::MAX)
 }
@@ -247,7 +252,7 @@ fn marshal_config(
     scheme: Scheme,
     page_cache: CacheRef,
 ) -> marshal::Config<ConstantProvider<Scheme, Epoch>, FixedEpocher, Sequential, BatchBlock, Digested<BatchBlock>> {
-    let genesis = BatchBlock::genesis(membership.fingerprint);
+    let genesis = membership.genesis();
     let digest = genesis.digest();
     marshal::Config {
         provider: ConstantProvider::new(scheme),
@@ -293,7 +298,7 @@ where
         partition: format!("{}-consensus", membership.partition),
         mailbox_size: MAILBOX,
         epoch: Epoch::zero(),
-        floor: Floor::Genesis(BatchBlock::genesis(membership.fingerprint).digest()),
+        floor: Floor::Genesis(membership.genesis().digest()),
         replay_buffer: REPLAY_BUFFER,
         write_buffer: WRITE_BUFFER,
         page_cache,

@@ -231,6 +231,7 @@ fn membership(config: &OrderConfig) -> Result<(Membership, usize), OrderError> {
             max_command_bytes: config.max_command_bytes,
         },
         tempo: Tempo { heartbeat_ms: config.heartbeat_ms, max_clock_drift_ms: config.max_clock_drift_ms },
+        starts_after_ms: config.starts_after_ms,
         network_delay_ms: config.network_delay_ms,
         max_gossip_bytes: config.max_gossip_bytes,
         max_unacknowledged: config.max_unacknowledged,

@@ -256,6 +256,7 @@ impl World {
             key: self.keys[i].clone(),
             limits: LIMITS,
             tempo: Tempo { heartbeat_ms: 200, max_clock_drift_ms: 500 },
+            starts_after_ms: 0,
             network_delay_ms: 300,
             max_gossip_bytes: 1_000,
             max_unacknowledged: 4,
