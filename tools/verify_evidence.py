@@ -5,7 +5,7 @@ Written from docs/protocol/log.md alone. Needs Python 3.9 and the package `crypt
 
     verify_evidence.py --organism HEX --member NAME=KEYHEX [--member …] [--pointer ev1:…] FILE [FILE …]
 
-Members are given in the order of the roster, with their checkpoint keys. Prints one line per file, `ok …` or `rejected …`, and
+Members are those of the config, in the order of its roster, with their checkpoint keys. Prints one line per file, `ok …` or `rejected …`, and
 exits with 0 only if every file is good.
 """
 
@@ -65,8 +65,8 @@ def sha256(*parts):
     return hashlib.sha256(b"".join(parts)).digest()
 
 
-def entry_index(entry):
-    """Section 1: checks the whole layout, answers the index."""
+def entry_parts(entry):
+    """Section 1: checks the whole layout, answers index, kind and body."""
     at = 0
 
     def take(count):
@@ -82,12 +82,12 @@ def entry_index(entry):
     require(1 <= len(kind) <= 64 and set(kind) <= KIND, "entry kind")
     body = int.from_bytes(take(4), "big")
     require(body <= 49152, "entry body too long")
-    take(body)
+    body = take(body)
     count = take(1)[0]
     require(count <= 16, "too many evidence pointers")
     take(72 * count)
     require(at == len(entry), "bytes after the entry")
-    return index
+    return index, kind, body
 
 
 def check_inclusion(node, index, size, path, root):
@@ -119,13 +119,20 @@ def check_cosignature(text, blob, name, key):
     require(blob[:4] == key_id, "unknown cosigner")
     timestamp = int.from_bytes(blob[4:12], "big")
     require(timestamp < 2**63, "timestamp too large")
-    signature = blob[12:]
+    check_signature(key, blob[12:], f"cosignature/v1\ntime {timestamp}\n{text}".encode())
+
+
+def quorum_of(roster):
+    return len(roster) - (len(roster) - 1) // 3
+
+
+def check_signature(key, signature, message):
+    """Section 3: strictly."""
     require(not small_order(key) and not small_order(signature[:32]), "point of small order")
-    message = f"cosignature/v1\ntime {timestamp}\n{text}".encode()
     try:
         Ed25519PublicKey.from_public_bytes(key).verify(signature, message)
     except (InvalidSignature, ValueError):
-        raise Rejected("a cosignature does not verify") from None
+        raise Rejected("a signature does not verify") from None
 
 
 def check_note(note, organism, roster):
@@ -155,14 +162,95 @@ def check_note(note, organism, roster):
         check_cosignature(text + "\n", unbase64(encoded), name, key)
         require(not signers or signers[-1] < position, "cosigners not in roster order")
         signers.append(position)
-    quorum = len(roster) - (len(roster) - 1) // 3
-    require(len(signers) >= quorum, f"{len(signers)} cosigners, {quorum} needed")
+    require(len(signers) >= quorum_of(roster), f"{len(signers)} cosigners, {quorum_of(roster)} needed")
     return size, root, signers
+
+
+def decompress(key):
+    """Whether 32 bytes are a point of the curve, as RFC 8032, section 5.1.3, decodes them."""
+    y = int.from_bytes(key, "little") & (2**255 - 1)
+    sign = key[31] >> 7
+    y %= FIELD
+    d = -121665 * pow(121666, FIELD - 2, FIELD) % FIELD
+    square = (y * y - 1) * pow(d * y * y + 1, FIELD - 2, FIELD) % FIELD
+    x = pow(square, (FIELD + 3) // 8, FIELD)
+    if (x * x - square) % FIELD:
+        x = x * pow(2, (FIELD - 1) // 4, FIELD) % FIELD
+    return (x * x - square) % FIELD == 0 and not (x == 0 and sign and y != 1)
+
+
+def parse_handover(body):
+    """Section 7: the body of a handover. Answers epoch, next roster, approvals and the bytes that were approved."""
+    at = 0
+
+    def take(count):
+        nonlocal at
+        require(at + count <= len(body), "handover is cut short")
+        at += count
+        return body[at - count : at]
+
+    epoch = int.from_bytes(take(8), "big")
+    count = take(1)[0]
+    require(1 <= count <= 64, "a roster has 1 to 64 members")
+    roster, keys = [], set()
+    for _ in range(count):
+        name = take(take(1)[0])
+        require(1 <= len(name) <= 64 and set(name) <= KIND, "member name")
+        three = [take(32), take(32), take(32)]
+        require(len(set(three)) == 3 and not keys & set(three), "a key is used twice")
+        keys |= set(three)
+        roster.append((name.decode("ascii"), three[0]))
+    require(len({name for name, _ in roster}) == count, "a name is used twice")
+    # Rule 3 compares whole rosters; the other two keys of the roster in force are not known to a verifier of epoch 0.
+    approved = body[:at]
+    approvals = []
+    for _ in range(take(1)[0]):
+        position = take(1)[0]
+        require(not approvals or approvals[-1][0] < position, "approvals out of order")
+        approvals.append((position, take(64)))
+    require(at == len(body), "bytes after the handover")
+    return epoch, roster, approvals, approved
+
+
+def signers_digest(roster):
+    members = b"".join(bytes([len(name)]) + name.encode() + key for name, key in roster)
+    return sha256(b"coalition/roster-signers/v1", bytes([len(roster)]), members)
+
+
+class Rosters:
+    """Section 7: the roster in force, and what earlier ones leave behind."""
+
+    def __init__(self, organism, genesis):
+        self.organism, self.roster = organism, genesis
+        self.epoch, self.named, self.size, self.left = 0, 0, 0, set()
+        self.last = None
+
+    def apply(self, entry, path, note):
+        index, kind, body = entry_parts(entry)
+        require(kind == b"committee.handover", "no handover")
+        epoch, following, approvals, approved = parse_handover(body)
+        require(epoch == self.epoch + 1, "handover to another epoch")
+        require(self.epoch < 256 and self.named + len(following) <= 4096, "too many handovers")
+        require(approved[8:] != self.last, "the roster does not change")
+        require(not self.left & {key for _, key in following}, "a key that left comes back")
+        require(all(decompress(key) and not small_order(key) for _, key in following), "unusable key")
+        message = b"coalition/handover-approval/v1" + self.organism + signers_digest(self.roster) + approved
+        for position, signature in approvals:
+            require(position < len(self.roster), "approval of an unknown member")
+            check_signature(self.roster[position][1], signature, message)
+        require(len(approvals) >= quorum_of(self.roster), "too few approvals")
+        size, root, _ = check_note(note, self.organism, self.roster)
+        require(size == index + 1, "the checkpoint does not end with the handover")
+        require(size > self.size, "handovers go backwards")
+        check_inclusion(sha256(b"\x00", entry), index, size, path, root)
+        self.left |= {key for _, key in self.roster} - {key for _, key in following}
+        self.epoch, self.named, self.size = epoch, self.named + len(following), size
+        self.roster, self.last = following, approved[8:]
 
 
 def verify(data, organism, roster, pointer=None):
     """Section 4. Answers the entry's index, the certified size and the names of the cosigners."""
-    require(len(data) <= 163840, "file too long")
+    require(len(data) <= 4000000, "file too long")
     try:
         rest = data.decode("utf-8")
     except UnicodeDecodeError:
@@ -177,15 +265,31 @@ def verify(data, organism, roster, pointer=None):
     require(line("coalition-evidence/v1") == "", "header")
     require(unhex32(line("organism ")) == organism, "another organism")
     index = decimal(line("index "))
-    require(line("handovers ") == "0", "handovers are not known to this version")
+
+    def hashes():
+        count = decimal(line("path "))
+        require(count <= 65, "path too long")
+        path = [unbase64(line("")) for _ in range(count)]
+        require(all(len(node) == 32 for node in path), "hash is not 32 bytes")
+        return path
+
+    rosters = Rosters(organism, roster)
+    handovers = decimal(line("handovers "))
+    require(handovers <= 256, "too many handovers")
+    for _ in range(handovers):
+        change, way = unbase64(line("handover ")), hashes()
+        try:
+            note = unbase64(line("checkpoint ")).decode("utf-8")
+        except UnicodeDecodeError:
+            raise Rejected("not UTF-8") from None
+        rosters.apply(change, way, note)
+    roster = rosters.roster
     entry = unbase64(line("entry "))
-    require(entry_index(entry) == index, "index differs from the entry's")
-    count = decimal(line("path "))
-    require(count <= 65, "path too long")
-    path = [unbase64(line("")) for _ in range(count)]
-    require(all(len(node) == 32 for node in path), "hash is not 32 bytes")
+    require(entry_parts(entry)[0] == index, "index differs from the entry's")
+    path = hashes()
     require(line("") == "", "no empty line before the checkpoint")
     size, root, signers = check_note(rest, organism, roster)
+    require(handovers == 0 or size > rosters.size, "the checkpoint is from before the last handover")
     leaf = sha256(b"\x00", entry)
     check_inclusion(leaf, index, size, path, root)
     if pointer is not None:

@@ -1,7 +1,8 @@
 //! Evidence: one small text file that proves an entry to anybody who has the organism's id and roster.
 //!
-//! It holds the entry, its inclusion path and the cosigned checkpoint. The text has exactly one form: parsing and
-//! verifying together reject a file in which any byte was changed.
+//! It holds the entry, its inclusion path, the cosigned checkpoint, and the handovers from the roster in the config to the
+//! one that signed. The text has exactly one form: parsing and verifying together reject a file in which any byte was
+//! changed.
 
 use std::fmt;
 
@@ -10,16 +11,18 @@ use base64::engine::general_purpose::STANDARD;
 use coalition::{EvidencePointer, Roster, UniqueId};
 
 use crate::checkpoint::{
-    CertifiedCheckpoint, CertifyError, NoteError, RosterError, RosterVerifier, SignedCheckpoint, parse_decimal,
-    parse_id, shorten,
+    CertifiedCheckpoint, CertifyError, Checkpoint, NoteError, RosterError, SignedCheckpoint, parse_decimal, parse_id,
+    shorten,
 };
 use crate::entry::{Entry, EntryError, MAX_ENTRY_BYTES, leaf_hash};
-use crate::tree::{Hash, MAX_PROOF_HASHES, ProofError, verify_inclusion};
+use crate::handover::{HandoverError, HandoverProof, RosterChain, read_proofs, write_proofs};
+use crate::lines::{LineError, Lines};
+use crate::tree::{Hash, ProofError, verify_inclusion};
 
 /// First line of every evidence file.
 pub const EVIDENCE_HEADER: &str = "coalition-evidence/v1";
-/// Longest evidence file a parser reads, in bytes.
-pub const MAX_EVIDENCE_BYTES: usize = 160 * 1024;
+/// Longest evidence file a parser reads, in bytes. Holds every chain of handovers a log may have, and fits into one call.
+pub const MAX_EVIDENCE_BYTES: usize = 4_000_000;
 
 /// Why an evidence file proves nothing.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -43,20 +46,20 @@ pub enum EvidenceError {
         found: String,
     },
     /// A line is missing, or is not what stands there.
-    #[error("evidence line {line} is not the expected {expected}: {found:?}")]
-    Line {
-        /// Which line, from 1.
-        line: usize,
-        /// What belongs there.
-        expected: &'static str,
-        /// What stands there, shortened.
-        found: String,
-    },
-    /// Roster handovers, which version 1 verifiers do not know yet.
-    #[error("evidence crosses {count} roster handovers, this build verifies none")]
+    #[error("evidence {0}")]
+    Line(LineError),
+    /// A handover of the roster does not hold.
+    #[error("a handover in the evidence does not hold")]
+    Handover(#[source] HandoverError),
+    /// More or fewer handovers than lead to the roster that certifies the checkpoint.
+    #[error("evidence has {found} handovers, a head of {size} entries needs {expected}")]
     Handovers {
-        /// How many.
-        count: u64,
+        /// How many there are.
+        found: usize,
+        /// How many belong there.
+        expected: u64,
+        /// Size of the checkpoint.
+        size: u64,
     },
     /// The entry's bytes are no entry.
     #[error("the entry in the evidence is malformed")]
@@ -99,9 +102,11 @@ pub enum EvidenceError {
     },
 }
 
-/// An entry, its inclusion path and a signed checkpoint. Parsed, not verified; prints as the canonical text.
+/// An entry, its inclusion path, a signed checkpoint and the handovers to who signed it. Parsed, not verified; prints as
+/// the canonical text.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Evidence {
+    handovers: Vec<HandoverProof>,
     entry: Entry,
     entry_bytes: Vec<u8>,
     path: Vec<Hash>,
@@ -114,9 +119,21 @@ pub struct VerifiedEntry {
     entry: Entry,
     pointer: EvidencePointer,
     checkpoint: CertifiedCheckpoint,
+    epoch: u64,
+    roster: Roster,
 }
 
 impl VerifiedEntry {
+    /// The epoch whose roster certified it; 0 is the roster in the config.
+    pub fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
+    /// The roster that certified it.
+    pub fn roster(&self) -> &Roster {
+        &self.roster
+    }
+
     /// The entry.
     pub fn entry(&self) -> &Entry {
         &self.entry
@@ -139,14 +156,21 @@ impl VerifiedEntry {
 }
 
 impl Evidence {
-    /// Evidence for the encoded entry `entry_bytes`, proven by `path` under `certified`. The prover's own consistency is
-    /// not checked here; [`Evidence::verify`] does that.
+    /// Evidence for the encoded entry `entry_bytes`, proven by `path` under `certified`, without handovers. The prover's
+    /// own consistency is not checked here; [`Evidence::verify`] does that.
     ///
     /// # Errors
     /// [`EvidenceError::Entry`].
     pub fn new(entry_bytes: Vec<u8>, path: Vec<Hash>, certified: &CertifiedCheckpoint) -> Result<Self, EvidenceError> {
         let entry = Entry::decode(&entry_bytes).map_err(EvidenceError::Entry)?;
-        Ok(Self { entry, entry_bytes, path, note: certified.note().clone() })
+        Ok(Self { handovers: Vec::new(), entry, entry_bytes, path, note: certified.note().clone() })
+    }
+
+    /// The same with the handovers from the roster in the config to the one that certified its checkpoint.
+    #[must_use]
+    pub fn with_handovers(mut self, handovers: Vec<HandoverProof>) -> Self {
+        self.handovers = handovers;
+        self
     }
 
     /// Reads an evidence file. What it accepts, it prints back byte for byte.
@@ -158,20 +182,13 @@ impl Evidence {
             return Err(EvidenceError::TooLong { bytes: file.len() });
         }
         let text = std::str::from_utf8(file).map_err(|e| EvidenceError::NotText { at: e.valid_up_to() })?;
-        let mut lines = Lines { rest: text, number: 0 };
-        let header = lines.next("header")?;
+        let mut lines = Lines::new(text);
+        let header = lines.next("header").map_err(EvidenceError::Line)?;
         if header != EVIDENCE_HEADER {
             return Err(EvidenceError::Header { found: shorten(header) });
         }
-        let organism = lines.field("organism line", "organism ", parse_id)?;
-        let index = lines.field("index line", "index ", parse_decimal)?;
-        let handovers = lines.field("handovers line", "handovers ", parse_decimal)?;
-        if handovers != 0 {
-            return Err(EvidenceError::Handovers { count: handovers });
-        }
-        let entry_bytes = lines.field("entry line", "entry ", decode_entry)?;
-        let path = lines.path()?;
-        lines.field("blank line", "", |rest| rest.is_empty().then_some(()))?;
+        let (organism, index, parts) = read_parts(&mut lines).map_err(EvidenceError::Line)?;
+        let (handovers, entry_bytes, path) = parts;
         let note = SignedCheckpoint::parse(lines.rest.as_bytes()).map_err(EvidenceError::Note)?;
         let entry = Entry::decode(&entry_bytes).map_err(EvidenceError::Entry)?;
         if entry.index != index {
@@ -180,7 +197,7 @@ impl Evidence {
         if note.checkpoint.organism != organism {
             return Err(EvidenceError::OtherOrganism { found: note.checkpoint.organism, expected: organism });
         }
-        Ok(Self { entry, entry_bytes, path, note })
+        Ok(Self { handovers, entry, entry_bytes, path, note })
     }
 
     /// The entry it claims to prove. Unverified.
@@ -194,29 +211,48 @@ impl Evidence {
         EvidencePointer { organism: self.note.checkpoint.organism, index: self.entry.index, digest }
     }
 
-    /// Verifies everything: roster, quorum, inclusion, index. Needs nothing but the organism's config.
+    /// The handovers it crosses. Unverified.
+    pub fn handovers(&self) -> &[HandoverProof] {
+        &self.handovers
+    }
+
+    /// Verifies everything: handovers, quorum, inclusion, index. Needs nothing but the organism's config, which pins `roster`.
     ///
     /// # Errors
     /// The first thing that does not hold.
     pub fn verify(&self, organism: UniqueId, roster: &Roster) -> Result<VerifiedEntry, EvidenceError> {
-        let verifier = RosterVerifier::new(organism, roster).map_err(EvidenceError::Roster)?;
-        self.verify_with(&verifier)
+        let chain = RosterChain::new(organism, roster).map_err(EvidenceError::Roster)?;
+        self.verify_with(&chain)
     }
 
-    /// As [`Evidence::verify`], with a verifier that is already made.
+    /// As [`Evidence::verify`], for somebody who knows some handovers already; those count against the evidence, too.
     ///
     /// # Errors
     /// As [`Evidence::verify`].
-    pub fn verify_with(&self, verifier: &RosterVerifier) -> Result<VerifiedEntry, EvidenceError> {
-        let found = self.note.checkpoint.organism;
-        if found != verifier.organism() {
-            return Err(EvidenceError::OtherOrganism { found, expected: verifier.organism() });
+    pub fn verify_with(&self, known: &RosterChain) -> Result<VerifiedEntry, EvidenceError> {
+        let Checkpoint { organism: found, size, .. } = self.note.checkpoint;
+        if found != known.organism() {
+            return Err(EvidenceError::OtherOrganism { found, expected: known.organism() });
         }
-        let checkpoint = verifier.certify_canonical(&self.note).map_err(EvidenceError::Certificate)?;
+        let mut chain = known.clone();
+        chain.extend_all(&self.handovers).map_err(EvidenceError::Handover)?;
+        let expected = chain.epoch_at(size);
+        if self.handovers.len() as u64 != expected {
+            return Err(EvidenceError::Handovers { found: self.handovers.len(), expected, size });
+        }
+        let certified = chain.verifier_at(size).certify_canonical(&self.note);
+        let checkpoint = certified.map_err(EvidenceError::Certificate)?;
         let leaf = leaf_hash(&self.entry_bytes);
         verify_inclusion(&leaf, self.entry.index, checkpoint.size(), &self.path, &checkpoint.root())
             .map_err(EvidenceError::Inclusion)?;
-        Ok(VerifiedEntry { entry: self.entry.clone(), pointer: self.claimed_pointer(), checkpoint })
+        let roster = chain.roster_at(size).clone();
+        Ok(VerifiedEntry {
+            entry: self.entry.clone(),
+            pointer: self.claimed_pointer(),
+            checkpoint,
+            epoch: expected,
+            roster,
+        })
     }
 
     /// Verifies that this is evidence for exactly what `pointer` names.
@@ -253,7 +289,7 @@ impl fmt::Display for Evidence {
         writeln!(f, "{EVIDENCE_HEADER}")?;
         writeln!(f, "organism {}", hex::encode(self.note.checkpoint.organism.as_bytes()))?;
         writeln!(f, "index {}", self.entry.index)?;
-        writeln!(f, "handovers 0")?;
+        write_proofs(f, &self.handovers)?;
         writeln!(f, "entry {}", STANDARD.encode(&self.entry_bytes))?;
         writeln!(f, "path {}", self.path.len())?;
         self.path.iter().try_for_each(|hash| writeln!(f, "{}", hash.to_base64()))?;
@@ -261,38 +297,17 @@ impl fmt::Display for Evidence {
     }
 }
 
-/// The lines of a text, each of which must end in a newline.
-struct Lines<'a> {
-    rest: &'a str,
-    number: usize,
-}
+type Parts = (Vec<HandoverProof>, Vec<u8>, Vec<Hash>);
 
-impl<'a> Lines<'a> {
-    fn next(&mut self, expected: &'static str) -> Result<&'a str, EvidenceError> {
-        self.number += 1;
-        let Some((line, rest)) = self.rest.split_once('\n') else {
-            return Err(EvidenceError::Line { line: self.number, expected, found: shorten(self.rest) });
-        };
-        self.rest = rest;
-        Ok(line)
-    }
-
-    fn field<T>(
-        &mut self,
-        expected: &'static str,
-        prefix: &str,
-        parse: impl FnOnce(&str) -> Option<T>,
-    ) -> Result<T, EvidenceError> {
-        let line = self.next(expected)?;
-        let found = || EvidenceError::Line { line: self.number, expected, found: shorten(line) };
-        line.strip_prefix(prefix).and_then(parse).ok_or_else(found)
-    }
-
-    fn path(&mut self) -> Result<Vec<Hash>, EvidenceError> {
-        let in_bounds = |text: &str| parse_decimal(text).filter(|count| *count <= MAX_PROOF_HASHES as u64);
-        let count = self.field("path line", "path ", in_bounds)?;
-        (0..count).map(|_| self.field("hash of the path", "", Hash::from_base64)).collect()
-    }
+/// Everything between the header and the checkpoint.
+fn read_parts(lines: &mut Lines<'_>) -> Result<(UniqueId, u64, Parts), LineError> {
+    let organism = lines.field("organism line", "organism ", parse_id)?;
+    let index = lines.field("index line", "index ", parse_decimal)?;
+    let handovers = read_proofs(lines)?;
+    let entry_bytes = lines.field("entry line", "entry ", decode_entry)?;
+    let path = lines.path()?;
+    lines.field("blank line", "", |rest| rest.is_empty().then_some(()))?;
+    Ok((organism, index, (handovers, entry_bytes, path)))
 }
 
 fn decode_entry(text: &str) -> Option<Vec<u8>> {

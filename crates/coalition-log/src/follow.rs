@@ -6,9 +6,10 @@
 
 use coalition::{Roster, UniqueId};
 
-use crate::checkpoint::{CertifiedCheckpoint, CertifyError, NoteError, RosterError, RosterVerifier, SignedCheckpoint};
+use crate::checkpoint::{CertifiedCheckpoint, CertifyError, NoteError, RosterError, SignedCheckpoint};
 use crate::entry::{Entry, EntryError, leaf_hash};
 use crate::equivocation::Equivocation;
+use crate::handover::{HANDOVER_KIND, HandoverError, HandoverProof, RosterChain};
 use crate::state::StateRecord;
 use crate::tree::{Frontier, Hash, ProofError, verify_consistency, verify_inclusion};
 
@@ -96,6 +97,26 @@ pub enum FollowError {
         /// Index inside the entry.
         index: u64,
     },
+    /// A handover that was served does not hold.
+    #[error("a handover of the roster does not hold")]
+    Handover(#[source] HandoverError),
+    /// The accepted head turned out to lie behind a handover, and its roster has not certified it yet: the server that
+    /// gave it kept the handover to itself, or the committee has forked. A head that is certified settles which.
+    #[error(
+        "the accepted head of {size} entries is behind a handover, and not certified by the roster of epoch {epoch}"
+    )]
+    Unconfirmed {
+        /// Size of the accepted head.
+        size: u64,
+        /// The epoch whose roster has to certify it.
+        epoch: u64,
+    },
+    /// The certified log has another entry where a handover is proven, or a handover that was not proven.
+    #[error("entry {index} is not the handover that was proven there")]
+    NotTheHandover {
+        /// Position in the log.
+        index: u64,
+    },
     /// What was offered as the entry that certifies a state is none.
     #[error("entry {index} was offered as one that certifies a state, and is none")]
     NotAState {
@@ -162,6 +183,8 @@ pub struct Saved {
     pub frontier: Frontier,
     /// The last accepted head as a signed note; `None` before the first.
     pub head: Option<String>,
+    /// The handovers known, in order.
+    pub handovers: Vec<HandoverProof>,
 }
 
 /// What somebody serves to a reader that wants to start from a certified state, beside a head.
@@ -182,6 +205,7 @@ pub struct StateOffer<'a> {
 pub struct StateStart {
     record: StateRecord,
     frontier: Frontier,
+    handovers: Vec<Hash>,
 }
 
 impl StateStart {
@@ -190,13 +214,21 @@ impl StateStart {
     pub const fn record(&self) -> &StateRecord {
         &self.record
     }
+
+    /// Leaf hashes of the handovers proven among the entries it covers: those the state has to speak of.
+    #[must_use]
+    pub fn handovers(&self) -> &[Hash] {
+        &self.handovers
+    }
 }
 
 /// A reader of one organism's log.
 #[derive(Clone, Debug)]
 pub struct Follower {
-    verifier: RosterVerifier,
+    chain: RosterChain,
     head: Option<CertifiedCheckpoint>,
+    /// The head was accepted before a handover below it was known, and shows no quorum of the roster after it.
+    is_unconfirmed: bool,
     frontier: Frontier,
 }
 
@@ -206,8 +238,8 @@ impl Follower {
     /// # Errors
     /// [`FollowError::Roster`].
     pub fn new(organism: UniqueId, roster: &Roster) -> Result<Self, FollowError> {
-        let verifier = RosterVerifier::new(organism, roster).map_err(FollowError::Roster)?;
-        Ok(Self { verifier, head: None, frontier: Frontier::new() })
+        let chain = RosterChain::new(organism, roster).map_err(FollowError::Roster)?;
+        Ok(Self { chain, head: None, is_unconfirmed: false, frontier: Frontier::new() })
     }
 
     /// A reader that goes on where a former one [`Follower::save`]d.
@@ -217,9 +249,16 @@ impl Follower {
     pub fn resume(organism: UniqueId, roster: &Roster, saved: Saved) -> Result<Self, FollowError> {
         let mut follower = Self::new(organism, roster)?;
         let wrong = |reason| FollowError::Saved { reason };
+        follower.chain.extend_all(&saved.handovers).map_err(FollowError::Handover)?;
         if let Some(text) = &saved.head {
             let note = SignedCheckpoint::parse(text.as_bytes()).map_err(FollowError::SavedNote)?;
-            follower.head = Some(follower.certify(&note)?);
+            // What was saved before the handover below it was confirmed is not confirmed by a restart.
+            let formerly = follower.chain.certify_formerly(&note);
+            (follower.head, follower.is_unconfirmed) = match follower.certify(&note) {
+                Ok(head) => (Some(head), false),
+                Err(FollowError::NotCertified(_)) if formerly.is_some() => (formerly, true),
+                Err(error) => return Err(error),
+            };
         }
         if saved.frontier.peaks().len() != saved.frontier.size().count_ones() as usize {
             return Err(wrong("its tree has not one peak for each set bit of its size"));
@@ -237,12 +276,36 @@ impl Follower {
 
     /// What to keep across a restart.
     pub fn save(&self) -> Saved {
-        Saved { frontier: self.frontier.clone(), head: self.head.as_ref().map(|head| head.note().to_string()) }
+        let head = self.head.as_ref().map(|head| head.note().to_string());
+        Saved { frontier: self.frontier.clone(), head, handovers: self.chain.proofs(0, u64::MAX) }
     }
 
-    /// The verifier of this reader's organism and roster.
-    pub fn verifier(&self) -> &RosterVerifier {
-        &self.verifier
+    /// Who certifies, as far as this reader knows.
+    pub fn chain(&self) -> &RosterChain {
+        &self.chain
+    }
+
+    /// Takes the proofs of handovers that somebody served, in order; known ones are skipped. They come before the heads
+    /// that the new roster certified.
+    ///
+    /// # Errors
+    /// When one does not hold, or proves a fork. Nothing changes then.
+    pub fn accept_handovers(&mut self, proofs: &[HandoverProof]) -> Result<(), FollowError> {
+        let known = self.chain.epoch();
+        let (size, root) = self.head_state();
+        let mut chain = self.chain.clone();
+        for proof in proofs {
+            chain.extend(proof).map_err(FollowError::Handover)?;
+            if let Some(ended) = chain.last_handover().filter(|ended| ended.size() == size && ended.root() != root) {
+                return Err(self.fork(ended));
+            }
+        }
+        if chain.epoch() > known {
+            self.chain = chain;
+            // The members of two rosters that overlap can be a quorum of both: only then does the head stand.
+            self.is_unconfirmed = self.head.as_ref().is_some_and(|head| self.chain.certify(head.note()).is_err());
+        }
+        Ok(())
     }
 
     /// The last accepted head.
@@ -275,8 +338,9 @@ impl Follower {
             if offered.root() != root {
                 return Err(self.fork(&offered));
             }
-            if self.head.is_none() {
+            if self.head.is_none() || self.is_unconfirmed {
                 self.head = Some(offered);
+                self.is_unconfirmed = false;
             }
             return Ok(HeadOutcome::Unchanged);
         }
@@ -284,6 +348,7 @@ impl Follower {
             .map_err(|source| FollowError::Inconsistent { accepted: size, offered: offered.size(), source })?;
         let to = offered.size();
         self.head = Some(offered);
+        self.is_unconfirmed = false;
         Ok(HeadOutcome::Advanced { from: size, to })
     }
 
@@ -303,7 +368,7 @@ impl Follower {
         if from != next {
             return Err(FollowError::WrongStart { from, next });
         }
-        let (certified, root) = self.head_state();
+        let (certified, root) = self.confirmed_state()?;
         let end = next.saturating_add(entries.len() as u64);
         if end > certified {
             return Err(FollowError::BeyondHead { end, certified });
@@ -315,7 +380,7 @@ impl Follower {
         let released = entries
             .iter()
             .zip(next..)
-            .map(|(bytes, position)| read_entry(bytes.as_ref(), position))
+            .map(|(bytes, position)| self.read_entry(bytes.as_ref(), position))
             .collect::<Result<_, _>>()?;
         self.frontier = frontier;
         Ok(released)
@@ -327,7 +392,7 @@ impl Follower {
     /// # Errors
     /// When the state is not certified by the accepted head, or is behind this reader.
     pub fn accept_state(&self, offer: &StateOffer<'_>) -> Result<StateStart, FollowError> {
-        let (certified, root) = self.head_state();
+        let (certified, root) = self.confirmed_state()?;
         let entry = Entry::decode(offer.entry).map_err(|source| FollowError::Entry { index: certified, source })?;
         let index = entry.index;
         let record = StateRecord::of(&entry).ok_or(FollowError::NotAState { index })?;
@@ -341,7 +406,7 @@ impl Follower {
         let peaks = ProofError::WrongLength { hashes: offer.peaks.len() };
         let frontier = Frontier::from_peaks(covers, offer.peaks.to_vec()).ok_or_else(|| wrong(peaks))?;
         verify_consistency(covers, &frontier.root(), certified, &root, offer.proof).map_err(wrong)?;
-        Ok(StateStart { record, frontier })
+        Ok(StateStart { record, frontier, handovers: self.chain.leaves_below(covers) })
     }
 
     /// Goes on behind a certified state, whose bytes the caller has checked and taken over.
@@ -353,26 +418,43 @@ impl Follower {
         self.head.as_ref().map_or((0, Hash::empty_root()), |head| (head.size(), head.root()))
     }
 
+    /// The accepted head, if something may follow from it.
+    fn confirmed_state(&self) -> Result<(u64, Hash), FollowError> {
+        let (size, root) = self.head_state();
+        if self.is_unconfirmed {
+            return Err(FollowError::Unconfirmed { size, epoch: self.chain.epoch_at(size) });
+        }
+        Ok((size, root))
+    }
+
     fn certify(&self, note: &SignedCheckpoint) -> Result<CertifiedCheckpoint, FollowError> {
-        let expected = self.verifier.organism();
+        let expected = self.chain.organism();
         if note.checkpoint.organism != expected {
             return Err(FollowError::OtherOrganism { found: note.checkpoint.organism, expected });
         }
-        self.verifier.certify(note).map_err(FollowError::NotCertified)
+        self.chain.certify(note).map_err(FollowError::NotCertified)
     }
 
     fn fork(&self, offered: &CertifiedCheckpoint) -> FollowError {
         let (size, accepted) = self.head_state();
+        let verifier = self.chain.verifier_at(size);
         let ours = self.head.as_ref().map(CertifiedCheckpoint::note);
-        let proofs = ours.map(|ours| Equivocation::between(&self.verifier, ours, offered.note())).unwrap_or_default();
+        let proofs = ours.map(|ours| Equivocation::between(verifier, ours, offered.note())).unwrap_or_default();
         FollowError::Fork { size, accepted, offered: offered.root(), proofs }
     }
-}
 
-fn read_entry(bytes: &[u8], position: u64) -> Result<Entry, FollowError> {
-    let entry = Entry::decode(bytes).map_err(|source| FollowError::Entry { index: position, source })?;
-    if entry.index != position {
-        return Err(FollowError::Misplaced { position, index: entry.index });
+    fn read_entry(&self, bytes: &[u8], position: u64) -> Result<Entry, FollowError> {
+        let entry = Entry::decode(bytes).map_err(|source| FollowError::Entry { index: position, source })?;
+        if entry.index != position {
+            return Err(FollowError::Misplaced { position, index: entry.index });
+        }
+        // Its own proof may still come, if nothing behind it is certified yet.
+        let is_handover = entry.kind == HANDOVER_KIND;
+        let proven = self.chain.leaf_at(position);
+        let is_open = is_handover && proven.is_none() && self.head_size() == position + 1;
+        if proven != is_handover.then(|| leaf_hash(bytes)) && !is_open {
+            return Err(FollowError::NotTheHandover { index: position });
+        }
+        Ok(entry)
     }
-    Ok(entry)
 }

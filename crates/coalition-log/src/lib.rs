@@ -11,6 +11,7 @@
 //! * [`evidence`]: a self-contained proof file of one entry. Pure.
 //! * [`equivocation`]: transferable proof that a member signed two histories. Pure.
 //! * [`follow`]: the reader's core, which releases no entry before it is verified. Pure.
+//! * [`handover`]: epochs: how the roster changes under one config, and who certifies which size. Pure.
 //! * [`state`]: certified states, from which members and readers go on without folding the whole log. Pure.
 //! * [`retirement`]: the end of a log: approvals, announcement, last entry. Pure.
 //! * [`store`]: the durable log of one member: journal, tiles, sign guard.
@@ -20,6 +21,8 @@ pub mod entry;
 pub mod equivocation;
 pub mod evidence;
 pub mod follow;
+pub mod handover;
+mod lines;
 pub mod machine;
 pub mod retirement;
 pub mod state;
@@ -27,6 +30,7 @@ pub mod store;
 pub mod tree;
 
 pub use entry::{Entry, EntryError};
+pub use lines::LineError;
 pub use machine::{
     Contains, Context, Draft, Fold, FoldFault, FromState, Machine, Persist, Refusal, SnapshotError, Ticking,
 };

@@ -7,7 +7,8 @@
 
 use coalition::UniqueId;
 
-use crate::entry::{ENTRY_VERSION, Entry, EntryError, MAX_ENTRY_BYTES, WriteId, is_host_kind};
+use crate::entry::{ENTRY_VERSION, Entry, EntryError, MAX_ENTRY_BYTES, WriteId, is_host_kind, leaf_hash};
+use crate::handover::HANDOVER_KIND;
 use crate::machine::SnapshotError;
 use crate::tree::{Hash, sha256};
 
@@ -71,6 +72,12 @@ pub enum StateError {
         found: u64,
         /// Bytes certified.
         certified: u64,
+    },
+    /// It speaks of other handovers of the roster than were proven.
+    #[error("the state does not have exactly the {proven} handovers of the roster that are proven below it")]
+    Handovers {
+        /// How many are proven.
+        proven: usize,
     },
     /// With another digest than certified.
     #[error("the state has digest {found}, certified is {certified}")]
@@ -234,6 +241,18 @@ impl HostState {
             return Err(input.wrong("bytes follow its end"));
         }
         Ok(Self { organism, covers, host_entries, writes, ticks, machine })
+    }
+
+    /// Checks that the handovers of the roster among the host's entries are those proven, by their leaf hashes.
+    ///
+    /// # Errors
+    /// [`StateError::Handovers`], [`StateError::Entry`].
+    pub fn check_handovers(&self, proven: &[Hash]) -> Result<(), StateError> {
+        let mut found = Vec::new();
+        for (entry, bytes) in self.decode_host_entries()?.iter().zip(&self.host_entries) {
+            found.extend((entry.kind == HANDOVER_KIND).then(|| leaf_hash(bytes)));
+        }
+        if found == proven { Ok(()) } else { Err(StateError::Handovers { proven: proven.len() }) }
     }
 
     /// The host's own entries, decoded.

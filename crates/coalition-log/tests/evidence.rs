@@ -4,6 +4,7 @@
 mod support;
 
 use coalition::EvidencePointer;
+use coalition_log::LineError;
 use coalition_log::checkpoint::Checkpoint;
 use coalition_log::equivocation::{Equivocation, EquivocationError};
 use coalition_log::evidence::{Evidence, EvidenceError, MAX_EVIDENCE_BYTES};
@@ -124,6 +125,11 @@ fn an_entry_moved_to_another_place_is_rejected() {
     assert!(matches!(wrong.verify(committee.organism, &committee.roster), Err(EvidenceError::Inclusion(_))));
 }
 
+/// A line of a text, as an error shows it.
+fn line(text: &str, at: usize) -> String {
+    text.lines().nth(at).unwrap().chars().take(100).collect()
+}
+
 #[test]
 fn unknown_versions_and_handovers_are_named() {
     let committee = committee(1, 4);
@@ -132,7 +138,10 @@ fn unknown_versions_and_handovers_are_named() {
     let refused = Evidence::parse(newer.as_bytes()).unwrap_err();
     assert_eq!(refused, EvidenceError::Header { found: "coalition-evidence/v2".into() });
     let handed_over = file.replacen("handovers 0", "handovers 2", 1);
-    assert_eq!(Evidence::parse(handed_over.as_bytes()), Err(EvidenceError::Handovers { count: 2 }));
+    assert_eq!(
+        Evidence::parse(handed_over.as_bytes()),
+        Err(EvidenceError::Line(LineError { line: 5, expected: "handover line", found: line(&file, 4) }))
+    );
     let renumbered = file.replacen("index 5", "index 6", 1);
     assert_eq!(Evidence::parse(renumbered.as_bytes()), Err(EvidenceError::Index { entry: 5, evidence: 6 }));
     let long = vec![b'a'; MAX_EVIDENCE_BYTES + 1];

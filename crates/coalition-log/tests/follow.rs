@@ -183,7 +183,8 @@ fn a_reader_goes_on_where_it_stopped() {
     resumed.accept_entries(21, server.range(21, 30), &[]).unwrap();
     resumed.accept_head(&server.head(40), &server.proof(30, 40)).unwrap();
     assert_eq!(resumed.accept_entries(30, server.range(30, 40), &[]).unwrap(), entries(30..40));
-    let fresh = Follower::resume(organism, roster, Saved { frontier: Frontier::new(), head: None }).unwrap();
+    let fresh =
+        Follower::resume(organism, roster, Saved { frontier: Frontier::new(), head: None, handovers: vec![] }).unwrap();
     assert_eq!(fresh.next_index(), 0);
 
     let headless = Saved { head: None, ..saved.clone() };

@@ -10,7 +10,7 @@ use std::path::Path;
 use std::process::Command;
 
 use coalition_log::evidence::Evidence;
-use support::{Committee, committee, evidence};
+use support::{Committee, Handed, committee, evidence, organism};
 
 fn python_is_usable() -> bool {
     let probe = "import cryptography.hazmat.primitives.asymmetric.ed25519";
@@ -52,15 +52,9 @@ fn cases(committee: &Committee) -> Vec<Vec<u8>> {
     cases
 }
 
-#[test]
-fn python_verifier_agrees_on_good_and_broken_files() {
-    if !python_is_usable() {
-        eprintln!("skipped: python3 with the package cryptography is not installed");
-        return;
-    }
-    let committee = committee(1, 4);
+/// What Python says of each case, against what this crate says; answers how many are good.
+fn compare(committee: &Committee, cases: &[Vec<u8>]) -> usize {
     let dir = tempfile::tempdir().unwrap();
-    let cases = cases(&committee);
     for (i, case) in cases.iter().enumerate() {
         std::fs::write(dir.path().join(format!("{i:05}")), case).unwrap();
     }
@@ -82,8 +76,53 @@ fn python_verifier_agrees_on_good_and_broken_files() {
         assert_eq!(ours.is_ok(), verdict.starts_with("ok "), "{verdict}, we say {ours:?}");
         good += usize::from(ours.is_ok());
     }
-    assert_eq!(good, 46, "every good file, and only those");
     assert_eq!(output.status.code(), Some(1));
+    good
+}
+
+#[test]
+fn python_verifier_agrees_on_good_and_broken_files() {
+    if !python_is_usable() {
+        eprintln!("skipped: python3 with the package cryptography is not installed");
+        return;
+    }
+    let committee = committee(1, 4);
+    assert_eq!(compare(&committee, &cases(&committee)), 46, "every good file, and only those");
+}
+
+#[test]
+fn python_verifier_goes_over_handovers() {
+    if !python_is_usable() {
+        eprintln!("skipped: python3 with the package cryptography is not installed");
+        return;
+    }
+    let mut log = Handed::start(organism(1), &[0, 1, 2, 3], 3);
+    for seeds in [&[0, 1, 2, 4][..], &[5, 0, 1, 2, 4], &[5, 0, 1, 4]] {
+        log.hand_over(seeds, 2);
+    }
+    let mut cases: Vec<Vec<u8>> = (1..=log.size()).map(|size| bytes(&log.evidence(2.min(size - 1), size))).collect();
+    let good = cases.len();
+    let proofs = &log.proofs;
+    let chains = [vec![], proofs[..1].to_vec(), proofs[1..2].to_vec(), proofs.clone(), vec![proofs[0].clone(); 2]];
+    cases.extend(chains.map(|proofs| bytes(&log.evidence(2, 9).with_handovers(proofs))));
+    // Handovers that keep every rule but one.
+    for (seeds, by) in [(&[5, 0, 1, 4, 3][..], &[0, 1, 2][..]), (&[5, 0, 1, 4], &[0, 1, 2]), (&[5, 0, 1], &[0, 1])] {
+        let (_, proof) = log.proof(&log.approved(seeds, by));
+        let proofs = [&proofs[..], &[proof]].concat();
+        cases.push(bytes(&log.evidence(2, log.size()).with_handovers(proofs)));
+    }
+    let file = bytes(&log.evidence(10, 11));
+    for at in (0..file.len()).step_by(3) {
+        let mut changed = file.clone();
+        changed[at] ^= 1 << (at % 8);
+        cases.push(changed);
+    }
+    // One chain was cut by the handover from four members to the same four and another: they are a quorum of both.
+    assert_eq!(compare(&log.committees[0], &cases), good + 1, "every good file, and only those");
+}
+
+fn bytes(evidence: &Evidence) -> Vec<u8> {
+    evidence.to_string().into_bytes()
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     sync::{
-        Arc,
+        Arc, PoisonError, RwLock,
         atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
@@ -11,9 +11,10 @@ use std::{
 
 use coalition::{EvidencePointer, Roster, RosterMember, UniqueId};
 use coalition_log::{
-    checkpoint::{CertifiedCheckpoint, RosterError, RosterVerifier, SignedCheckpoint},
+    checkpoint::{CertifiedCheckpoint, RosterError, SignedCheckpoint},
     entry::WriteId,
     evidence::Evidence,
+    handover::{ApprovedHandover, HandoverProof, RosterChain},
     retirement::{ApprovedRetirement, RETIRED_CODE, RETIRED_KIND, Retirement},
 };
 use coalition_universe::{CallError, Node, PeerId};
@@ -55,22 +56,79 @@ pub struct Organism {
 pub(crate) struct Shared {
     pub(crate) node: Arc<Node>,
     pub(crate) id: UniqueId,
-    pub(crate) roster: Roster,
-    pub(crate) verifier: RosterVerifier,
-    members: Vec<PeerId>,
+    pub(crate) genesis: Roster,
+    known: RwLock<Arc<Known>>,
     preferred: AtomicUsize,
 }
 
+/// Who the members are, as far as handovers were proven.
+pub(crate) struct Known {
+    pub(crate) chain: RosterChain,
+    /// Those in force, then those who left with the last handover: they may still serve.
+    members: Vec<(String, PeerId)>,
+    /// How many of them are in force.
+    pub(crate) in_force: usize,
+}
+
+impl Known {
+    fn new(chain: RosterChain) -> Self {
+        let rosters: Vec<&Roster> = chain.rosters().collect();
+        let (mut members, mut in_force) = (Vec::<(String, PeerId)>::new(), 0);
+        for roster in rosters.iter().rev().take(2) {
+            for member in roster.members() {
+                if let Ok(peer) = PeerId::from_bytes(member.peer_id)
+                    && members.iter().all(|(_, known)| *known != peer)
+                {
+                    members.push((member.name.clone(), peer));
+                }
+            }
+            if in_force == 0 {
+                in_force = members.len();
+            }
+        }
+        Self { chain, members, in_force }
+    }
+}
+
 impl Shared {
+    /// Who the members are now.
+    pub(crate) fn known(&self) -> Arc<Known> {
+        Arc::clone(&self.known.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// How many handovers are known.
+    pub(crate) fn epoch(&self) -> u64 {
+        self.known().chain.epoch()
+    }
+
+    /// Takes the proofs of handovers a member sent.
+    pub(crate) fn learn(&self, proofs: &[HandoverProof]) -> Result<(), String> {
+        if proofs.is_empty() {
+            return Ok(());
+        }
+        let mut chain = self.known().chain.clone();
+        chain.extend_all(proofs).map_err(|error| error.to_string())?;
+        let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
+        if chain.epoch() > known.chain.epoch() {
+            tracing::info!(organism = %self.id, epoch = chain.epoch(), "the committee has handed over");
+            let next = Known::new(chain);
+            // Those who have left lag behind.
+            self.preferred.store(rand::random_range(0..next.in_force.max(1)), Ordering::Relaxed);
+            *known = Arc::new(next);
+        }
+        Ok(())
+    }
+
     /// The member asked first, and where to go on after it failed.
     pub(crate) fn member(&self) -> (usize, PeerId) {
-        let position = self.preferred.load(Ordering::Relaxed) % self.members.len();
-        (position, self.members[position])
+        let known = self.known();
+        let position = self.preferred.load(Ordering::Relaxed) % known.members.len();
+        (position, known.members[position].1)
     }
 
     /// Moves on from a member that failed; a no-op when somebody else already did.
     pub(crate) fn demote(&self, position: usize) {
-        let next = (position + 1) % self.members.len();
+        let next = (position + 1) % self.known().members.len();
         let _ = self.preferred.compare_exchange(position, next, Ordering::Relaxed, Ordering::Relaxed);
     }
 
@@ -86,7 +144,7 @@ impl Shared {
         let (mut last, mut pruned) = (None, BTreeMap::new());
         loop {
             let left = deadline.saturating_sub(started.elapsed());
-            let everybody_pruned = pruned.len() == self.members.len();
+            let everybody_pruned = pruned.len() >= self.members();
             if left.is_zero() || everybody_pruned {
                 // The member that kept most is the one to name.
                 let kept_most = pruned.into_values().min_by_key(|pruned: &Pruned| pruned.below);
@@ -102,7 +160,7 @@ impl Shared {
                 },
                 Err(error) => {
                     if let CallError::Refused(fault) = &error {
-                        let said = Pruned::from_fault(fault, self.name(position));
+                        let said = Pruned::from_fault(fault, &self.name(position));
                         pruned.extend(said.map(|pruned| (position, pruned)));
                     }
                     format!("member {}: {error}", self.name(position))
@@ -115,7 +173,7 @@ impl Shared {
         }
     }
 
-    /// One call to the member at a position.
+    /// One call to the member at a position; positions are those of [`known`](Self::known) at one time.
     pub(crate) async fn call(
         &self,
         position: usize,
@@ -123,16 +181,18 @@ impl Shared {
         body: Vec<u8>,
         timeout: Duration,
     ) -> Result<Vec<u8>, CallError> {
-        self.node.call(self.members[position], method, body, timeout).await
+        let known = self.known();
+        let (_, peer) = known.members[position % known.members.len()];
+        self.node.call(peer, method, body, timeout).await
     }
 
-    /// How many members there are.
-    pub(crate) const fn members(&self) -> usize {
-        self.members.len()
+    /// How many members can be asked.
+    pub(crate) fn members(&self) -> usize {
+        self.known().members.len()
     }
 
-    pub(crate) fn name(&self, position: usize) -> &str {
-        self.roster.members().get(position).map_or("?", |member| member.name.as_str())
+    pub(crate) fn name(&self, position: usize) -> String {
+        self.known().members.get(position).map_or_else(|| "?".into(), |(name, _)| name.clone())
     }
 }
 
@@ -150,21 +210,21 @@ pub(crate) fn millis(duration: Duration) -> u64 {
 }
 
 impl Organism {
-    /// A handle on organism `id` with the roster its config pins. The members' addresses must have been introduced to
-    /// the node; nothing is contacted yet. Must be called inside a tokio runtime.
+    /// A handle on organism `id` with the roster its config pins; it follows the committee's handovers by itself. The members'
+    /// addresses must have been introduced to the node; nothing is contacted yet. Must be called inside a tokio runtime.
     ///
     /// # Errors
     /// [`RosterError`] when a key of the roster is unusable.
     pub fn connect(node: Arc<Node>, id: UniqueId, roster: Roster) -> Result<Self, RosterError> {
-        let verifier = RosterVerifier::new(id, &roster)?;
-        let peer = |member: &RosterMember| {
-            let unusable = |_| RosterError::PeerId { member: member.name.clone(), key: member.peer_id };
-            PeerId::from_bytes(member.peer_id).map_err(unusable)
+        let unusable = |member: &RosterMember| {
+            let peer = PeerId::from_bytes(member.peer_id);
+            peer.err().map(|_| RosterError::PeerId { member: member.name.clone(), key: member.peer_id })
         };
-        let members = roster.members().iter().map(peer).collect::<Result<_, _>>()?;
+        roster.members().iter().find_map(unusable).map_or(Ok(()), Err)?;
+        let known = RwLock::new(Arc::new(Known::new(RosterChain::new(id, &roster)?)));
         // Start at a random member, so that clients spread over the committee.
         let preferred = AtomicUsize::new(rand::random_range(0..roster.members().len()));
-        let shared = Arc::new(Shared { node, id, roster, verifier, members, preferred });
+        let shared = Arc::new(Shared { node, id, genesis: roster, known, preferred });
         let outbox = Outbox::start(Arc::clone(&shared));
         Ok(Self { shared, outbox })
     }
@@ -175,10 +235,16 @@ impl Organism {
         self.shared.id
     }
 
-    /// The roster that certifies its log.
+    /// The genesis roster, which its config pins: all that evidence is verified with.
     #[must_use]
     pub fn roster(&self) -> &Roster {
-        &self.shared.roster
+        &self.shared.genesis
+    }
+
+    /// Who certifies its log, as far as this client has learned: epochs, and the rosters of each.
+    #[must_use]
+    pub fn committee(&self) -> RosterChain {
+        self.shared.known().chain.clone()
     }
 
     pub(crate) fn shared(&self) -> &Arc<Shared> {
@@ -211,6 +277,22 @@ impl Organism {
         deadline: Duration,
     ) -> Result<Committed, WriteError> {
         self.write_payload(write_id, Payload::Retire(approved.to_bytes()), deadline).await
+    }
+
+    /// Hands the committee over to the next roster, as a quorum of its members has approved for every organism it carries.
+    /// The entry the answer names is this organism's; the next roster certifies what comes after it.
+    ///
+    /// # Errors
+    /// As [`write`](Self::write); refusals `not_approved`, `wrong_epoch`, `not_allowed`, `not_all_organisms`,
+    /// `different_rosters`, `already_handing_over`, `malformed`.
+    pub async fn hand_over(
+        &self,
+        write_id: WriteId,
+        approved: &[(UniqueId, ApprovedHandover)],
+        deadline: Duration,
+    ) -> Result<Committed, WriteError> {
+        let all = approved.iter().map(|(organism, approved)| (*organism, approved.to_bytes())).collect();
+        self.write_payload(write_id, Payload::Handover(wire::encode(&wire::Handovers(all))), deadline).await
     }
 
     async fn write_payload(
@@ -253,8 +335,17 @@ impl Organism {
     /// # Errors
     /// [`ReadError::Deadline`] when no member gives one in time.
     pub async fn head(&self, deadline: Duration) -> Result<CertifiedCheckpoint, ReadError> {
-        let request = wire::encode(&wire::HeadRequest { organism: self.shared.id, newer_than: None, wait_ms: 0 });
-        self.shared.ask(method::HEAD, request, deadline, |bytes| self.certify(bytes)).await
+        let started = Instant::now();
+        loop {
+            let (organism, epoch) = (self.shared.id, self.shared.epoch());
+            let request = wire::encode(&wire::HeadRequest { organism, newer_than: None, epoch, wait_ms: 0 });
+            let left = deadline.saturating_sub(started.elapsed());
+            let head = self.shared.ask(method::HEAD, request, left, |bytes| self.certify(bytes)).await?;
+            // One that taught this client a handover may have left itself.
+            if self.shared.epoch() == epoch {
+                return Ok(head);
+            }
+        }
     }
 
     /// The mailable proof of one entry, verified before it is returned.
@@ -262,24 +353,41 @@ impl Organism {
     /// # Errors
     /// [`ReadError`]; an index beyond the certified log runs into the deadline unless a member says so truthfully.
     pub async fn evidence(&self, index: u64, deadline: Duration) -> Result<Evidence, ReadError> {
-        let size = self.head(deadline).await?.size();
+        let size = self.size_beyond(index, deadline).await?;
         if index >= size {
             return Err(ReadError::NoSuchEntry { index, size });
         }
         let request = wire::encode(&wire::EvidenceRequest { organism: self.shared.id, index });
         let accept = |bytes: &[u8]| {
             let evidence = Evidence::parse(bytes).map_err(|error| error.to_string())?;
-            let verified = evidence.verify_with(&self.shared.verifier).map_err(|error| error.to_string())?;
+            let verified = evidence.verify_with(&self.shared.known().chain).map_err(|error| error.to_string())?;
+            self.shared.learn(evidence.handovers())?;
             if verified.entry().index == index { Ok(evidence) } else { Err("proof of another entry".into()) }
         };
         self.shared.ask(method::EVIDENCE, request, deadline, accept).await
     }
 
+    /// The largest certified size that members know, asking no more of them than it takes to find `index`.
+    async fn size_beyond(&self, index: u64, deadline: Duration) -> Result<u64, ReadError> {
+        let mut largest = self.head(deadline).await?.size();
+        let known = self.shared.known();
+        // One that has left the committee lags behind.
+        for _ in known.in_force..known.members.len() {
+            if largest > index {
+                break;
+            }
+            self.shared.demote(self.shared.member().0);
+            largest = self.head(deadline).await?.size().max(largest);
+        }
+        Ok(largest)
+    }
+
     fn certify(&self, bytes: &[u8]) -> Result<CertifiedCheckpoint, String> {
-        let note: Option<String> = wire::decode(bytes).map_err(|error| error.to_string())?;
-        let note = note.ok_or("nothing is certified yet")?;
+        let answer: wire::HeadAnswer = wire::decode(bytes).map_err(|error| error.to_string())?;
+        self.shared.learn(&answer.handovers)?;
+        let note = answer.head.ok_or("nothing is certified yet")?;
         let note = SignedCheckpoint::parse(note.as_bytes()).map_err(|error| error.to_string())?;
-        self.shared.verifier.certify(&note).map_err(|error| error.to_string())
+        self.shared.known().chain.certify(&note).map_err(|error| error.to_string())
     }
 }
 

@@ -10,13 +10,13 @@
 use coalition::{EvidencePointer, UniqueId};
 use coalition_log::{
     Context, Draft, Entry, Machine, Refusal, SnapshotError,
-    checkpoint::RosterVerifier,
     entry::{WriteId, is_host_kind},
     state::{HostState, STATE_EVERY, STATE_KIND, StateError, StateRecord},
 };
 
 use crate::{
     ending::Ending,
+    epochs::Epochs,
     folded::{Clock, TickOf, WriteTable},
     wire::Payload,
 };
@@ -44,7 +44,7 @@ pub(crate) enum Outcome {
 pub(crate) struct Executed {
     pub(crate) entries: Vec<Entry>,
     pub(crate) outcomes: Vec<(WriteId, Outcome)>,
-    /// The state that the last entry certifies, if it certifies one.
+    /// The state that one of the last two entries certifies, if one does.
     pub(crate) state: Option<NewState>,
 }
 
@@ -72,7 +72,7 @@ pub enum ExecutionError {
 /// One organism's machine with its place in the log.
 pub(crate) struct Execution {
     machine: Box<dyn Machine>,
-    roster: RosterVerifier,
+    epochs: Epochs,
     ending: Ending,
     /// The host's own entries, those of states excepted.
     host_entries: Vec<Entry>,
@@ -84,10 +84,10 @@ pub(crate) struct Execution {
 
 impl Execution {
     /// Starts with an empty log.
-    pub(crate) fn new(machine: Box<dyn Machine>, roster: RosterVerifier) -> Self {
+    pub(crate) fn new(machine: Box<dyn Machine>, epochs: Epochs) -> Self {
         Self {
             machine,
-            roster,
+            epochs,
             ending: Ending::default(),
             host_entries: Vec::new(),
             clock: None,
@@ -116,7 +116,7 @@ impl Execution {
     pub(crate) fn resume(&mut self, certifies: &Entry, bytes: &[u8]) -> Result<(), StateError> {
         let record = StateRecord::of(certifies).ok_or(StateError::NotCertified { index: certifies.index })?;
         record.check(bytes)?;
-        let state = HostState::from_bytes(bytes, self.roster.organism(), record.covers)?;
+        let state = HostState::from_bytes(bytes, self.epochs.organism(), record.covers)?;
         let host_entries = state.decode_host_entries()?;
         if self.clock.is_none() && !state.ticks.is_empty() {
             let what = "ticks in the state of an organism that is not the clock".to_owned();
@@ -148,6 +148,21 @@ impl Execution {
         self.next_index
     }
 
+    /// The epoch after the last entry: how many handovers the log has.
+    pub(crate) fn epoch(&self) -> u64 {
+        self.epochs.epoch()
+    }
+
+    /// Whether the log has its last entry.
+    pub(crate) const fn is_over(&self) -> bool {
+        self.ending.is_over()
+    }
+
+    /// Entries between two states.
+    pub(crate) const fn state_every(&self) -> u64 {
+        self.state_every
+    }
+
     /// What an earlier write with this id produced.
     pub(crate) fn known_write(&self, id: WriteId) -> Option<Outcome> {
         self.writes.get(id).map(|(first, count)| Outcome::Written { first, count })
@@ -161,7 +176,8 @@ impl Execution {
         self.machine.wake_at_ms(cx).into_iter().chain(self.ending.wake_at_ms()).min()
     }
 
-    /// Executes one batch: each command in order, then rounds until the machine has nothing left to do.
+    /// Executes one batch: each command in order, then rounds until the machine has nothing left to do, then a state if one
+    /// is due, and last the handover if one was decided.
     ///
     /// # Errors
     /// [`ExecutionError`] when the machine breaks its contract.
@@ -175,17 +191,23 @@ impl Execution {
         let size_before = self.next_index;
         for command in commands {
             let outcome = self.command(cx, tick, &command, &mut done.entries);
-            done.outcomes.push((command.write_id, outcome));
+            done.outcomes.extend(outcome.map(|outcome| (command.write_id, outcome)));
         }
+        self.rounds(cx, tick, &mut done)?;
+        if !self.ending.is_over() {
+            self.certify_state_if_due(size_before, cx, tick, &mut done);
+        }
+        self.hand_over(cx, tick, &mut done);
+        Ok(done)
+    }
+
+    fn rounds(&mut self, cx: &Context, tick: Option<u64>, done: &mut Executed) -> Result<(), ExecutionError> {
         for _ in 0..MAX_ROUNDS {
             self.end_if_due(cx, tick, &mut done.entries);
             if self.ending.is_over() {
-                return Ok(done);
+                return Ok(());
             }
-            let Some(drafts) = self.machine.round(cx) else {
-                self.certify_state_if_due(size_before, cx, tick, &mut done);
-                return Ok(done);
-            };
+            let Some(drafts) = self.machine.round(cx) else { return Ok(()) };
             if let Some(draft) = drafts.iter().find(|draft| is_host_kind(draft.kind)) {
                 return Err(ExecutionError::HostKind(draft.kind));
             }
@@ -195,9 +217,35 @@ impl Execution {
         Err(ExecutionError::EndlessRounds)
     }
 
-    fn command(&mut self, cx: &Context, tick: Option<u64>, command: &Command<'_>, out: &mut Vec<Entry>) -> Outcome {
+    /// Writes the handover decided in this batch, as its last entry. A log that has ended stays as it is.
+    fn hand_over(&mut self, cx: &Context, tick: Option<u64>, done: &mut Executed) {
+        let Some((write_id, draft)) = self.epochs.take() else { return };
+        if self.ending.is_over() {
+            done.outcomes.push((write_id, Outcome::Refused(self.ending.refusal())));
+            return;
+        }
+        let first = self.next_index;
+        // Whether the log is handed over must not depend on its own writes; whether the entry answers one may.
+        let answers = if self.known_write(write_id).is_none() { write_id } else { WriteId::NONE };
+        let entry = Entry { write_id: answers, ..draft.into_entry(first, tick, cx.time_ms) };
+        self.fold_all(vec![entry], &mut done.entries);
+        done.outcomes.push((write_id, Outcome::Written { first, count: 1 }));
+    }
+
+    /// What became of a command; `None` for a handover, which is answered at the end of the batch.
+    fn command(
+        &mut self,
+        cx: &Context,
+        tick: Option<u64>,
+        command: &Command<'_>,
+        out: &mut Vec<Entry>,
+    ) -> Option<Outcome> {
+        if let Payload::Handover(bytes) = command.payload {
+            let refused = self.epochs.decide(command.write_id, bytes).err()?;
+            return Some(self.known_write(command.write_id).unwrap_or(Outcome::Refused(refused)));
+        }
         if let Some(known) = self.known_write(command.write_id) {
-            return known;
+            return Some(known);
         }
         self.end_if_due(cx, tick, out);
         let first = self.next_index;
@@ -206,7 +254,7 @@ impl Execution {
                 Refusal::new("not_committable", format!("the command's result cannot be committed: {error}"))
             })
         });
-        match numbered {
+        Some(match numbered {
             Err(refusal) => Outcome::Refused(refusal),
             // An acknowledgement is the proof of an entry, and here there is none.
             Ok(entries) if entries.is_empty() => {
@@ -216,7 +264,7 @@ impl Execution {
                 self.fold_all(entries, out);
                 Outcome::Written { first, count: self.next_index - first }
             }
-        }
+        })
     }
 
     fn decide(&self, cx: &Context, payload: &Payload) -> Result<Vec<Draft>, Refusal> {
@@ -224,7 +272,8 @@ impl Execution {
             return Err(self.ending.refusal());
         }
         let bytes = match payload {
-            Payload::Retire(approved) => return self.ending.announce(approved, &self.roster),
+            Payload::Retire(approved) => return self.ending.announce(approved, self.epochs.verifier()),
+            Payload::Handover(_) => return Ok(Vec::new()),
             Payload::Command(bytes) => bytes,
         };
         let drafts = self.machine.decide(cx, bytes)?;
@@ -244,15 +293,16 @@ impl Execution {
         }
     }
 
-    /// Writes down the state and certifies it, when this batch took the log to the next multiple of the cadence or past it. A
-    /// state that has grown too large is left out, and the log goes on.
+    /// Writes down the state and certifies it, when this batch takes the log to the next multiple of the cadence or past it, a
+    /// handover that follows counted in. A state that has grown too large is left out, and the log goes on.
     fn certify_state_if_due(&mut self, size_before: u64, cx: &Context, tick: Option<u64>, done: &mut Executed) {
         let covers = self.next_index;
-        if size_before / self.state_every == covers / self.state_every {
+        let ends_at = covers + u64::from(self.epochs.is_handing_over());
+        if size_before / self.state_every == ends_at / self.state_every {
             return;
         }
         let Some(bytes) = self.state() else {
-            tracing::warn!(organism = %self.roster.organism(), covers, "the state is too large to be certified");
+            tracing::warn!(organism = %self.epochs.organism(), covers, "the state is too large to be certified");
             return;
         };
         let record = StateRecord::new(covers, &bytes);
@@ -265,7 +315,7 @@ impl Execution {
     pub(crate) fn state(&self) -> Option<Vec<u8>> {
         let encoded = self.host_entries.iter().map(Entry::encode).collect::<Result<_, _>>();
         let state = HostState {
-            organism: self.roster.organism(),
+            organism: self.epochs.organism(),
             covers: self.next_index,
             host_entries: encoded.ok()?,
             writes: self.writes.to_list(),
@@ -316,7 +366,8 @@ impl Execution {
         if entry.kind == STATE_KIND {
             return;
         }
-        self.ending.fold(&entry, &self.roster);
+        self.ending.fold(&entry, self.epochs.verifier());
+        self.epochs.fold(&entry);
         self.host_entries.push(entry);
     }
 }

@@ -18,6 +18,7 @@
 mod certifier;
 mod client;
 mod ending;
+mod epochs;
 mod error;
 mod execution;
 mod folded;
@@ -36,6 +37,8 @@ pub use error::{ReadError, WriteError};
 pub use execution::ExecutionError;
 pub use folded::TickOf;
 pub use follower::{Follower, Start, When};
-pub use member::{Member, MemberError, MemberKeys, MemberSetup, OrderSetup, OrganismSetup, OrganismStatus};
+pub use member::{
+    AddressBook, Member, MemberError, MemberKeys, MemberSetup, OrderSetup, OrganismSetup, OrganismStatus, Standing,
+};
 pub use pruned::Pruned;
 pub use wire::MAX_COMMAND_BYTES;

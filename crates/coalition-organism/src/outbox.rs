@@ -13,7 +13,7 @@ use crate::{
     client::{CALL_TIMEOUT, Committed, Shared, call_member, millis},
     error::WriteError,
     receipt,
-    wire::{self, MAX_WRITES, Payload, Write, WriteAnswer, WriteRequest, method},
+    wire::{self, MAX_WRITES, Payload, Write, WriteAnswer, WriteReply, WriteRequest, method},
 };
 
 /// Bytes that travel in one call.
@@ -109,7 +109,7 @@ async fn deliver(shared: &Shared, mut batch: Vec<Parcel>) {
         let timeout = longest.min(CALL_TIMEOUT);
         let wait_ms = u32::try_from(millis(timeout.mul_f32(0.8))).unwrap_or(u32::MAX);
         let writes: Vec<Write> = batch.iter().map(|parcel| parcel.write.clone()).collect();
-        let request = WriteRequest { organism: shared.id, writes, wait_ms };
+        let request = WriteRequest { organism: shared.id, writes, epoch: shared.epoch(), wait_ms };
         let (position, answer) = call_member(shared, method::WRITE, wire::encode(&request), timeout).await;
         let failure = match read_answers(shared, answer, &request.writes) {
             Ok(answers) => {
@@ -135,8 +135,9 @@ fn read_answers(
     writes: &[Write],
 ) -> Result<Vec<WriteAnswer>, String> {
     let bytes = answer.map_err(|error| error.to_string())?;
-    let reply = wire::decode(&bytes).map_err(|error| error.to_string())?;
-    receipt::verify(&shared.verifier, writes, reply)
+    let reply: WriteReply = wire::decode(&bytes).map_err(|error| error.to_string())?;
+    shared.learn(&reply.handovers)?;
+    receipt::verify(&shared.known().chain, writes, reply)
 }
 
 /// Hands out the answers there are; returns the writes still open.

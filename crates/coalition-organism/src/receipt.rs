@@ -3,8 +3,9 @@
 use coalition::UniqueId;
 use coalition_log::{
     Entry,
-    checkpoint::{CertifiedCheckpoint, RosterVerifier, SignedCheckpoint},
+    checkpoint::{CertifiedCheckpoint, SignedCheckpoint},
     entry::leaf_hash,
+    handover::RosterChain,
     store::{Reader, StoreError},
     tree::verify_inclusion,
 };
@@ -14,11 +15,13 @@ use crate::wire::{ProvenEntry, Write, WriteAnswer, WriteReply};
 /// Entries and paths in one reply, in bytes; what is beyond is answered as pending, and the client asks again.
 const MAX_PROOF_BYTES: usize = 2 << 20;
 
-/// Puts the proofs beside a member's answers. `head` covers every entry the answers name.
+/// Puts the proofs beside a member's answers, for a writer that knows `epoch` handovers. `head` covers every entry the
+/// answers name.
 pub(crate) fn prove(
     log: &Reader,
     head: Option<&CertifiedCheckpoint>,
     mut answers: Vec<WriteAnswer>,
+    epoch: u64,
 ) -> Result<WriteReply, StoreError> {
     let (mut proofs, mut bytes) = (Vec::new(), 0);
     for answer in &mut answers {
@@ -34,15 +37,17 @@ pub(crate) fn prove(
             proofs.push(ProvenEntry { bytes: entry, path });
         }
     }
-    Ok(WriteReply { answers, head: head.map(|head| head.note().to_string()), proofs })
+    let handovers = head.map(|head| log.chain().proofs(epoch, head.size())).unwrap_or_default();
+    Ok(WriteReply { answers, head: head.map(|head| head.note().to_string()), proofs, handovers })
 }
 
 /// The answers of a reply whose every committed entry is certified, is the one the answer names, and belongs to the write.
+/// `roster` has taken the reply's handovers before.
 ///
 /// # Errors
 /// What does not hold, for the log: the member lies or is broken, and the next one is asked.
-pub(crate) fn verify(roster: &RosterVerifier, writes: &[Write], reply: WriteReply) -> Result<Vec<WriteAnswer>, String> {
-    let WriteReply { answers, head, proofs } = reply;
+pub(crate) fn verify(roster: &RosterChain, writes: &[Write], reply: WriteReply) -> Result<Vec<WriteAnswer>, String> {
+    let WriteReply { answers, head, proofs, handovers: _ } = reply;
     if answers.len() != writes.len() {
         return Err(format!("{} answers to {} writes", answers.len(), writes.len()));
     }
@@ -65,7 +70,7 @@ pub(crate) fn verify(roster: &RosterVerifier, writes: &[Write], reply: WriteRepl
     Ok(answers)
 }
 
-fn certify(roster: &RosterVerifier, note: &str) -> Result<CertifiedCheckpoint, String> {
+fn certify(roster: &RosterChain, note: &str) -> Result<CertifiedCheckpoint, String> {
     let note = SignedCheckpoint::parse(note.as_bytes()).map_err(|error| error.to_string())?;
     roster.certify(&note).map_err(|error| error.to_string())
 }
@@ -101,11 +106,11 @@ mod tests {
         SigningKey::from_bytes(&[seed; 32])
     }
 
-    fn roster() -> RosterVerifier {
+    fn roster() -> RosterChain {
         let public = |seed| key(seed).verifying_key().to_bytes();
         let member =
             RosterMember { name: "m0".into(), checkpoint_key: public(1), consensus_key: public(2), peer_id: public(3) };
-        RosterVerifier::new(organism(), &Roster::new(vec![member]).unwrap()).unwrap()
+        RosterChain::new(organism(), &Roster::new(vec![member]).unwrap()).unwrap()
     }
 
     fn entry(write_id: WriteId) -> Entry {
@@ -122,6 +127,7 @@ mod tests {
             answers: vec![WriteAnswer::Committed { entries: vec![entry.pointer(organism()).unwrap()] }],
             head: Some(head),
             proofs: vec![ProvenEntry { bytes, path: vec![] }],
+            handovers: vec![],
         }
     }
 
@@ -179,7 +185,7 @@ mod tests {
     #[test]
     fn refusals_and_open_writes_need_no_proof() {
         for answer in [WriteAnswer::Pending, WriteAnswer::Refused(Refusal::new("a", "b"))] {
-            let reply = WriteReply { answers: vec![answer.clone()], head: None, proofs: vec![] };
+            let reply = WriteReply { answers: vec![answer.clone()], head: None, proofs: vec![], handovers: vec![] };
             assert_eq!(verify(&roster(), &writes(), reply).unwrap(), [answer]);
         }
     }

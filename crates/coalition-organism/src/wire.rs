@@ -4,7 +4,7 @@
 //! formats and are verified by whoever receives them.
 
 use coalition::{EvidencePointer, UniqueId, hash_many};
-use coalition_log::{Refusal, entry::WriteId, tree::Hash};
+use coalition_log::{Refusal, entry::WriteId, handover::HandoverProof, tree::Hash};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 /// Longest command a client may write, in bytes. Leaves room for the envelope under the ordering engine's limit.
@@ -42,6 +42,13 @@ pub(crate) struct Ordered {
     pub(crate) payload: Payload,
 }
 
+impl Ordered {
+    /// Whether the organism has to execute it: a handover concerns all that the committee carries.
+    pub(crate) fn is_for(&self, organism: UniqueId) -> bool {
+        self.organism == organism || matches!(self.payload, Payload::Handover(_))
+    }
+}
+
 /// What is asked of an organism.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Payload {
@@ -49,7 +56,13 @@ pub(crate) enum Payload {
     Command(Vec<u8>),
     /// The committee's own: [`coalition_log::retirement::ApprovedRetirement`].
     Retire(Vec<u8>),
+    /// The committee's own: a [`Handovers`], encoded. Meant for every organism the committee carries.
+    Handover(Vec<u8>),
 }
+
+/// For each organism of a committee, its [`coalition_log::handover::ApprovedHandover`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Handovers(pub(crate) Vec<(UniqueId, Vec<u8>)>);
 
 impl Payload {
     /// The id this payload is committed under when its writer chose `chosen`: nobody who repeats somebody's id with
@@ -58,9 +71,10 @@ impl Payload {
         if chosen == WriteId::NONE {
             return chosen;
         }
-        let (kind, bytes) = match self {
+        let (kind, bytes): (&[u8], _) = match self {
             Self::Command(bytes) => (b"command", bytes),
             Self::Retire(bytes) => (b"retire\0", bytes),
+            Self::Handover(bytes) => (b"handover", bytes),
         };
         let bound = hash_many(&[b"coalition.write.v1", &chosen.0, kind, bytes]);
         let mut id = [0; 16];
@@ -70,7 +84,7 @@ impl Payload {
 
     pub(crate) fn len(&self) -> usize {
         match self {
-            Self::Command(bytes) | Self::Retire(bytes) => bytes.len(),
+            Self::Command(bytes) | Self::Retire(bytes) | Self::Handover(bytes) => bytes.len(),
         }
     }
 }
@@ -89,6 +103,8 @@ pub(crate) enum Gossip {
 pub(crate) struct WriteRequest {
     pub(crate) organism: UniqueId,
     pub(crate) writes: Vec<Write>,
+    /// Handovers the writer knows; the reply brings the others.
+    pub(crate) epoch: u64,
     pub(crate) wait_ms: u32,
 }
 
@@ -133,6 +149,8 @@ pub(crate) struct WriteReply {
     pub(crate) head: Option<String>,
     /// One for each entry the answers name, in order.
     pub(crate) proofs: Vec<ProvenEntry>,
+    /// The handovers that lead to who certified the head, as far as the writer does not know them.
+    pub(crate) handovers: Vec<HandoverProof>,
 }
 
 /// An entry and its inclusion path.
@@ -147,7 +165,18 @@ pub(crate) struct ProvenEntry {
 pub(crate) struct HeadRequest {
     pub(crate) organism: UniqueId,
     pub(crate) newer_than: Option<u64>,
+    /// Handovers the reader knows.
+    pub(crate) epoch: u64,
     pub(crate) wait_ms: u32,
+}
+
+/// Answer to [`HeadRequest`].
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct HeadAnswer {
+    /// The certified checkpoint as a signed note; `None` before the first.
+    pub(crate) head: Option<String>,
+    /// The handovers the reader lacks for it.
+    pub(crate) handovers: Vec<HandoverProof>,
 }
 
 /// `organism.follow`: the newest head and the entries from `next` on, waiting for some beyond it.
@@ -158,12 +187,16 @@ pub(crate) struct FollowRequest {
     pub(crate) head_size: u64,
     /// Index of the first entry the reader lacks.
     pub(crate) next: u64,
+    /// Handovers the reader knows.
+    pub(crate) epoch: u64,
     pub(crate) wait_ms: u32,
 }
 
 /// Answer to [`FollowRequest`]; nothing in it is trusted before the reader has verified it.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct FollowAnswer {
+    /// The handovers the reader lacks for the head.
+    pub(crate) handovers: Vec<HandoverProof>,
     /// The certified checkpoint as a signed note.
     pub(crate) head: String,
     /// Consistency proof from the reader's head to this one.
@@ -189,11 +222,15 @@ pub(crate) struct StateRequest {
     pub(crate) head_size: u64,
     /// Index of the first entry the reader lacks.
     pub(crate) next: u64,
+    /// Handovers the reader knows.
+    pub(crate) epoch: u64,
 }
 
 /// Answer to [`StateRequest`]; nothing in it is trusted before the reader has verified it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct StateAnswer {
+    /// The handovers the reader lacks for the head.
+    pub(crate) handovers: Vec<HandoverProof>,
     /// The certified checkpoint as a signed note.
     pub(crate) head: String,
     /// Consistency proof from the reader's head to this one.
@@ -263,6 +300,7 @@ mod tests {
         let command = |byte| Payload::Command(vec![byte]);
         assert_eq!(hex(command(1).write_id(chosen)), "476996723d1f49435d29fd3599988f23");
         assert_eq!(hex(Payload::Retire(vec![1]).write_id(chosen)), "006d66735c3734881e1e5d3091cb938e");
+        assert_ne!(Payload::Handover(vec![1]).write_id(chosen), command(1).write_id(chosen));
         assert_ne!(command(2).write_id(chosen), command(1).write_id(chosen));
         assert_ne!(command(1).write_id(WriteId([3; 16])), command(1).write_id(chosen));
         assert_eq!(command(1).write_id(WriteId::NONE), WriteId::NONE);
@@ -280,7 +318,11 @@ mod tests {
             let _ = decode::<WriteRequest>(&bytes);
             let _ = decode::<WriteReply>(&bytes);
             let _ = decode::<StateAnswer>(&bytes);
-            let mut longer = encode(&HeadRequest { organism: UniqueId::from_bytes([1; 32]), newer_than: None, wait_ms: 1 });
+            let _ = decode::<Handovers>(&bytes);
+            let _ = decode::<HeadAnswer>(&bytes);
+            let _ = decode::<FollowAnswer>(&bytes);
+            let head = HeadRequest { organism: UniqueId::from_bytes([1; 32]), newer_than: None, epoch: 0, wait_ms: 1 };
+            let mut longer = encode(&head);
             longer.push(0);
             prop_assert!(decode::<HeadRequest>(&longer).is_err());
         }

@@ -270,9 +270,9 @@ struct StandsStill {
 
 impl Service for StandsStill {
     fn call(&self, _: PeerId, method: String, body: Vec<u8>) -> BoxFuture<'static, Result<Vec<u8>, Fault>> {
-        let asked = postcard::from_bytes::<(UniqueId, u64, u64, u32)>(&body);
+        let asked = postcard::from_bytes::<(UniqueId, u64, u64, u64, u32)>(&body);
         let answer = match asked {
-            Ok((_, 0, 0, _)) if method == "organism.follow" => {
+            Ok((_, 0, 0, _, _)) if method == "organism.follow" => {
                 self.told.fetch_add(1, Ordering::Relaxed);
                 Ok(self.first.clone())
             }
@@ -292,10 +292,11 @@ async fn readers_leave_a_member_that_answers_and_never_advances() {
     let client = committee.client().await;
     let notes = committee.organism(&client, "notes");
     write(&notes, 0..5, 0).await;
-    let question = postcard::to_stdvec(&(notes.id(), 0u64, 0u64, 1_000u32)).unwrap();
+    let question = postcard::to_stdvec(&(notes.id(), 0u64, 0u64, 0u64, 1_000u32)).unwrap();
     let first = client.call(key(1, 3).peer_id(), "organism.follow", question, SOON).await.unwrap();
-    let (head, _) = postcard::take_from_bytes::<String>(&first).unwrap();
-    let later = postcard::to_stdvec(&(head, [0u8; 3])).unwrap();
+    // No handovers, the head, and nothing else.
+    let ((none, head), _) = postcard::take_from_bytes::<(u8, String)>(&first).unwrap();
+    let later = postcard::to_stdvec(&(none, head, [0u8; 3])).unwrap();
     committee.stop_member(0).await;
     let liar = committee.node(key(0, 3)).await;
     let service = Arc::new(StandsStill { first, later, ..StandsStill::default() });

@@ -5,13 +5,22 @@
 
 use std::{
     net::{SocketAddr, TcpListener},
-    sync::Arc,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
 use coalition::{RetirementMarker, Roster, RosterMember, UniqueId};
-use coalition_log::{Machine, retirement::Approval, state::STATE_EVERY};
-use coalition_organism::{Member, MemberKeys, MemberSetup, OrderSetup, Organism, OrganismSetup, TickOf};
+use coalition_log::{
+    Machine,
+    handover::{self, ApprovedHandover, Handover},
+    retirement::Approval,
+    state::STATE_EVERY,
+    store::StoreError,
+};
+use coalition_order::OrderError;
+use coalition_organism::{
+    AddressBook, Member, MemberError, MemberKeys, MemberSetup, OrderSetup, Organism, OrganismSetup, TickOf,
+};
 use coalition_universe::{Node, NodeConfig, NodeKey, PeerAddress, Relay, UNIVERSE};
 use ed25519_dalek::SigningKey;
 
@@ -58,6 +67,8 @@ struct Seat {
     address: SocketAddr,
 }
 
+type Book = Arc<Mutex<Vec<([u8; 32], SocketAddr)>>>;
+
 /// A committee and the relay it meets at. Everything it wrote is removed when it is dropped.
 pub struct Committee {
     /// Who certifies.
@@ -66,6 +77,8 @@ pub struct Committee {
     carried: Vec<Carried>,
     seats: Vec<Seat>,
     addresses: Vec<PeerAddress>,
+    /// Where the ordering engines listen, by consensus key.
+    book: Book,
     dir: tempfile::TempDir,
     heartbeat_ms: u64,
     /// See [`MemberSetup::retain_entries`]; counts for members started from now on.
@@ -82,6 +95,18 @@ pub fn key(member: usize, purpose: u8) -> NodeKey {
     NodeKey::from_bytes(seed)
 }
 
+fn is_held(error: &MemberError) -> bool {
+    match error {
+        MemberError::Store { source, .. } => matches!(**source, StoreError::Locked { .. }),
+        MemberError::Order(error) => matches!(error, OrderError::StorageInUse(_) | OrderError::Listen { .. }),
+        _ => false,
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 fn free_port() -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").expect("loopback has free ports");
     listener.local_addr().expect("bound")
@@ -90,21 +115,21 @@ fn free_port() -> SocketAddr {
 /// The roster of a test committee of `n`.
 #[must_use]
 pub fn roster(n: usize) -> Roster {
-    let public = |member, purpose| *key(member, purpose).peer_id().as_bytes();
-    let members = (0..n).map(|member| RosterMember {
-        name: format!("m{member}"),
-        checkpoint_key: public(member, 1),
-        consensus_key: public(member, 2),
-        peer_id: public(member, 3),
-    });
-    Roster::new(members.collect()).expect("distinct keys")
+    Roster::new((0..n).map(roster_member).collect()).expect("distinct keys")
+}
+
+fn roster_member(member: usize) -> RosterMember {
+    let public = |purpose| *key(member, purpose).peer_id().as_bytes();
+    RosterMember { name: format!("m{member}"), checkpoint_key: public(1), consensus_key: public(2), peer_id: public(3) }
 }
 
 impl Committee {
     /// Starts `n` members that carry the given organisms, and waits until all take part.
     pub async fn start(n: usize, carried: Vec<Carried>) -> Self {
         let relay = Relay::start(SocketAddr::from(([127, 0, 0, 1], 0))).await.expect("relay");
-        let seats = (0..n).map(|_| Seat { running: None, address: free_port() }).collect();
+        let seats: Vec<Seat> = (0..n).map(|_| Seat { running: None, address: free_port() }).collect();
+        let book = (0..n).zip(&seats).map(|(member, seat)| (*key(member, 2).peer_id().as_bytes(), seat.address));
+        let book = Arc::new(Mutex::new(book.collect()));
         let dir = tempfile::tempdir().expect("temporary directory");
         let roster = roster(n);
         let mut committee = Self {
@@ -113,6 +138,7 @@ impl Committee {
             carried,
             seats,
             addresses: Vec::new(),
+            book,
             dir,
             heartbeat_ms: 1_000,
             retain_entries: None,
@@ -133,6 +159,30 @@ impl Committee {
     /// took, its node apart.
     pub async fn start_member(&mut self, member: usize) -> Duration {
         let node = self.node(key(member, 3)).await;
+        for (other, _) in self.seats.iter().filter_map(|seat| seat.running.as_ref()) {
+            node.introduce(other.address());
+            other.introduce(node.address());
+        }
+        let starting = async {
+            loop {
+                let began = Instant::now();
+                match Member::start(self.setup(member, &node)).await {
+                    Ok(running) => return (running, began.elapsed()),
+                    // An earlier life that was dropped is still letting go of its files.
+                    Err(error) if is_held(&error) => tokio::time::sleep(Duration::from_millis(20)).await,
+                    Err(error) => panic!("member {member} does not start: {error:?}"),
+                }
+            }
+        };
+        let (running, took) = tokio::time::timeout(START, starting).await.expect("member starts in time");
+        node.serve(running.service());
+        self.addresses.retain(|address| address.peer != node.peer_id());
+        self.addresses.push(node.address());
+        self.seats[member].running = Some((node, running));
+        took
+    }
+
+    fn setup(&self, member: usize, node: &Arc<Node>) -> MemberSetup {
         let organisms = self.carried.iter().map(|carried| OrganismSetup {
             id: carried.id,
             name: carried.name.into(),
@@ -140,27 +190,74 @@ impl Committee {
             clock: carried.clock,
             state_every: carried.state_every,
         });
-        let setup = MemberSetup {
+        MemberSetup {
             roster: self.roster.clone(),
-            member_index: member,
+            name: format!("m{member}"),
+            joins: member >= self.roster.len(),
+            node: Arc::clone(node),
             keys: MemberKeys { consensus: key(member, 2), checkpoint: key(member, 1) },
             order: OrderSetup {
-                addresses: self.seats.iter().map(|seat| seat.address).collect(),
+                addresses: self.address_book(),
                 listen: self.seats[member].address,
                 heartbeat_ms: self.heartbeat_ms,
             },
             data_dir: self.member_dir(member),
             organisms: organisms.collect(),
             retain_entries: self.retain_entries,
+        }
+    }
+
+    /// Adds a seat for a member that is in no roster yet; its number is the next one. Start it with
+    /// [`start_member`](Self::start_member): it waits for a handover that names it. Of the others, those that start or begin an
+    /// epoch later know its address.
+    pub fn add_seat(&mut self) -> usize {
+        let seat = Seat { running: None, address: free_port() };
+        lock(&self.book).push((*key(self.seats.len(), 2).peer_id().as_bytes(), seat.address));
+        self.seats.push(seat);
+        self.seats.len() - 1
+    }
+
+    fn address_book(&self) -> AddressBook {
+        let book = Arc::clone(&self.book);
+        Box::new(move |member| {
+            lock(&book).iter().find(|(key, _)| *key == member.consensus_key).map(|(_, address)| *address)
+        })
+    }
+
+    /// The roster with these members.
+    #[must_use]
+    pub fn roster_of(&self, members: &[usize]) -> Roster {
+        Roster::new(members.iter().map(|member| roster_member(*member)).collect()).expect("distinct keys")
+    }
+
+    /// The consent of `approving` to a handover from the roster of `now` to that of `next`, for every organism carried.
+    #[must_use]
+    pub fn handover(
+        &self,
+        epoch: u64,
+        (now, next): (&[usize], &[usize]),
+        approving: &[usize],
+    ) -> Vec<(UniqueId, ApprovedHandover)> {
+        let handover = Handover { epoch, next: self.roster_of(next) };
+        let roster = self.roster_of(now);
+        let approve = |organism: UniqueId| {
+            let sign = |member: &usize| {
+                let seat = now.iter().position(|seat| seat == member).expect("a member of the roster in force");
+                let checkpoint = SigningKey::from_bytes(key(*member, 1).expose());
+                let seat = u8::try_from(seat).expect("small committees");
+                handover::Approval::sign(&checkpoint, seat, organism, &roster, &handover)
+            };
+            (organism, ApprovedHandover::new(handover.clone(), approving.iter().map(sign).collect()))
         };
-        let began = Instant::now();
-        let running = Member::start(setup).await.expect("member starts");
-        let took = began.elapsed();
-        node.serve(running.service());
-        self.addresses.retain(|address| address.peer != node.peer_id());
-        self.addresses.push(node.address());
-        self.seats[member].running = Some((node, running));
-        took
+        self.carried.iter().map(|carried| approve(carried.id)).collect()
+    }
+
+    /// Stops one member as a crash does: at any instant, without waiting for anything.
+    pub async fn drop_member(&mut self, member: usize) {
+        if let Some((node, running)) = self.seats[member].running.take() {
+            drop(running);
+            node.stop().await;
+        }
     }
 
     /// Stops one member cleanly.

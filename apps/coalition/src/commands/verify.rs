@@ -74,9 +74,11 @@ pub fn check(evidence: &[u8], config: &PublishedConfig) -> Result<Proven> {
     let id = evidence.claimed_pointer().organism;
     let (organism, content) = committee(config, id)?;
     let entry = evidence.verify(id, &content.roster).map_err(rejected)?;
-    let names = content.roster.members();
+    let roster = entry.roster();
+    let names = roster.members();
     let signers = entry.checkpoint().members().iter().filter_map(|at| names.get(*at)).map(|member| member.name.clone());
-    Ok(Proven { organism, signers: signers.collect(), quorum: content.roster.quorum(), members: names.len(), entry })
+    let (signers, quorum, members) = (signers.collect(), roster.quorum(), names.len());
+    Ok(Proven { organism, signers, quorum, members, entry })
 }
 
 fn committee(config: &PublishedConfig, id: UniqueId) -> Result<(String, CommitteeContent)> {
@@ -124,7 +126,7 @@ impl Proven {
             "proven": true,
             "coalition": { "name": config.instance_name(), "fingerprint": config.fingerprint().to_string() },
             "organism": { "name": self.organism, "id": self.entry.pointer().organism.to_string() },
-            "signed_by": self.signers, "quorum": self.quorum, "members": self.members,
+            "signed_by": self.signers, "quorum": self.quorum, "members": self.members, "epoch": self.entry.epoch(),
             "log_size": self.entry.checkpoint().size(), "root": self.entry.checkpoint().root().to_string(),
             "pointer": self.entry.pointer(),
             "entry": {
@@ -137,9 +139,13 @@ impl Proven {
     fn shown(&self, config: &PublishedConfig, output: &Output) -> String {
         let entry = self.entry.entry();
         let tick = entry.tick.map_or_else(String::new, |tick| format!(", tick {tick}"));
+        let epoch = match self.entry.epoch() {
+            0 => String::new(),
+            epoch => format!(", epoch {epoch}"),
+        };
         let body = serde_json::to_string_pretty(&decode(entry)).unwrap_or_default();
         format!(
-            "{}\n  coalition  {} {}\n  organism   {} {}\n  entry      {} of {} certified, {}, {}{tick}\n  signed by  {} ({} of {}, quorum {})\n  pointer    {}\n\n{body}\n",
+            "{}\n  coalition  {} {}\n  organism   {} {}\n  entry      {} of {} certified, {}, {}{tick}\n  signed by  {} ({} of {}, quorum {}{epoch})\n  pointer    {}\n\n{body}\n",
             output.paint(Paint::Good, "proven"),
             config.instance_name(),
             config.fingerprint(),

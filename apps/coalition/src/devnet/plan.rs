@@ -178,6 +178,8 @@ impl Plan<'_> {
             checkpoint_key: key_path(name, "checkpoint"),
             order_listen: loopback(ports.member_orders[index]),
             order_addresses: ports.member_orders.iter().copied().map(loopback).collect(),
+            order_peers: BTreeMap::new(),
+            joins: false,
             heartbeat_ms: 1_000,
             retain_entries: None,
             peers: self.member_peers(),

@@ -71,8 +71,15 @@ pub struct MemberConfig {
     pub checkpoint_key: PathBuf,
     /// TCP address the ordering engine listens on.
     pub order_listen: SocketAddr,
-    /// The ordering engines of all members, in roster order.
+    /// The ordering engines of the members in the published config, in roster order.
     pub order_addresses: Vec<SocketAddr>,
+    /// The ordering engines of members that joined by a handover, by name; for a name of the config, instead of its address
+    /// above. Read again at the beginning of every epoch.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub order_peers: BTreeMap<String, SocketAddr>,
+    /// Whether this member may wait for a handover that names its keys.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub joins: bool,
     /// Longest time between batches of an idle committee, in milliseconds.
     #[serde(default = "default_heartbeat_ms")]
     pub heartbeat_ms: u64,

@@ -6,11 +6,13 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use coalition::{PublishedConfig, UniqueId};
+use coalition::{PublishedConfig, Roster, UniqueId};
 use coalition_almanac::{AlmanacCommand, AlmanacMachine, AlmanacTickBody, Observation, Observers, TICK_KIND};
 use coalition_compute::ComputeMachine;
 use coalition_log::{Entry, state::STATE_EVERY};
-use coalition_organism::{Member, MemberKeys, MemberSetup, OrderSetup, Organism, OrganismSetup, random_write_id};
+use coalition_organism::{
+    AddressBook, Member, MemberKeys, MemberSetup, OrderSetup, Organism, OrganismSetup, random_write_id,
+};
 use coalition_universe::Node;
 use ed25519_dalek::SigningKey;
 use serde_json::json;
@@ -34,7 +36,7 @@ const STOP: Duration = Duration::from_secs(8);
 pub(super) async fn start(path: &Path) -> Result<Running> {
     let config: MemberConfig = config_file::load(path)?;
     let published = config.network.published(path)?;
-    let carried = Carried::from(&published, &config.name)?;
+    let carried = Carried::from(&published, &config)?;
     let checkpoint = load_key(&relative_to(path, &config.checkpoint_key))?;
     let consensus = load_key(&relative_to(path, &config.consensus_key))?;
     let clock_key = SigningKey::from_bytes(checkpoint.expose());
@@ -42,12 +44,16 @@ pub(super) async fn start(path: &Path) -> Result<Running> {
     private_dir(&data_dir)?;
     let node_config = config.network.node(path, config.peers.values().cloned().collect())?;
     carried.check_node(&config.name, node_config.key.peer_id().as_bytes())?;
+    let node = Node::start(node_config).await.map_err(node_error)?;
+    config.peers.values().for_each(|peer| node.introduce(peer.clone()));
     let setup = MemberSetup {
         roster: carried.compute.roster.clone(),
-        member_index: carried.index,
+        name: config.name.clone(),
+        joins: config.joins,
+        node: Arc::clone(&node),
         keys: MemberKeys { consensus, checkpoint },
         order: OrderSetup {
-            addresses: config.order_addresses.clone(),
+            addresses: address_book(path, &config, &carried.compute.roster),
             listen: config.order_listen,
             heartbeat_ms: config.heartbeat_ms,
         },
@@ -55,7 +61,6 @@ pub(super) async fn start(path: &Path) -> Result<Running> {
         organisms: carried.organisms()?,
         retain_entries: config.retain_entries,
     };
-    let node = Node::start(node_config).await.map_err(node_error)?;
     let member = Member::start(setup)
         .await
         .map_err(|error| CliError::input("member", format!("{} cannot start", config.name)).because(error))?;
@@ -87,6 +92,21 @@ pub(super) async fn start(path: &Path) -> Result<Running> {
     Ok(Running { ready, failed: Box::pin(failed), stop: Box::pin(stop) })
 }
 
+/// Where the ordering engines of all members are, as the member's file says at that moment: an operator adds a newcomer's
+/// address there, and no member is restarted.
+fn address_book(path: &Path, config: &MemberConfig, genesis: &Roster) -> AddressBook {
+    let (path, config, genesis) = (path.to_owned(), config.clone(), genesis.clone());
+    Box::new(move |member| {
+        let newest = config_file::load::<MemberConfig>(&path).inspect_err(|error| {
+            tracing::warn!(%error, "the member's file cannot be read again; going on with the addresses of the start");
+        });
+        let config = newest.as_ref().unwrap_or(&config);
+        let place = genesis.members().iter().position(|known| known.consensus_key == member.consensus_key);
+        let published = place.and_then(|place| config.order_addresses.get(place));
+        config.order_peers.get(&member.name).or(published).copied()
+    })
+}
+
 /// A shared error as a cause.
 #[derive(Debug)]
 struct Shared(Arc<coalition_organism::MemberError>);
@@ -105,24 +125,26 @@ impl std::error::Error for Shared {
 
 /// What the committee carries, from the published config.
 struct Carried {
-    index: usize,
+    /// Its place in the config's roster; none for a member that joined by a handover.
+    index: Option<usize>,
     almanac: AlmanacPart,
     compute: ComputePart,
 }
 
 impl Carried {
-    fn from(config: &PublishedConfig, name: &str) -> Result<Self> {
-        let (almanac, compute) = (view::almanac(config)?, view::compute(config)?);
+    fn from(published: &PublishedConfig, config: &MemberConfig) -> Result<Self> {
+        let (almanac, compute) = (view::almanac(published)?, view::compute(published)?);
         if almanac.roster != compute.roster {
             let message = "Almanac and Compute name different rosters; this role runs both with one committee";
             return Err(CliError::input("config_invalid", message));
         }
-        let index = place_in(&compute.roster, name)?;
+        let index = if config.joins { None } else { Some(place_in(&compute.roster, &config.name)?) };
         Ok(Self { index, almanac, compute })
     }
 
     fn check_node(&self, name: &str, found: &[u8; 32]) -> Result<()> {
-        let expected = &self.compute.roster.members()[self.index].peer_id;
+        let Some(index) = self.index else { return Ok(()) };
+        let expected = &self.compute.roster.members()[index].peer_id;
         if found == expected {
             return Ok(());
         }
@@ -163,7 +185,8 @@ fn tick_of(entry: &Entry) -> Option<u64> {
 async fn report_clock(node: Arc<Node>, carried: Carried, key: SigningKey) {
     let organism = carried.almanac.id;
     let Ok(almanac) = Organism::connect(node, carried.almanac.id, carried.almanac.roster) else { return };
-    let Ok(index) = u16::try_from(carried.index) else { return };
+    // The readings are those of the config's roster: a member that joined later has no place among them.
+    let Some(index) = carried.index.and_then(|index| u16::try_from(index).ok()) else { return };
     let every = Duration::from_millis(u64::from(carried.almanac.params.cadence_ms()) * u64::from(TICKS_PER_READING));
     let mut timer = tokio::time::interval(every);
     timer.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);

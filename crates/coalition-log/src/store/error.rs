@@ -8,6 +8,7 @@ use coalition::UniqueId;
 use crate::checkpoint::{CertifyError, NoteError, RosterError};
 use crate::entry::EntryError;
 use crate::evidence::EvidenceError;
+use crate::handover::HandoverError;
 use crate::tree::{Hash, ProofError};
 
 /// Why the store refuses or fails. [`StoreError::is_fatal`] tells the ones after which the member must stop.
@@ -57,6 +58,15 @@ pub enum StoreError {
         found: UniqueId,
         /// Organism it was opened for.
         expected: UniqueId,
+    },
+    /// A handover of the roster that does not hold.
+    #[error("the handover for {} does not hold", path.display())]
+    Handover {
+        /// Where the proofs are kept.
+        path: PathBuf,
+        /// What is wrong.
+        #[source]
+        source: HandoverError,
     },
     /// The directory was written by a newer build.
     #[error(

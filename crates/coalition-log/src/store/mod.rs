@@ -5,6 +5,7 @@
 //! * `tile/…`: full tiles and entry bundles, written as they fill, made durable when the journal is rotated.
 //! * `guard`: what this member signed last, durable before every signature.
 //! * `checkpoint`: the last certified checkpoint, a signed note.
+//! * `handovers`: proofs of the changes of the roster, if there were any.
 //! * `state/…`: the last two states of the fold, each certified by an entry of the log.
 //! * `pruned`: below which index entries have been dropped.
 //! * `lock`: held while the directory is open.
@@ -37,6 +38,7 @@ use coalition::{Roster, UniqueId};
 
 use crate::checkpoint::{CertifiedCheckpoint, Checkpoint, Cosigner, SignatureLine};
 use crate::entry::Entry;
+use crate::handover::{HandoverProof, RosterChain, proofs_to_text};
 
 pub use error::StoreError;
 pub use guard::{GUARD_FILE, Guarded};
@@ -57,6 +59,9 @@ use rotation::Rotation;
 pub const CHECKPOINT_FILE: &str = "checkpoint";
 /// Name of the file that says whose log a directory is.
 const IDENTITY_FILE: &str = "identity";
+
+/// Name of the proofs of handovers in a log's directory.
+pub const HANDOVERS_FILE: &str = "handovers";
 
 /// How much a store keeps in memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -226,6 +231,28 @@ impl Store {
         self.poison_on_error(written)?;
         self.reader.shared.state_mut().certified = Some(certified.clone());
         Ok(true)
+    }
+
+    /// Keeps the proof of the next handover durably: from now on the next roster certifies this log.
+    ///
+    /// # Errors
+    /// [`StoreError::Handover`] when the proof does not hold, those of [`Store::put_certified`] when this log is not the
+    /// one it hands over, and fatal write errors.
+    pub fn put_handover(&mut self, proof: &HandoverProof) -> Result<(), StoreError> {
+        self.check_poisoned()?;
+        let path = self.reader.dir().join(HANDOVERS_FILE);
+        let known = self.reader.chain();
+        let mut chain = RosterChain::clone(&known);
+        chain.extend(proof).map_err(|source| StoreError::Handover { path: path.clone(), source })?;
+        chain.last_handover().map_or(Ok(()), |head| open::check_certified(&self.reader, head))?;
+        if chain.epoch() == known.epoch() {
+            return Ok(());
+        }
+        let text = proofs_to_text(&chain.proofs(0, u64::MAX));
+        let written = replace_durably(&path, text.as_bytes());
+        self.poison_on_error(written)?;
+        self.reader.shared.set_chain(chain);
+        Ok(())
     }
 
     /// Keeps the state after `covers` entries durably beside the log, and drops all but the last two.

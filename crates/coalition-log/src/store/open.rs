@@ -9,8 +9,11 @@ use super::files::{fatal, read_if_there, replace_durably, sync};
 use super::guard::Guard;
 use super::journal::{self, Base, Journal, Recovered};
 use super::reader::{Reader, State, read_tile};
-use super::{CHECKPOINT_FILE, IDENTITY_FILE, JOURNAL_FILE, Store, StoreError, StoreOptions, TILE_WIDTH, pruning};
-use crate::checkpoint::{CertifiedCheckpoint, RosterVerifier, SignedCheckpoint, parse_decimal, parse_id};
+use super::{
+    CHECKPOINT_FILE, HANDOVERS_FILE, IDENTITY_FILE, JOURNAL_FILE, Store, StoreError, StoreOptions, TILE_WIDTH, pruning,
+};
+use crate::checkpoint::{CertifiedCheckpoint, SignedCheckpoint, parse_decimal, parse_id};
+use crate::handover::{RosterChain, proofs_from_text};
 use crate::tree::Hash;
 
 const LOCK_FILE: &str = "lock";
@@ -23,7 +26,7 @@ pub(super) fn open(
     roster: &Roster,
     options: StoreOptions,
 ) -> Result<Store, StoreError> {
-    let verifier = RosterVerifier::new(organism, roster).map_err(StoreError::Roster)?;
+    let genesis = RosterChain::new(organism, roster).map_err(StoreError::Roster)?;
     fs::create_dir_all(dir).map_err(fatal("create directory", dir))?;
     let lock = lock(dir)?;
     if !check_identity(dir, organism)? {
@@ -34,9 +37,10 @@ pub(super) fn open(
     let mut recovered = journal::recover(dir, organism)?.ok_or_else(missing)?;
     let state = rebuild(dir, &mut recovered)?;
     let base = state.base;
-    let reader = Reader::new(dir.to_owned(), organism, state, options.cache_bytes);
+    let reader = Reader::new(dir.to_owned(), genesis, state, options.cache_bytes);
     check_guard(&reader, &guard)?;
-    if let Some(certified) = read_certified(dir, &verifier)? {
+    read_handovers(&reader)?;
+    if let Some(certified) = read_certified(dir, &reader.chain())? {
         check_certified(&reader, &certified)?;
         reader.shared.state_mut().certified = Some(certified);
     }
@@ -170,7 +174,23 @@ fn check_guard(reader: &Reader, guard: &Guard) -> Result<(), StoreError> {
     Ok(())
 }
 
-fn read_certified(dir: &Path, verifier: &RosterVerifier) -> Result<Option<CertifiedCheckpoint>, StoreError> {
+/// The rosters of this log, from the genesis roster and the proofs that were kept.
+fn read_handovers(reader: &Reader) -> Result<(), StoreError> {
+    let path = reader.dir().join(HANDOVERS_FILE);
+    let Some(bytes) = read_if_there(&path)? else { return Ok(()) };
+    let malformed = |reason| StoreError::Malformed { path: path.clone(), offset: 0, reason };
+    let text = std::str::from_utf8(&bytes).map_err(|_| malformed("it is not text"))?;
+    let proofs = proofs_from_text(text).map_err(|_| malformed("it is no list of handovers"))?;
+    let mut chain = RosterChain::clone(&reader.chain());
+    for proof in &proofs {
+        chain.extend(proof).map_err(|source| StoreError::Handover { path: path.clone(), source })?;
+        chain.last_handover().map_or(Ok(()), |head| check_certified(reader, head))?;
+    }
+    reader.shared.set_chain(chain);
+    Ok(())
+}
+
+fn read_certified(dir: &Path, verifier: &RosterChain) -> Result<Option<CertifiedCheckpoint>, StoreError> {
     let path = dir.join(CHECKPOINT_FILE);
     let Some(bytes) = read_if_there(&path)? else { return Ok(None) };
     let note =

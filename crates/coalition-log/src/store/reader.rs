@@ -17,6 +17,7 @@ use super::tiles::{TILE_WIDTH, TileKind, decode_bundle, decode_hashes, encode_bu
 use crate::checkpoint::CertifiedCheckpoint;
 use crate::entry::{Entry, leaf_hash};
 use crate::evidence::Evidence;
+use crate::handover::RosterChain;
 use crate::tree::{Frontier, Hash, Nodes, consistency_proof, inclusion_proof, root_at, root_of};
 
 const TILE_BITS: u32 = 8;
@@ -106,6 +107,7 @@ pub(super) struct Shared {
     pub(super) dir: PathBuf,
     pub(super) organism: UniqueId,
     state: RwLock<State>,
+    chain: RwLock<Arc<RosterChain>>,
     cache: Mutex<Cache>,
 }
 
@@ -116,6 +118,10 @@ impl Shared {
 
     pub(super) fn state_mut(&self) -> RwLockWriteGuard<'_, State> {
         self.state.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn set_chain(&self, chain: RosterChain) {
+        *self.chain.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(chain);
     }
 
     fn cache(&self) -> MutexGuard<'_, Cache> {
@@ -136,9 +142,15 @@ impl std::fmt::Debug for Reader {
 }
 
 impl Reader {
-    pub(super) fn new(dir: PathBuf, organism: UniqueId, state: State, cache_bytes: usize) -> Self {
+    pub(super) fn new(dir: PathBuf, genesis: RosterChain, state: State, cache_bytes: usize) -> Self {
+        let (organism, chain) = (genesis.organism(), RwLock::new(Arc::new(genesis)));
         let cache = Mutex::new(Cache { limit: cache_bytes, ..Cache::default() });
-        Self { shared: Arc::new(Shared { dir, organism, state: RwLock::new(state), cache }) }
+        Self { shared: Arc::new(Shared { dir, organism, state: RwLock::new(state), chain, cache }) }
+    }
+
+    /// Who certifies this log, as far as handovers were proven to it.
+    pub fn chain(&self) -> Arc<RosterChain> {
+        Arc::clone(&self.shared.chain.read().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// The organism whose log it is.
@@ -275,7 +287,8 @@ impl Reader {
         let Some(certified) = certified.filter(|_| index < size) else { return Err(not_yet) };
         let bytes = view.entry_bytes(index)?.ok_or(not_yet)?;
         let path = inclusion_proof(&view, index, size)?;
-        Evidence::new(bytes.to_vec(), path, certified).map_err(StoreError::Evidence)
+        let evidence = Evidence::new(bytes.to_vec(), path, certified).map_err(StoreError::Evidence)?;
+        Ok(evidence.with_handovers(self.chain().proofs(0, size)))
     }
 
     /// A C2SP tile or entry bundle of `width` hashes or entries, as third-party readers fetch it at [`tile_path`].

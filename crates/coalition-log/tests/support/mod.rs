@@ -8,6 +8,7 @@ use coalition::{EvidencePointer, Roster, RosterMember, UniqueId};
 use coalition_log::checkpoint::{CertifiedCheckpoint, Checkpoint, Cosigner, RosterVerifier, SignedCheckpoint};
 use coalition_log::entry::{Entry, WriteId, leaf_hash};
 use coalition_log::evidence::Evidence;
+use coalition_log::handover::{Approval, ApprovedHandover, HANDOVER_KIND, Handover, HandoverProof, RosterChain};
 use coalition_log::store::Store;
 use coalition_log::tree::{Frontier, Hash, Nodes, ProofError, inclusion_proof, root_of};
 use ed25519_dalek::SigningKey;
@@ -42,6 +43,117 @@ pub fn committee(organism_seed: u8, members: u8) -> Committee {
     let roster = Roster::new((0..members).map(member).collect()).unwrap();
     let cosigners = (0..members).map(|i| Cosigner::new(organism, &format!("m{i}"), key(i + 1))).collect();
     Committee { organism, roster, cosigners }
+}
+
+/// The members of one epoch, all of whose keys derive from their seeds; a member keeps its name and keys by its seed.
+pub fn epoch(organism: UniqueId, seeds: &[u8]) -> Committee {
+    let member = |seed: &u8| RosterMember {
+        name: format!("m{seed}"),
+        checkpoint_key: public(seed + 1),
+        consensus_key: public(seed + 101),
+        peer_id: public(seed + 151),
+    };
+    let roster = Roster::new(seeds.iter().map(member).collect()).unwrap();
+    let cosigners = seeds.iter().map(|seed| Cosigner::new(organism, &format!("m{seed}"), key(seed + 1))).collect();
+    Committee { organism, roster, cosigners }
+}
+
+/// A log whose roster changes: ordinary entries, handovers between them, and the committee of each epoch.
+pub struct Handed {
+    pub committees: Vec<Committee>,
+    pub entries: Vec<Vec<u8>>,
+    pub proofs: Vec<HandoverProof>,
+}
+
+impl Handed {
+    /// The committee of the first epoch, and `before` ordinary entries.
+    pub fn start(organism: UniqueId, seeds: &[u8], before: u64) -> Self {
+        let mut log = Self { committees: vec![epoch(organism, seeds)], entries: Vec::new(), proofs: Vec::new() };
+        log.write(before);
+        log
+    }
+
+    pub fn now(&self) -> &Committee {
+        self.committees.last().unwrap()
+    }
+
+    pub fn size(&self) -> u64 {
+        self.entries.len() as u64
+    }
+
+    pub fn leaves(&self) -> Leaves {
+        Leaves(self.entries.iter().map(|bytes| leaf_hash(bytes)).collect())
+    }
+
+    pub fn write(&mut self, count: u64) {
+        let from = self.size();
+        self.entries.extend(encoded(from..from + count));
+    }
+
+    /// The members of the current epoch at these positions approve `seeds` as the next.
+    pub fn approved(&self, seeds: &[u8], by: &[usize]) -> ApprovedHandover {
+        let (now, next) = (self.now(), epoch(self.now().organism, seeds).roster);
+        let handover = Handover { epoch: self.committees.len() as u64, next };
+        let approve = |member: &usize| {
+            let seed = now.roster.members()[*member].name[1..].parse::<u8>().unwrap();
+            Approval::sign(&key(seed + 1), *member as u8, now.organism, &now.roster, &handover)
+        };
+        ApprovedHandover::new(handover.clone(), by.iter().map(approve).collect())
+    }
+
+    /// The entry of a handover at this place, and its proof by the first members that make a quorum.
+    pub fn proof(&self, approved: &ApprovedHandover) -> (Vec<u8>, HandoverProof) {
+        let index = self.size();
+        let body = approved.to_bytes();
+        let entry = Entry { index, kind: HANDOVER_KIND.into(), body, evidence: vec![], ..entry(0) };
+        let bytes = entry.encode().unwrap();
+        let mut leaves = self.leaves();
+        leaves.0.push(leaf_hash(&bytes));
+        let head = self.now().certify(index + 1, leaves.root(leaves.0.len()));
+        let path = inclusion_proof(&leaves, index, index + 1).unwrap();
+        (bytes.clone(), HandoverProof { entry: bytes, path, checkpoint: head.note().to_string() })
+    }
+
+    /// Hands over to `seeds`, then `after` ordinary entries follow.
+    pub fn hand_over(&mut self, seeds: &[u8], after: u64) {
+        let quorum: Vec<usize> = (0..self.now().roster.quorum()).collect();
+        let (bytes, proof) = self.proof(&self.approved(seeds, &quorum));
+        self.entries.push(bytes);
+        self.proofs.push(proof);
+        self.committees.push(epoch(self.now().organism, seeds));
+        self.write(after);
+    }
+
+    /// The head of this size, certified by `epoch`.
+    pub fn head(&self, size: u64, epoch: usize) -> CertifiedCheckpoint {
+        let committee = &self.committees[epoch];
+        let root = self.leaves().root(size as usize);
+        // The last members: those who joined are among them, so it is no quorum of the roster before.
+        let members: Vec<usize> =
+            (committee.roster.len() - committee.roster.quorum()..committee.roster.len()).collect();
+        let note = committee.sign(Checkpoint { organism: committee.organism, size, root }, &members);
+        committee.verifier().certify(&note).unwrap()
+    }
+
+    /// The epoch that certifies a size.
+    pub fn epoch_of(&self, size: u64) -> usize {
+        self.proofs.iter().filter(|proof| Entry::decode(&proof.entry).unwrap().index + 1 < size).count()
+    }
+
+    pub fn chain(&self) -> RosterChain {
+        let mut chain = RosterChain::new(self.committees[0].organism, &self.committees[0].roster).unwrap();
+        chain.extend_all(&self.proofs).unwrap();
+        chain
+    }
+
+    /// Evidence for an entry under the head of this size.
+    pub fn evidence(&self, index: u64, size: u64) -> Evidence {
+        let epoch = self.epoch_of(size);
+        let path = inclusion_proof(&self.leaves(), index, size).unwrap();
+        let bytes = self.entries[index as usize].clone();
+        let evidence = Evidence::new(bytes, path, &self.head(size, epoch)).unwrap();
+        evidence.with_handovers(self.proofs[..epoch].to_vec())
+    }
 }
 
 impl Committee {

@@ -1,10 +1,15 @@
 //! Batches, retirement, restarts and states.
 
 use coalition::{AlmanacTick, OrganismRef, RetirementInstant, RetirementMarker, Roster, RosterMember};
-use coalition_log::retirement::{Approval, ApprovedRetirement, Retirement};
+use coalition_log::{
+    checkpoint::RosterVerifier,
+    handover::{self, ApprovedHandover, HANDOVER_KIND, Handover},
+    retirement::{Approval, ApprovedRetirement, Retirement},
+};
 use proptest::prelude::*;
 
 use super::*;
+use crate::wire;
 
 /// Counts; refuses 0, writes as many entries as the command's byte says, and closes odd totals with a round.
 #[derive(Default)]
@@ -53,7 +58,7 @@ fn key(member: usize) -> ed25519_dalek::SigningKey {
     ed25519_dalek::SigningKey::from_bytes(&[u8::try_from(member).unwrap() + 1; 32])
 }
 
-fn roster() -> RosterVerifier {
+fn genesis() -> Roster {
     let public = |seed: u8| ed25519_dalek::SigningKey::from_bytes(&[seed; 32]).verifying_key().to_bytes();
     let members = (0..MEMBERS).map(|i| {
         let seed = u8::try_from(i).unwrap();
@@ -64,12 +69,30 @@ fn roster() -> RosterVerifier {
             peer_id: public(seed + 100),
         }
     });
-    RosterVerifier::new(UniqueId::from_bytes([7; 32]), &Roster::new(members.collect()).unwrap()).unwrap()
+    Roster::new(members.collect()).unwrap()
+}
+
+fn roster() -> RosterVerifier {
+    RosterVerifier::new(UniqueId::from_bytes([7; 32]), &genesis()).unwrap()
+}
+
+fn epochs() -> Epochs {
+    let id = UniqueId::from_bytes([7; 32]);
+    Epochs::new(id, &genesis(), [id].into()).unwrap()
 }
 
 fn retire(marker: &RetirementMarker<'_>, approvers: &[usize]) -> Payload {
     let approve = |&i: &usize| Approval::sign(&key(i), u8::try_from(i).unwrap(), roster().organism(), marker);
     Payload::Retire(ApprovedRetirement::new(marker, approvers.iter().map(approve).collect()).to_bytes())
+}
+
+/// To the same roster without its last member, approved by those.
+fn hand_over(approvers: &[usize]) -> Payload {
+    let next = Roster::new(genesis().members()[..MEMBERS - 1].to_vec()).unwrap();
+    let (handover, id) = (Handover { epoch: 1, next }, roster().organism());
+    let approve = |&i: &usize| handover::Approval::sign(&key(i), u8::try_from(i).unwrap(), id, &genesis(), &handover);
+    let approved = ApprovedHandover::new(handover.clone(), approvers.iter().map(approve).collect());
+    Payload::Handover(wire::encode(&wire::Handovers(vec![(id, approved.to_bytes())])))
 }
 
 fn one(execution: &mut Execution, height: u64, id: u8, payload: &Payload) -> Executed {
@@ -87,7 +110,7 @@ fn refusal(done: &Executed) -> &str {
 
 #[test]
 fn a_retirement_is_announced_takes_effect_in_time_and_ends_the_log() {
-    let mut execution = Execution::new(Box::<Counter>::default(), roster());
+    let mut execution = Execution::new(Box::<Counter>::default(), epochs());
     let successor = OrganismRef::by_stable_id("counter", UniqueId::from_bytes([9; 32]));
     let marker = RetirementMarker::rotation(RetirementInstant::AtTimestamp(50), successor);
     let announced = one(&mut execution, 1, 1, &retire(&marker, &[0, 2, 3]));
@@ -119,7 +142,7 @@ fn sequence_and_tick_count_too() {
         (RetirementInstant::AtTick(AlmanacTick(3)), 2),
         (RetirementInstant::AtSequence(0), 0),
     ] {
-        let mut execution = Execution::new(Box::<Counter>::default(), roster());
+        let mut execution = Execution::new(Box::<Counter>::default(), epochs());
         let marker = RetirementMarker::retired(effective_at);
         let mut log = one(&mut execution, 1, 1, &retire(&marker, &[0, 1, 2])).entries;
         for height in 2..5 {
@@ -134,7 +157,7 @@ fn sequence_and_tick_count_too() {
 
 #[test]
 fn a_retirement_needs_a_quorum_of_this_organisms_members() {
-    let mut execution = Execution::new(Box::<Counter>::default(), roster());
+    let mut execution = Execution::new(Box::<Counter>::default(), epochs());
     let marker = RetirementMarker::retired(RetirementInstant::AtSequence(0));
     assert_eq!(refusal(&one(&mut execution, 1, 1, &retire(&marker, &[0, 1]))), "not_approved");
     assert_eq!(refusal(&one(&mut execution, 2, 2, &retire(&marker, &[0, 0, 1]))), "not_approved");
@@ -180,12 +203,12 @@ proptest! {
         batches in prop::collection::vec(prop::collection::vec((1u8..9, 0u8..9), 0..6), 1..8),
         cut in 0usize..8,
     ) {
-        let mut whole = Execution::new(Box::<Counter>::default(), roster());
+        let mut whole = Execution::new(Box::<Counter>::default(), epochs());
         let mut log = Vec::new();
-        let mut restarted = Execution::new(Box::<Counter>::default(), roster());
+        let mut restarted = Execution::new(Box::<Counter>::default(), epochs());
         for (height, batch) in (0u64..).zip(&batches) {
             if usize::try_from(height).unwrap() == cut {
-                restarted = Execution::new(Box::<Counter>::default(), roster());
+                restarted = Execution::new(Box::<Counter>::default(), epochs());
                 log.iter().for_each(|entry| restarted.restore(entry));
             }
             let a = run(&mut whole, height, batch);
@@ -203,7 +226,7 @@ proptest! {
 
 #[test]
 fn a_retry_answers_the_same_and_writes_nothing() {
-    let mut execution = Execution::new(Box::<Counter>::default(), roster());
+    let mut execution = Execution::new(Box::<Counter>::default(), epochs());
     let first = run(&mut execution, 1, &[(1, 2)]);
     let again = run(&mut execution, 2, &[(1, 3)]);
     assert_eq!(first.outcomes, again.outcomes);
@@ -212,7 +235,7 @@ fn a_retry_answers_the_same_and_writes_nothing() {
 
 #[test]
 fn what_cannot_be_committed_is_refused_whole() {
-    let mut execution = Execution::new(Box::<Counter>::default(), roster());
+    let mut execution = Execution::new(Box::<Counter>::default(), epochs());
     let cx = Context { height: 1, time_ms: 1, tick: 0 };
     let payload = Payload::Command(vec![1, 2]);
     let command = Command { write_id: WriteId([1; 16]), payload: &payload };
@@ -233,17 +256,21 @@ proptest! {
         batches in prop::collection::vec(prop::collection::vec((1u8..9, 0u8..9), 0..6), 1..24),
         every in 1u64..9,
         retires in prop::option::of(0usize..24),
+        hands_over in prop::option::of(0usize..24),
     ) {
-        let fresh = || Execution::new(Box::<Counter>::default(), roster()).with_clock(Some(tick_of)).with_state_every(every);
+        let fresh = || Execution::new(Box::<Counter>::default(), epochs()).with_clock(Some(tick_of)).with_state_every(every);
         let (mut whole, mut log, mut states) = (fresh(), Vec::new(), Vec::new());
         let successor = OrganismRef::by_stable_id("counter", UniqueId::from_bytes([9; 32]));
         let marker = RetirementMarker::rotation(RetirementInstant::AtTimestamp(230), successor);
         for (height, batch) in (0u64..).zip(&batches) {
-            let done = match retires {
-                Some(at) if at as u64 == height => one(&mut whole, height, 250, &retire(&marker, &[0, 1, 2])),
-                _ => run(&mut whole, height, batch),
+            let is_at = |when: Option<usize>| when.is_some_and(|at| at as u64 == height);
+            let done = match () {
+                () if is_at(retires) => one(&mut whole, height, 250, &retire(&marker, &[0, 1, 2])),
+                () if is_at(hands_over) => one(&mut whole, height, 251, &hand_over(&[0, 1, 2])),
+                () => run(&mut whole, height, batch),
             };
-            prop_assert_eq!(done.state.is_some(), done.entries.last().is_some_and(|entry| entry.kind == STATE_KIND));
+            let last = done.entries.iter().rfind(|entry| entry.kind != HANDOVER_KIND);
+            prop_assert_eq!(done.state.is_some(), last.is_some_and(|entry| entry.kind == STATE_KIND));
             states.extend(done.state);
             log.extend(done.entries);
         }
@@ -256,6 +283,7 @@ proptest! {
             let mut restored = continued(restored, &log, from);
             let mut folded = continued(fresh(), &log, 0);
             prop_assert_eq!(restored.state(), folded.state());
+            prop_assert_eq!(restored.epoch(), folded.epoch());
             prop_assert_eq!(restored.tick_at(u64::MAX), folded.tick_at(u64::MAX));
             let probe = [(200, 1), (201, 2), (3, 1)];
             let (a, b) = (run(&mut restored, 100, &probe), run(&mut folded, 100, &probe));
@@ -266,12 +294,12 @@ proptest! {
 
     #[test]
     fn no_changed_state_is_taken(at in any::<prop::sample::Index>(), flip in 1u8..=255) {
-        let mut execution = Execution::new(Box::<Counter>::default(), roster()).with_state_every(4);
+        let mut execution = Execution::new(Box::<Counter>::default(), epochs()).with_state_every(4);
         let done = run(&mut execution, 1, &[(1, 3), (2, 3)]);
         let (certifies, mut state) = (done.entries.last().unwrap().clone(), done.state.unwrap().bytes);
         let at = at.index(state.len());
         state[at] ^= flip;
-        let mut other = Execution::new(Box::<Counter>::default(), roster());
+        let mut other = Execution::new(Box::<Counter>::default(), epochs());
         let refused = matches!(other.resume(&certifies, &state), Err(StateError::Digest { .. }));
         prop_assert!(refused);
         // Even if a quorum had certified it, what contradicts itself is refused or says the same thing of itself.
@@ -290,7 +318,7 @@ fn tick_of(entry: &Entry) -> Option<u64> {
 
 #[test]
 fn states_follow_the_batches_that_pass_a_multiple_and_end_with_the_log() {
-    let mut execution = Execution::new(Box::<Counter>::default(), roster()).with_state_every(4);
+    let mut execution = Execution::new(Box::<Counter>::default(), epochs()).with_state_every(4);
     let covered = |done: &Executed| done.state.as_ref().map(|state| state.covers);
     assert_eq!(covered(&run(&mut execution, 1, &[(1, 2)])), None);
     let done = run(&mut execution, 2, &[(2, 2), (3, 2)]);
@@ -306,13 +334,55 @@ fn states_follow_the_batches_that_pass_a_multiple_and_end_with_the_log() {
 
 #[test]
 fn a_state_comes_from_the_entry_that_certifies_it() {
-    let mut execution = Execution::new(Box::<Counter>::default(), roster()).with_state_every(2);
+    let mut execution = Execution::new(Box::<Counter>::default(), epochs()).with_state_every(2);
     let done = run(&mut execution, 1, &[(1, 2)]);
     let state = done.state.unwrap();
-    let mut other = Execution::new(Box::<Counter>::default(), roster());
+    let mut other = Execution::new(Box::<Counter>::default(), epochs());
     let error = other.resume(&done.entries[0], &state.bytes).unwrap_err();
     assert!(matches!(error, StateError::NotCertified { index: 0 }), "{error}");
     let moved = Entry { index: 7, ..done.entries[2].clone() };
     assert!(matches!(other.resume(&moved, &state.bytes), Err(StateError::NotCertified { index: 7 })));
     other.resume(&done.entries[2], &state.bytes).unwrap();
+}
+
+#[test]
+fn a_handover_is_its_batchs_last_entry_and_a_state_comes_before_it() {
+    let mut execution = Execution::new(Box::<Counter>::default(), epochs()).with_state_every(4);
+    assert_eq!(refusal(&one(&mut execution, 1, 1, &hand_over(&[0, 1]))), "not_approved");
+    assert_eq!(run(&mut execution, 2, &[(2, 2)]).entries.len(), 2);
+    let cx = Context { height: 3, time_ms: 30, tick: 0 };
+    let (handover, write) = (hand_over(&[0, 1, 3]), Payload::Command(vec![1]));
+    let id = |id: u8| WriteId([id; 16]);
+    // The handover comes first, and twice; what comes with it in the batch is written before it.
+    let commands = [(3, &handover), (3, &handover), (4, &write)];
+    let commands = commands.map(|(chosen, payload)| Command { write_id: id(chosen), payload });
+    let done = execution.execute(&cx, None, commands.into_iter()).unwrap();
+    let kinds: Vec<&str> = done.entries.iter().map(|entry| entry.kind.as_str()).collect();
+    assert_eq!(kinds, ["count.add", "count.odd", STATE_KIND, HANDOVER_KIND]);
+    let state = done.state.unwrap();
+    assert_eq!((state.covers, execution.epoch(), execution.next_index()), (4, 1, 6));
+    let written = |first| Outcome::Written { first, count: 1 };
+    assert_eq!(done.outcomes, [(id(4), written(2)), (id(3), written(5))]);
+
+    // Asked again it is answered, asked otherwise refused; and the roster before it decides nothing any more.
+    assert_eq!(one(&mut execution, 4, 3, &handover).outcomes, [(id(3), written(5))]);
+    assert_eq!(refusal(&one(&mut execution, 5, 5, &handover)), "wrong_epoch");
+    let marker = RetirementMarker::retired(RetirementInstant::AtSequence(0));
+    assert_eq!(refusal(&one(&mut execution, 6, 6, &retire(&marker, &[1, 2, 3]))), "not_approved");
+
+    let mut other = Execution::new(Box::<Counter>::default(), epochs());
+    other.resume(&done.entries[2], &state.bytes).unwrap();
+    assert_eq!(other.epoch(), 0);
+    other.restore(&done.entries[2]);
+    other.restore(&done.entries[3]);
+    assert_eq!((other.epoch(), other.state()), (1, execution.state()));
+}
+
+#[test]
+fn a_handover_that_ends_at_a_multiple_brings_a_state_too() {
+    let mut execution = Execution::new(Box::<Counter>::default(), epochs()).with_state_every(3);
+    assert_eq!(run(&mut execution, 1, &[(1, 2)]).state, None);
+    let done = one(&mut execution, 2, 2, &hand_over(&[0, 1, 2]));
+    let kinds: Vec<&str> = done.entries.iter().map(|entry| entry.kind.as_str()).collect();
+    assert_eq!((kinds, done.state.map(|state| state.covers)), (vec![STATE_KIND, HANDOVER_KIND], Some(2)));
 }

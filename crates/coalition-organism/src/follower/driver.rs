@@ -60,8 +60,9 @@ pub(super) struct Driver<F> {
     keep: Option<Keep<F>>,
     /// When the fold was kept last, and at which size.
     kept: (Instant, u64),
-    /// What the members said last, by position, since one answered well.
+    /// What the members said last, by position, since one answered well; and the epoch whose positions they are.
     objections: BTreeMap<usize, Objection>,
+    epoch: u64,
     elsewhere: Elsewhere,
 }
 
@@ -79,8 +80,21 @@ impl<F: Fold> Driver<F> {
             Ok((core, ending)) => {
                 let (wants_state, kept) = (start_from.is_some() && core.next_index() == 0, core.next_index());
                 report.send_modify(|progress| (progress.folded, progress.ending) = (kept, ending));
-                let (kept, objections, elsewhere) = ((Instant::now(), kept), BTreeMap::new(), Elsewhere::default());
-                Some(Self { shared, core, fold, report, start_from, wants_state, keep, kept, objections, elsewhere })
+                let (epoch, kept) = (shared.epoch(), (Instant::now(), kept));
+                let (objections, elsewhere) = (BTreeMap::new(), Elsewhere::default());
+                Some(Self {
+                    shared,
+                    core,
+                    fold,
+                    report,
+                    start_from,
+                    wants_state,
+                    keep,
+                    kept,
+                    objections,
+                    epoch,
+                    elsewhere,
+                })
             }
             Err(reason) => {
                 stop(&shared, &report, Stop::Because(reason));
@@ -129,6 +143,7 @@ impl<F: Fold> Driver<F> {
         let (before, asked) = (self.core.head_size(), Instant::now());
         let answer = self.ask(position).await?;
         let entries = accept(&mut self.core, &answer).map_err(|error| self.refused(&error))?;
+        self.shared.learn(&answer.handovers).map_err(|reason| (Objection::Failed, reason))?;
         if let Err((index, fault)) = fold_all(&self.fold, &entries) {
             let reason = format!("certified entry {index} contradicts the rules of its service: {fault}");
             self.report.send_modify(|progress| progress.stop = Some(Stop::Because(reason)));
@@ -160,6 +175,7 @@ impl<F: Fold> Driver<F> {
             organism: self.shared.id,
             head_size: self.core.head_size(),
             next: self.core.next_index(),
+            epoch: self.core.chain().epoch(),
             wait_ms: u32::try_from(POLL.as_millis()).unwrap_or(u32::MAX),
         };
         let timeout = POLL + Duration::from_millis(1_500);
@@ -167,7 +183,7 @@ impl<F: Fold> Driver<F> {
             Ok(bytes) => wire::decode(&bytes).map_err(|error| (Objection::Failed, error.to_string())),
             Err(error) => {
                 let pruned = match &error {
-                    CallError::Refused(fault) => Pruned::from_fault(fault, self.shared.name(position)),
+                    CallError::Refused(fault) => Pruned::from_fault(fault, &self.shared.name(position)),
                     _ => None,
                 };
                 Err((pruned.map_or(Objection::Failed, Objection::Pruned), error.to_string()))
@@ -192,6 +208,7 @@ impl<F: Fold> Driver<F> {
             return Some(why);
         }
         self.objections.clear();
+        self.epoch = self.shared.epoch();
         let folded = self.core.next_index();
         self.report.send_modify(|progress| (progress.folded, progress.last_error) = (folded, None));
         if self.kept.0.elapsed() >= KEEP_EVERY {
@@ -210,7 +227,13 @@ impl<F: Fold> Driver<F> {
             return Some(*why);
         }
         let pause = if matches!(objection, Objection::NoState) { Duration::ZERO } else { RETRY };
-        self.objections.insert(position, objection);
+        // After a handover the positions are other members'.
+        let epoch = self.shared.epoch();
+        if std::mem::replace(&mut self.epoch, epoch) == epoch {
+            self.objections.insert(position, objection);
+        } else {
+            self.objections.clear();
+        }
         self.shared.demote(position);
         if let Some(why) = self.conclude() {
             return Some(why);
@@ -220,17 +243,19 @@ impl<F: Fold> Driver<F> {
     }
 
     fn conclude(&mut self) -> Option<Stop> {
-        // With one more than may lie, one of them is correct.
-        let enough = self.shared.verifier.members() - self.shared.verifier.quorum() + 1;
-        let forks = self.objections.values().filter(|objection| matches!(objection, Objection::Fork)).count();
+        // With one more than may lie, one of them is correct. Who has left does not count.
+        let known = self.shared.known();
+        let enough = known.chain.verifier().members() - known.chain.verifier().quorum() + 1;
+        let in_force = || self.objections.range(..known.in_force).map(|(_, objection)| objection);
+        let forks = in_force().filter(|objection| matches!(objection, Objection::Fork)).count();
         if let Some(head) = self.core.head().filter(|_| forks >= enough) {
             return Some(Stop::Forked { size: head.size(), root: head.root(), members: forks });
         }
         let is_round = self.objections.len() == self.shared.members();
-        let pruned: Vec<&Pruned> = self.objections.values().filter_map(Objection::pruned).collect();
+        let pruned: Vec<&Pruned> = in_force().filter_map(Objection::pruned).collect();
         if self.wants_state {
             // Nobody offers one: the log is read from where this reader stands.
-            let none = self.objections.values().filter(|objection| matches!(objection, Objection::NoState)).count();
+            let none = in_force().filter(|objection| matches!(objection, Objection::NoState)).count();
             if none >= enough {
                 self.wants_state = false;
                 self.objections.clear();
@@ -288,7 +313,7 @@ fn stop(shared: &Shared, report: &watch::Sender<Progress>, why: Stop) {
 /// The reader's core and the log's ending as they were kept, or as of an empty log. The fold is touched last: what does not fit is
 /// not shown.
 fn resume<F>(shared: &Shared, fold: &RwLock<F>, keep: Option<&Keep<F>>) -> Result<(Core, super::Ending), String> {
-    let fresh = || Core::new(shared.id, &shared.roster).map_err(|error| describe(&error));
+    let fresh = || Core::new(shared.id, &shared.genesis).map_err(|error| describe(&error));
     let Some(keep) = keep else { return Ok((fresh()?, super::Ending::default())) };
     let no_use = |error: &KeepError| {
         let aside = keep.set_aside().map_err(|error| describe(&error))?;
@@ -307,8 +332,9 @@ fn resume<F>(shared: &Shared, fold: &RwLock<F>, keep: Option<&Keep<F>>) -> Resul
         let (found, expected) = (kept.organism, shared.id);
         return Err(format!("{file} is of organism {found}, not {expected}; give each reader a file of its own"));
     }
-    let core = Core::resume(shared.id, &shared.roster, kept.saved);
+    let core = Core::resume(shared.id, &shared.genesis, kept.saved);
     let core = core.map_err(|error| format!("{file}: {}", describe(&error)))?;
+    shared.learn(&core.chain().proofs(0, u64::MAX))?;
     let loaded = keep.load(&mut fold.write().unwrap_or_else(PoisonError::into_inner), &bytes);
     loaded.map_or_else(|error| no_use(&error), |()| Ok((core, kept.ending)))
 }
@@ -321,6 +347,7 @@ fn fold_all<F: Fold>(state: &RwLock<F>, entries: &[Entry]) -> Result<(), (u64, F
 
 fn accept(core: &mut Core, answer: &FollowAnswer) -> Result<Vec<Entry>, FollowError> {
     let note = SignedCheckpoint::parse(answer.head.as_bytes()).map_err(FollowError::SavedNote)?;
+    core.accept_handovers(&answer.handovers)?;
     core.accept_head(&note, &answer.head_proof)?;
     if answer.entries.is_empty() {
         return Ok(Vec::new());

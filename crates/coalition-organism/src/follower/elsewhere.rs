@@ -7,7 +7,7 @@ use tokio::task::JoinHandle;
 
 use crate::{
     client::Shared,
-    wire::{self, HeadRequest, method},
+    wire::{self, HeadAnswer, HeadRequest, method},
 };
 
 /// How long another member may take to tell its head.
@@ -50,9 +50,11 @@ impl Drop for Elsewhere {
 
 /// The size of a member's head, if it is certified.
 async fn certified_size(shared: Arc<Shared>, position: usize) -> Option<u64> {
-    let request = wire::encode(&HeadRequest { organism: shared.id, newer_than: None, wait_ms: 0 });
-    let answer = shared.call(position, method::HEAD, request, TIMEOUT).await.ok()?;
-    let note = wire::decode::<Option<String>>(&answer).ok()??;
-    let note = SignedCheckpoint::parse(note.as_bytes()).ok()?;
-    shared.verifier.certify(&note).ok().map(|certified| certified.size())
+    let (organism, known) = (shared.id, shared.known());
+    let request = HeadRequest { organism, newer_than: None, epoch: known.chain.epoch(), wait_ms: 0 };
+    let answer = shared.call(position, method::HEAD, wire::encode(&request), TIMEOUT).await.ok()?;
+    let answer: HeadAnswer = wire::decode(&answer).ok()?;
+    shared.learn(&answer.handovers).ok()?;
+    let note = SignedCheckpoint::parse(answer.head?.as_bytes()).ok()?;
+    shared.known().chain.certify(&note).ok().map(|certified| certified.size())
 }

@@ -1,7 +1,8 @@
 //! A reader's own file: the fold, where it stands in the tree, and the head it last accepted.
 //!
 //! Bytes, integers big endian: `434c4f47464f4c01 ‖ organism(32) ‖ u32 length ‖ head as a signed note ‖ u64 size ‖ u8 peaks ‖ peaks, 32
-//! each ‖ u8 ending (0 none, 1 announced, 2 over) ‖ u32 length ‖ marker ‖ u64 length ‖ fold ‖ SHA-256 of all that`.
+//! each ‖ u8 ending (0 none, 1 announced, 2 over) ‖ u32 length ‖ marker ‖ u64 length ‖ fold ‖ SHA-256 of all that`. After a handover
+//! of the roster the first eight bytes end in 02, and `u32 length ‖ the proofs of all handovers as text` follow the organism.
 
 use std::{
     io,
@@ -12,6 +13,7 @@ use coalition::UniqueId;
 use coalition_log::{
     SnapshotError,
     follow::Saved,
+    handover::{proofs_from_text, proofs_to_text},
     retirement::Retirement,
     store::{StoreError, replace_durably},
     tree::{Frontier, Hash, sha256},
@@ -20,6 +22,7 @@ use coalition_log::{
 use super::Ending;
 
 const MAGIC: &[u8; 8] = b"CLOGFOL\x01";
+const MAGIC_AFTER_HANDOVERS: &[u8; 8] = b"CLOGFOL\x02";
 /// Longest file read, in bytes.
 const MAX_FILE_BYTES: u64 = 1 << 30;
 
@@ -127,10 +130,15 @@ fn encode(kept: &Kept, fold: &[u8]) -> Vec<u8> {
     let Kept { organism, saved, ending } = kept;
     let head = saved.head.as_deref().unwrap_or_default();
     let marker = ending.announced.as_ref().map(Retirement::to_bytes).unwrap_or_default();
-    let length = |bytes: usize| u32::try_from(bytes).expect("notes and markers are bounded").to_be_bytes();
+    let length = |bytes: usize| u32::try_from(bytes).expect("notes, markers and proofs are bounded").to_be_bytes();
     let mut out = Vec::with_capacity(256 + head.len() + marker.len() + fold.len());
-    out.extend_from_slice(MAGIC);
+    out.extend_from_slice(if saved.handovers.is_empty() { MAGIC } else { MAGIC_AFTER_HANDOVERS });
     out.extend_from_slice(organism.as_bytes());
+    if !saved.handovers.is_empty() {
+        let proofs = proofs_to_text(&saved.handovers);
+        out.extend_from_slice(&length(proofs.len()));
+        out.extend_from_slice(proofs.as_bytes());
+    }
     out.extend_from_slice(&length(head.len()));
     out.extend_from_slice(head.as_bytes());
     out.extend_from_slice(&saved.frontier.size().to_be_bytes());
@@ -157,10 +165,17 @@ fn decode(bytes: &[u8]) -> Result<(Kept, &[u8]), &'static str> {
         rest = after;
         Ok::<_, &'static str>(taken)
     };
-    if take(8)? != MAGIC {
+    let magic = take(8)?;
+    if magic != MAGIC && magic != MAGIC_AFTER_HANDOVERS {
         return Err("it does not start as a reader's file of this version");
     }
     let organism = UniqueId::from_bytes(take(32)?.try_into().map_err(|_| cut)?);
+    let mut handovers = Vec::new();
+    if magic == MAGIC_AFTER_HANDOVERS {
+        let length = u32::from_be_bytes(take(4)?.try_into().map_err(|_| cut)?) as usize;
+        let proofs = std::str::from_utf8(take(length)?).ok().and_then(|text| proofs_from_text(text).ok());
+        handovers = proofs.filter(|proofs| !proofs.is_empty()).ok_or("its handovers are none")?;
+    }
     let length = u32::from_be_bytes(take(4)?.try_into().map_err(|_| cut)?) as usize;
     let head = std::str::from_utf8(take(length)?).map_err(|_| "its head is no text")?;
     let size = u64::from_be_bytes(take(8)?.try_into().map_err(|_| cut)?);
@@ -180,20 +195,45 @@ fn decode(bytes: &[u8]) -> Result<(Kept, &[u8]), &'static str> {
         return Err("bytes follow its end");
     }
     let head = (!head.is_empty()).then(|| head.to_owned());
-    let saved = Saved { frontier, head };
+    let saved = Saved { frontier, head, handovers };
     Ok((Kept { organism, saved, ending: Ending { announced, is_over: stage == 2 } }, fold))
 }
 
 #[cfg(test)]
 mod tests {
+    use coalition_log::handover::HandoverProof;
     use proptest::prelude::*;
 
     use super::*;
 
     fn kept() -> Kept {
         let frontier = Frontier::from_peaks(5, vec![Hash([1; 32]), Hash([2; 32])]).unwrap();
-        let saved = Saved { frontier, head: Some("a head".into()) };
+        let saved = Saved { frontier, head: Some("a head".into()), handovers: Vec::new() };
         Kept { organism: UniqueId::from_bytes([7; 32]), saved, ending: Ending::default() }
+    }
+
+    fn kept_after_a_handover() -> Kept {
+        let proof = HandoverProof { entry: vec![3, 4], path: vec![Hash([5; 32])], checkpoint: "a note".into() };
+        let kept = kept();
+        Kept { saved: Saved { handovers: vec![proof], ..kept.saved }, ..kept }
+    }
+
+    #[test]
+    fn the_file_after_a_handover_is_pinned() {
+        let bytes = encode(&kept_after_a_handover(), b"fold");
+        let (plain, at) = (encode(&kept(), b"fold"), 8 + 32);
+        let text = "coalition-handovers/v1\nhandovers 1\nhandover AwQ=\npath 1\n\
+                    BQUFBQUFBQUFBQUFBQUFBQUFBQUFBQUFBQUFBQUFBQU=\ncheckpoint YSBub3Rl\n";
+        let length = u32::try_from(text.len()).unwrap().to_be_bytes();
+        let expected = [b"CLOGFOL\x02", &[7; 32][..], &length, text.as_bytes(), &plain[at..plain.len() - 32]].concat();
+        assert_eq!(bytes[..bytes.len() - 32], expected);
+        assert_eq!(decode(&bytes).unwrap(), (kept_after_a_handover(), &b"fold"[..]));
+        // Without handovers there is one form only, too.
+        let none = "coalition-handovers/v1\nhandovers 0\n";
+        let length = u32::try_from(none.len()).unwrap().to_be_bytes();
+        let mut none = [b"CLOGFOL\x02", &[7; 32][..], &length, none.as_bytes(), &plain[at..plain.len() - 32]].concat();
+        none.extend_from_slice(&sha256(&none).0);
+        assert_eq!(decode(&none), Err("its handovers are none"));
     }
 
     #[test]
@@ -228,11 +268,13 @@ mod tests {
 
         #[test]
         fn hostile_bytes_are_refused_even_with_a_digest(content in prop::collection::vec(any::<u8>(), 0..200)) {
-            let mut bytes = [MAGIC.as_slice(), &content].concat();
-            let digest = sha256(&bytes);
-            bytes.extend_from_slice(&digest.0);
-            if let Ok((kept, fold)) = decode(&bytes) {
-                prop_assert_eq!(encode(&kept, fold), bytes);
+            for magic in [MAGIC, MAGIC_AFTER_HANDOVERS] {
+                let mut bytes = [magic.as_slice(), &content].concat();
+                let digest = sha256(&bytes);
+                bytes.extend_from_slice(&digest.0);
+                if let Ok((kept, fold)) = decode(&bytes) {
+                    prop_assert_eq!(encode(&kept, fold), bytes);
+                }
             }
         }
     }

@@ -8,6 +8,7 @@ use coalition_log::{
     checkpoint::SignedCheckpoint,
     follow::{FollowError, Follower as Core, StateOffer, StateStart},
     state::{HostState, StateError, StateRecord},
+    tree::Hash,
 };
 use coalition_universe::CallError;
 
@@ -24,24 +25,27 @@ pub(super) fn start_from<F: FromState>(fold: &mut F, machine: &[u8]) -> Result<(
     fold.start_from(machine)
 }
 
-/// Takes a head, and what is offered as a state under it.
+/// Takes the handovers that lead to who certified a head, the head, and what is offered as a state under it.
 pub(crate) fn accept(core: &mut Core, answer: &StateAnswer) -> Result<StateStart, FollowError> {
     let note = SignedCheckpoint::parse(answer.head.as_bytes()).map_err(FollowError::SavedNote)?;
+    core.accept_handovers(&answer.handovers)?;
     core.accept_head(&note, &answer.head_proof)?;
     let StateAnswer { entry, path, peaks, proof, .. } = answer;
     core.accept_state(&StateOffer { entry, path, peaks, proof })
 }
 
-/// Hands the machine's part of a state to a fold, after checking that these are the bytes certified. Answers whether the log
-/// is about to end.
+/// Hands the machine's part of a state to a fold, after checking that these are the bytes certified, and that they speak of the
+/// handovers `proven`. Answers whether the log is about to end.
 pub(crate) fn install(
     organism: UniqueId,
     record: &StateRecord,
+    proven: &[Hash],
     bytes: &[u8],
     start_from: impl FnOnce(&[u8]) -> Result<(), SnapshotError>,
 ) -> Result<Ending, StateError> {
     record.check(bytes)?;
     let state = HostState::from_bytes(bytes, organism, record.covers)?;
+    state.check_handovers(proven)?;
     let entries: Vec<Entry> = state.decode_host_entries()?;
     start_from(&state.machine)?;
     let mut ending = Ending::default();
@@ -79,16 +83,16 @@ pub(super) async fn take<F: Send + Sync + 'static>(
     start_from: StartFrom<F>,
 ) -> Result<Ending, NoState> {
     let (organism, head_size, next) = (shared.id, core.head_size(), core.next_index());
-    let request = wire::encode(&StateRequest { organism, head_size, next });
-    let answer = call(shared, position, method::STATE, request).await?;
+    let request = StateRequest { organism, head_size, next, epoch: core.chain().epoch() };
+    let answer = call(shared, position, method::STATE, wire::encode(&request)).await?;
     let answer: StateAnswer = wire::decode(&answer).map_err(|error| Failure::Answered(error.to_string()))?;
     let start = accept(core, &answer).map_err(Failure::Refused)?;
-    let record = *start.record();
-    let bytes = fetch(shared, position, &record).await?;
-    let fold = Arc::clone(fold);
+    shared.learn(&answer.handovers).map_err(Failure::Answered)?;
+    let bytes = fetch(shared, position, start.record()).await?;
+    let (fold, taken) = (Arc::clone(fold), start.clone());
     let installing = move || {
         let into = |machine: &[u8]| start_from(&mut fold.write().unwrap_or_else(PoisonError::into_inner), machine);
-        install(organism, &record, &bytes, into)
+        install(organism, taken.record(), taken.handovers(), &bytes, into)
     };
     let installed = tokio::task::spawn_blocking(installing).await;
     let installed = installed.map_err(|_| Failure::Answered("the fold panicked at a state".into()))?;

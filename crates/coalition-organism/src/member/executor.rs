@@ -23,6 +23,8 @@ use crate::{
 pub(crate) struct Executor {
     pub(crate) organisms: Arc<Vec<Hosted>>,
     pub(crate) cosigners: Vec<Cosigner>,
+    /// The epoch whose engine delivers.
+    pub(crate) epoch: u64,
     pub(crate) order: OrderHandle,
 }
 
@@ -30,7 +32,9 @@ impl Executor {
     /// Executes deliveries until the channel closes or something fails; failure is final.
     pub(crate) fn run(self, mut deliveries: mpsc::Receiver<Delivery>) -> Result<(), MemberError> {
         while let Some(delivery) = deliveries.blocking_recv() {
-            let (batch, ack) = delivery.into_parts();
+            let (mut batch, ack) = delivery.into_parts();
+            // An engine counts from 1 in every epoch; heights go on over all of them.
+            batch.height += first_height(self.epoch);
             self.batch(&batch)?;
             ack.acknowledge();
         }
@@ -41,8 +45,12 @@ impl Executor {
         let ordered = decode_commands(batch);
         let organisms = Arc::clone(&self.organisms);
         for (organism, cosigner) in organisms.iter().zip(&self.cosigners) {
+            // It has handed over: what this engine still orders is ordered again by the next one.
+            if organism.epoch() > self.epoch {
+                continue;
+            }
             let cx = self.context(batch);
-            let commands = ordered.iter().filter(|command| command.organism == organism.id);
+            let commands = ordered.iter().filter(|command| command.is_for(organism.id));
             let commands = commands.map(|c| Command { write_id: c.bound_id(), payload: &c.payload }).collect();
             // A batch that was executed before a crash and is delivered again: its entries are in the log.
             if organism.log.last_height().is_some_and(|last| last >= batch.height) {
@@ -81,6 +89,11 @@ impl Executor {
         organism.cosigned(&note)?;
         organism.publish_reached()
     }
+}
+
+/// The height before the first of an epoch. Heights only have to grow, and to be the same on all members.
+pub(crate) const fn first_height(epoch: u64) -> u64 {
+    epoch << 40
 }
 
 /// Records the head in the sign guard, then signs it. `time_ms` is the committee's time of the head.

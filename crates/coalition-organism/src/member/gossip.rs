@@ -21,6 +21,8 @@ const REPEAT: Duration = Duration::from_millis(500);
 pub(crate) struct Gossiper {
     pub(crate) organisms: Arc<Vec<Hosted>>,
     pub(crate) cosigners: Vec<Cosigner>,
+    /// The epoch whose roster this member signs for.
+    pub(crate) epoch: u64,
     pub(crate) order: OrderHandle,
     pub(crate) faults: Complaints,
 }
@@ -53,7 +55,8 @@ impl Gossiper {
                 return Ok(());
             }
         };
-        let Some(organism) = self.organisms.iter().find(|hosted| hosted.id == organism) else { return Ok(()) };
+        let organism = self.organisms.iter().find(|hosted| hosted.id == organism);
+        let Some(organism) = organism.filter(|hosted| hosted.log.chain().epoch() == self.epoch) else { return Ok(()) };
         let note = match SignedCheckpoint::parse(checkpoint.as_bytes()) {
             Ok(note) => note,
             Err(error) => {
@@ -92,6 +95,10 @@ impl Gossiper {
             organism.publish_reached()?;
             organism.keep_certificate()?;
             organism.prune(now_ms())?;
+            // A log that is handed over already, or ended in an earlier epoch, is signed by nobody here any more.
+            if organism.log.chain().epoch() != self.epoch {
+                continue;
+            }
             let size = organism.log.size();
             let published = organism.certified().borrow().as_ref().map(CertifiedCheckpoint::size);
             if published.is_none_or(|published| size > published) {

@@ -4,15 +4,17 @@ use std::{
     collections::BTreeMap,
     sync::{
         Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicU64, Ordering::Relaxed},
     },
 };
 
 use coalition::UniqueId;
 use coalition_log::{
-    Context,
-    checkpoint::{CertifiedCheckpoint, RosterVerifier, SignedCheckpoint},
+    Context, Entry,
+    checkpoint::{CertifiedCheckpoint, SignedCheckpoint},
     entry::WriteId,
+    handover::HandoverProof,
+    state::StateRecord,
     store::{Reader, Store, StoreError, TILE_WIDTH},
 };
 use tokio::sync::{oneshot, watch};
@@ -38,6 +40,8 @@ pub(crate) struct Hosted {
     certifier: Mutex<Certifier>,
     waiters: Mutex<Waiters>,
     certified: watch::Sender<Option<CertifiedCheckpoint>>,
+    /// Handovers in the log, proven or not.
+    epoch: AtomicU64,
     faults: Complaints,
     lies: Complaints,
     /// Entries kept at least; `None` keeps all.
@@ -51,7 +55,7 @@ pub(crate) struct Complaints(AtomicU64);
 
 impl Complaints {
     pub(crate) fn is_worth_telling(&self) -> bool {
-        (self.0.fetch_add(1, Ordering::Relaxed) + 1).is_power_of_two()
+        (self.0.fetch_add(1, Relaxed) + 1).is_power_of_two()
     }
 }
 
@@ -65,29 +69,35 @@ pub(crate) struct Appended {
 }
 
 impl Hosted {
-    pub(crate) fn new(
-        id: UniqueId,
-        name: String,
-        execution: Execution,
-        store: Store,
-        verifier: RosterVerifier,
-        retain: Option<u64>,
-    ) -> Self {
-        let known = store.certified();
+    pub(crate) fn new(id: UniqueId, name: String, execution: Execution, store: Store, retain: Option<u64>) -> Self {
         let log = store.reader();
+        let known = newest_certificate(&log);
+        let certifier = Certifier::new(log.chain().verifier().clone(), known.clone());
+        let epoch = AtomicU64::new(execution.epoch());
         Self {
             id,
             name,
             execution: Mutex::new(execution),
             store: Mutex::new(Some(store)),
             log,
-            certifier: Mutex::new(Certifier::new(verifier, known.clone())),
+            certifier: Mutex::new(certifier),
             waiters: Mutex::default(),
             certified: watch::Sender::new(known),
+            epoch,
             faults: Complaints::default(),
             lies: Complaints::default(),
             retain,
         }
+    }
+
+    /// Handovers in the log: the epoch of the entry that comes next.
+    pub(crate) fn epoch(&self) -> u64 {
+        self.epoch.load(Relaxed)
+    }
+
+    /// Whether the log has its last entry.
+    pub(crate) fn is_over(&self) -> bool {
+        lock(&self.execution).is_over()
     }
 
     /// Watches the newest certificate.
@@ -116,10 +126,13 @@ impl Hosted {
         let done = execution
             .execute(cx, tick, commands.into_iter())
             .map_err(|source| MemberError::Machine { organism: self.name.clone(), source })?;
+        let epoch = execution.epoch();
         drop(execution);
         if !done.entries.is_empty() {
             self.with_store(|store| store.append(cx.height, &done.entries))?;
         }
+        // Told only now: whoever sees it finds the handover in the log.
+        self.epoch.store(epoch, Relaxed);
         let mut waiters = lock(&self.waiters);
         for (id, outcome) in done.outcomes {
             for waiter in waiters.remove(&id).unwrap_or_default() {
@@ -237,6 +250,69 @@ impl Hosted {
         Ok(())
     }
 
+    /// Whether the whole log is certified.
+    pub(crate) fn is_certified(&self) -> bool {
+        self.certified.borrow().as_ref().is_some_and(|head| head.size() == self.log.size())
+    }
+
+    /// Proves the handover this log ends with, once the roster that hands over has certified it. Answers whether every
+    /// handover in the log is proven.
+    pub(crate) fn prove_handover(&self) -> Result<bool, MemberError> {
+        let chain = self.log.chain();
+        if chain.epoch() >= self.epoch() {
+            return Ok(true);
+        }
+        let size = self.log.size();
+        let Some(head) = self.certified.borrow().clone().filter(|head| head.size() == size) else { return Ok(false) };
+        let failed = |source| self.store_failed(source);
+        let Some(index) = size.checked_sub(1) else { return Ok(false) };
+        let entry = self.log.entry_bytes(index).map_err(failed)?.to_vec();
+        let path = self.log.inclusion_proof(index, size).map_err(failed)?;
+        self.keep_handovers(&[HandoverProof { entry, path, checkpoint: head.note().to_string() }])?;
+        Ok(self.log.chain().epoch() >= self.epoch())
+    }
+
+    /// Keeps proofs of handovers that this log has reached, and goes on with the roster they lead to.
+    pub(crate) fn keep_handovers(&self, proofs: &[HandoverProof]) -> Result<(), MemberError> {
+        for proof in proofs {
+            self.with_store(|store| store.put_handover(proof))?;
+        }
+        let known = newest_certificate(&self.log).into_iter().chain(self.certified.borrow().clone());
+        let known = known.max_by_key(CertifiedCheckpoint::size);
+        *lock(&self.certifier) = Certifier::new(self.log.chain().verifier().clone(), known.clone());
+        known.map_or(Ok(()), |known| self.publish(&known))
+    }
+
+    /// Takes entries of the certified log that other members served and that were verified: durable first, then folded. The
+    /// states certified among them are kept.
+    pub(crate) fn take_entries(&self, height: u64, entries: &[Entry]) -> Result<(), MemberError> {
+        self.with_store(|store| store.append(height, entries))?;
+        for entry in entries {
+            let state = self.state_of(entry)?;
+            let mut execution = lock(&self.execution);
+            execution.restore(entry);
+            self.epoch.store(execution.epoch(), Relaxed);
+            drop(execution);
+            state.map_or(Ok(()), |state| self.keep_state(&state))?;
+        }
+        Ok(())
+    }
+
+    /// The state that `entry` certifies, if it is next and certifies one.
+    fn state_of(&self, entry: &Entry) -> Result<Option<NewState>, MemberError> {
+        let Some(record) = StateRecord::of(entry) else { return Ok(None) };
+        let covers = record.covers;
+        let bytes = lock(&self.execution).state().filter(|bytes| record.check(bytes).is_ok());
+        let bytes = bytes.ok_or_else(|| MemberError::OtherState { organism: self.name.clone(), covers })?;
+        Ok(Some(NewState { covers, bytes }))
+    }
+
+    /// Publishes a head of the certified log that other members served and that was verified.
+    pub(crate) fn take_head(&self, head: &CertifiedCheckpoint) -> Result<(), MemberError> {
+        self.publish(head)?;
+        self.keep_certificate()
+    }
+
     /// Keeps the newest certificate on disk. Not on the way of every batch: one that is lost in a crash is made again.
     pub(crate) fn keep_certificate(&self) -> Result<(), MemberError> {
         let newest = self.certified.borrow().clone();
@@ -262,9 +338,15 @@ impl Hosted {
         lock(&self.store).take();
     }
 
-    fn store_failed(&self, source: StoreError) -> MemberError {
+    pub(crate) fn store_failed(&self, source: StoreError) -> MemberError {
         MemberError::Store { organism: self.name.clone(), source: Box::new(source) }
     }
+}
+
+/// The newest certificate on disk: that of the last head kept, or of the last handover.
+fn newest_certificate(log: &Reader) -> Option<CertifiedCheckpoint> {
+    let handover = log.chain().last_handover().cloned();
+    log.certified().into_iter().chain(handover).max_by_key(CertifiedCheckpoint::size)
 }
 
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

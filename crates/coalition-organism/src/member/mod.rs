@@ -1,33 +1,30 @@
 //! A committee member: orders, executes, certifies and serves the organisms its committee carries.
 
+mod catchup;
 mod executor;
 mod gossip;
 mod hosted;
 mod resume;
+mod seat;
 mod service;
 
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
-use coalition::{Roster, UniqueId, hash_many};
+use coalition::{Roster, RosterMember, UniqueId};
 use coalition_log::{
     Machine,
-    checkpoint::{CertifiedCheckpoint, Cosigner, RosterError, RosterVerifier},
+    checkpoint::{CertifiedCheckpoint, RosterError},
     state::STATE_EVERY,
     store::{Store, StoreError, StoreOptions},
 };
-use coalition_order::{OrderConfig, OrderError, OrderHandle, OrderMember};
-use coalition_universe::{NodeKey, Service};
-use ed25519_dalek::SigningKey;
+use coalition_order::{OrderError, OrderHandle};
+use coalition_universe::{Node, NodeKey, Service};
 use tokio::sync::watch;
-use zeroize::Zeroizing;
 
-use self::{
-    executor::Executor,
-    gossip::Gossiper,
-    hosted::{Complaints, Hosted},
-    service::OrganismService,
-};
+pub use self::seat::Standing;
+use self::{hosted::Hosted, seat::Driver, service::OrganismService};
 use crate::{
+    epochs::Epochs,
     execution::{Execution, ExecutionError},
     folded::TickOf,
 };
@@ -56,10 +53,14 @@ pub struct MemberKeys {
     pub checkpoint: NodeKey,
 }
 
+/// The TCP address of a member's ordering engine, if the operator of this member knows it. Asked at the beginning of every
+/// epoch: logs name members, and addresses come from operators.
+pub type AddressBook = Box<dyn Fn(&RosterMember) -> Option<SocketAddr> + Send + Sync>;
+
 /// Where the members of the ordering engine meet.
 pub struct OrderSetup {
-    /// TCP addresses in roster order.
-    pub addresses: Vec<SocketAddr>,
+    /// Addresses of all members. One without an address has to reach this member.
+    pub addresses: AddressBook,
     /// The address this member listens on.
     pub listen: SocketAddr,
     /// Longest time between batches of an idle committee, in milliseconds.
@@ -68,12 +69,16 @@ pub struct OrderSetup {
 
 /// Everything a member needs to start.
 pub struct MemberSetup {
-    /// Who certifies. The same roster is pinned by every organism the committee carries.
+    /// The genesis roster. The same is pinned by every organism the committee carries; its logs say what became of it.
     pub roster: Roster,
-    /// This member's place in it.
-    pub member_index: usize,
+    /// This member's name, for messages. Its keys say which seat it has.
+    pub name: String,
+    /// Whether it may wait for a handover that gives it a seat. Otherwise a start without one fails, unless it has left.
+    pub joins: bool,
     /// Its keys.
     pub keys: MemberKeys,
+    /// Its node, to read the log from other members. The caller introduces their addresses to it.
+    pub node: Arc<Node>,
     /// The ordering engine's network.
     pub order: OrderSetup,
     /// Where everything durable lives; for this member alone.
@@ -142,6 +147,17 @@ pub enum MemberError {
         /// The certified root.
         certified: String,
     },
+    /// A quorum certified another state than this member has folded from the same entries.
+    #[error(
+        "{organism}: the state certified after {covers} entries is not what this build folds them to; use the build the \
+         committee runs"
+    )]
+    OtherState {
+        /// The organism's name.
+        organism: String,
+        /// Entries the state covers.
+        covers: u64,
+    },
     /// The log was pruned, and no usable state is left to start from.
     #[error(
         "{organism}: entries below {below} were pruned, and no state of this log is usable any more; copy another member's \
@@ -175,52 +191,63 @@ pub struct OrganismStatus {
 pub struct Member {
     name: Arc<str>,
     organisms: Arc<Vec<Hosted>>,
-    order: OrderHandle,
+    engine: watch::Receiver<Option<OrderHandle>>,
+    standing: watch::Receiver<Standing>,
     failure: watch::Receiver<Option<Arc<MemberError>>>,
-    loops: [tokio::task::JoinHandle<()>; 2],
+    stop: watch::Sender<bool>,
+    driver: tokio::task::JoinHandle<()>,
 }
 
 impl Member {
-    /// Opens the logs, folds them, joins the committee. Returns when the member takes part; it may still be catching up.
+    /// Opens the logs, folds them, takes the seat that its keys have in the epoch in force. Returns when it does; it may still
+    /// be catching up. From then on it follows the committee's handovers by itself.
     ///
     /// # Errors
     /// [`MemberError`].
     pub async fn start(setup: MemberSetup) -> Result<Self, MemberError> {
         check(&setup)?;
-        let me = setup.roster.members()[setup.member_index].clone();
-        let signing = || SigningKey::from_bytes(setup.keys.checkpoint.expose());
-        let cosigners = || setup.organisms.iter().map(|o| Cosigner::new(o.id, &me.name, signing())).collect::<Vec<_>>();
-        let (for_executor, for_gossip) = (cosigners(), cosigners());
-        let config = order_config(&setup);
-        let (data_dir, roster, retain) = (setup.data_dir, setup.roster, setup.retain_entries);
+        let (data_dir, roster, retain) = (setup.data_dir.clone(), setup.roster.clone(), setup.retain_entries);
         let opening = move || open_all(&data_dir, &roster, setup.organisms, retain);
         let opened = tokio::task::spawn_blocking(opening).await.map_err(|_| MemberError::Ended("start"))?;
         let organisms = Arc::new(opened?);
-
-        let (order, deliveries) = coalition_order::start(config)?;
-        let inbox = order.gossip_inbox().ok_or(MemberError::Ended("gossip inbox"))?;
-        let (report, failure) = watch::channel(None);
-        let executor = Executor { organisms: Arc::clone(&organisms), cosigners: for_executor, order: order.clone() };
-        let gossiper = Gossiper {
+        let (engine, engine_now) = watch::channel(None);
+        let (standing, standing_now) = watch::channel(Standing::Following { epoch: 0 });
+        let (stop, stopping) = watch::channel(false);
+        let mut driver = Driver {
             organisms: Arc::clone(&organisms),
-            cosigners: for_gossip,
-            order: order.clone(),
-            faults: Complaints::default(),
+            keys: setup.keys,
+            order: setup.order,
+            data_dir: setup.data_dir,
+            node: setup.node,
+            engine,
+            standing,
+            stop: stopping,
         };
-        let loops = [
-            supervise("batch loop", report.clone(), tokio::task::spawn_blocking(move || executor.run(deliveries))),
-            supervise("certification loop", report.clone(), tokio::spawn(gossiper.run(inbox))),
-        ];
-        let engine = order.clone();
-        tokio::spawn(async move { fail(&report, engine.wait_failed().await.into()) });
-        Ok(Self { name: me.name.into(), organisms, order, failure, loops })
+        if !setup.joins && matches!(driver.find_standing(), Standing::Following { .. }) {
+            return Err(no_seat(&setup.roster, &setup.name, &driver.keys));
+        }
+        let engaged = driver.engage_if_seated()?;
+        let (report, failure) = watch::channel(None);
+        let engine = driver.engine.clone();
+        let driver = tokio::spawn(async move {
+            if let Err(error) = driver.run(engaged).await {
+                engine.send_replace(None);
+                report.send_replace(Some(Arc::new(error)));
+            }
+        });
+        let name = setup.name.into();
+        Ok(Self { name, organisms, engine: engine_now, standing: standing_now, failure, stop, driver })
     }
 
     /// What the member answers to clients, to be served by its node.
     #[must_use]
     pub fn service(&self) -> Arc<dyn Service> {
-        let (organisms, name) = (Arc::clone(&self.organisms), self.name.clone());
-        Arc::new(OrganismService { organisms, order: self.order.clone(), name })
+        Arc::new(OrganismService {
+            organisms: Arc::clone(&self.organisms),
+            engine: self.engine.clone(),
+            standing: self.standing.clone(),
+            name: Arc::clone(&self.name),
+        })
     }
 
     /// Sizes per organism.
@@ -235,10 +262,16 @@ impl Member {
         status.collect()
     }
 
-    /// The ordering engine's state.
+    /// The ordering engine's state; `None` without a seat, and for a moment between two epochs.
     #[must_use]
-    pub fn order_status(&self) -> coalition_order::OrderStatus {
-        self.order.status()
+    pub fn order_status(&self) -> Option<coalition_order::OrderStatus> {
+        self.engine.borrow().as_ref().map(OrderHandle::status)
+    }
+
+    /// Whether it has a seat, and in which epoch. Changes with the committee's handovers.
+    #[must_use]
+    pub fn standing(&self) -> watch::Receiver<Standing> {
+        self.standing.clone()
     }
 
     /// Resolves when the member cannot go on; the process must exit and be restarted.
@@ -250,64 +283,30 @@ impl Member {
         }
     }
 
-    /// Leaves the committee and waits until everything durable is released.
+    /// Stops, and waits until everything durable is released.
     ///
     /// # Errors
-    /// [`MemberError::Order`] when the engine does not stop in time.
+    /// [`MemberError::Ended`] when it does not stop in time, or had failed before: [`failed`](Self::failed) says why.
     pub async fn stop(self, deadline: Duration) -> Result<(), MemberError> {
-        let stopped = self.order.stop(deadline).await;
-        for ended in self.loops {
-            if tokio::time::timeout(deadline, ended).await.is_err() {
-                return Err(MemberError::Ended("loops, which did not end with the engine"));
-            }
+        let _ = self.stop.send(true);
+        if tokio::time::timeout(deadline, self.driver).await.is_err() {
+            return Err(MemberError::Ended("loops, which did not end in time"));
         }
         for organism in self.organisms.iter() {
             organism.keep_certificate()?;
             organism.close();
         }
-        Ok(stopped?)
+        Ok(())
     }
 }
 
-type Task = tokio::task::JoinHandle<Result<(), MemberError>>;
-
-/// How long a loop that merely ended leaves the word to the one that failed.
+/// How long a part that merely ended leaves the word to the one that failed.
 const CAUSE_GRACE: Duration = Duration::from_secs(1);
-
-fn supervise(
-    what: &'static str,
-    report: watch::Sender<Option<Arc<MemberError>>>,
-    task: Task,
-) -> tokio::task::JoinHandle<()> {
-    tokio::spawn(async move {
-        match task.await {
-            Ok(Err(error)) => fail(&report, error),
-            // A loop ends when what feeds it has: that one knows the cause, and may still be about to tell it.
-            Ok(Ok(())) | Err(_) => drop(tokio::spawn(async move {
-                tokio::time::sleep(CAUSE_GRACE).await;
-                fail(&report, MemberError::Ended(what));
-            })),
-        }
-    })
-}
-
-/// The first failure is the one reported; the others follow from it.
-fn fail(report: &watch::Sender<Option<Arc<MemberError>>>, error: MemberError) {
-    report.send_if_modified(|slot| {
-        let first = slot.is_none();
-        slot.get_or_insert_with(|| Arc::new(error));
-        first
-    });
-}
 
 fn check(setup: &MemberSetup) -> Result<(), MemberError> {
     let wrong = |text: String| Err(MemberError::Setup(text));
-    let members = setup.roster.members();
-    let Some(me) = members.get(setup.member_index) else {
-        return wrong(format!("member {} of a roster of {}", setup.member_index, members.len()));
-    };
-    if setup.order.addresses.len() != members.len() {
-        return wrong(format!("{} addresses for a roster of {}", setup.order.addresses.len(), members.len()));
+    if setup.organisms.is_empty() {
+        return wrong("a member carries at least one organism".into());
     }
     if let Some(organism) = setup.organisms.iter().find(|organism| organism.state_every == 0) {
         return wrong(format!("{}: a state after every 0 entries; at least 1, normally {STATE_EVERY}", organism.name));
@@ -315,45 +314,20 @@ fn check(setup: &MemberSetup) -> Result<(), MemberError> {
     if setup.organisms.iter().skip(1).any(|organism| organism.clock.is_some()) {
         return wrong("the Almanac must be the first organism".into());
     }
-    let expected = [
-        ("consensus", &setup.keys.consensus, me.consensus_key),
-        ("checkpoint", &setup.keys.checkpoint, me.checkpoint_key),
-    ];
-    for (which, key, expected) in expected {
-        let found = *key.peer_id().as_bytes();
-        if found != expected {
-            let hex = |bytes| UniqueId::from_bytes(bytes).to_string();
-            let member = me.name.clone();
-            return Err(MemberError::WrongKey { which, found: hex(found), expected: hex(expected), member });
-        }
-    }
     Ok(())
 }
 
-/// The committee's id in the ordering engine: its roster and the organisms it carries, in order, with what else all members must
-/// agree on.
-fn namespace(roster: &Roster, organisms: &[OrganismSetup]) -> Vec<u8> {
-    let roster = roster.fingerprint();
-    let mut parts: Vec<&[u8]> = vec![b"coalition.committee.v1", roster.as_bytes()];
-    parts.extend(organisms.iter().map(|organism| &organism.id.as_bytes()[..]));
-    let cadences: Vec<[u8; 8]> = organisms.iter().map(|organism| organism.state_every.to_be_bytes()).collect();
-    if organisms.iter().any(|organism| organism.state_every != STATE_EVERY) {
-        parts.extend(cadences.iter().map(|cadence| &cadence[..]));
-    }
-    hash_many(&parts).as_bytes().to_vec()
-}
-
-fn order_config(setup: &MemberSetup) -> OrderConfig {
-    let members = setup.roster.members().iter().zip(&setup.order.addresses);
-    OrderConfig {
-        namespace: namespace(&setup.roster, &setup.organisms),
-        roster: members.map(|(member, &address)| OrderMember { public_key: member.consensus_key, address }).collect(),
-        secret_key: Zeroizing::new(*setup.keys.consensus.expose()),
-        listen: setup.order.listen,
-        storage_dir: setup.data_dir.join("order"),
-        heartbeat_ms: setup.order.heartbeat_ms,
-        ..OrderConfig::default()
-    }
+/// Why a member that may not wait for a seat has none: most likely a wrong key file.
+fn no_seat(roster: &Roster, name: &str, keys: &MemberKeys) -> MemberError {
+    let Some(me) = roster.member(name) else {
+        return MemberError::Setup(format!("member {name} is not in the roster, and no handover has named its keys"));
+    };
+    let expected =
+        [("consensus", &keys.consensus, me.consensus_key), ("checkpoint", &keys.checkpoint, me.checkpoint_key)];
+    let hex = |bytes| UniqueId::from_bytes(bytes).to_string();
+    let wrong = expected.into_iter().find(|(_, key, expected)| key.peer_id().as_bytes() != expected);
+    let Some((which, key, expected)) = wrong else { return MemberError::Ended("seat") };
+    MemberError::WrongKey { which, found: hex(*key.peer_id().as_bytes()), expected: hex(expected), member: name.into() }
 }
 
 fn open_all(
@@ -362,21 +336,22 @@ fn open_all(
     organisms: Vec<OrganismSetup>,
     retain: Option<u64>,
 ) -> Result<Vec<Hosted>, MemberError> {
-    organisms.into_iter().map(|setup| open(data_dir, roster, setup, retain)).collect()
+    let committee: Arc<[UniqueId]> = organisms.iter().map(|organism| organism.id).collect();
+    organisms.into_iter().map(|setup| open(data_dir, (roster, &committee), setup, retain)).collect()
 }
 
 fn open(
     data_dir: &std::path::Path,
-    roster: &Roster,
+    (roster, committee): (&Roster, &Arc<[UniqueId]>),
     setup: OrganismSetup,
     retain: Option<u64>,
 ) -> Result<Hosted, MemberError> {
-    let verifier = RosterVerifier::new(setup.id, roster)?;
+    let epochs = Epochs::new(setup.id, roster, Arc::clone(committee))?;
     let failed = |source| MemberError::Store { organism: setup.name.clone(), source: Box::new(source) };
     let store = Store::open(&data_dir.join("logs").join(&setup.name), setup.id, roster, StoreOptions::default())
         .map_err(failed)?;
     let mut execution =
-        Execution::new(setup.machine, verifier.clone()).with_clock(setup.clock).with_state_every(setup.state_every);
+        Execution::new(setup.machine, epochs).with_clock(setup.clock).with_state_every(setup.state_every);
     resume::resume(&setup.name, &mut execution, &store)?;
-    Ok(Hosted::new(setup.id, setup.name, execution, store, verifier, retain))
+    Ok(Hosted::new(setup.id, setup.name, execution, store, retain))
 }

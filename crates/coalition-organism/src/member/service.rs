@@ -3,21 +3,30 @@
 use std::{sync::Arc, time::Duration};
 
 use coalition::UniqueId;
-use coalition_log::{Refusal, checkpoint::CertifiedCheckpoint, entry::WriteId, evidence::Evidence, store::StoreError};
+use coalition_log::{
+    Refusal, checkpoint::CertifiedCheckpoint, entry::WriteId, evidence::Evidence, handover::HandoverProof,
+    store::StoreError,
+};
 use coalition_order::{OrderHandle, SubmitError};
 use coalition_universe::{Fault, PeerId, Service};
 use futures::future::{BoxFuture, join_all};
-use tokio::time::Instant;
+use tokio::{
+    sync::{oneshot, watch},
+    time::Instant,
+};
 
 use crate::{
     execution::{Outcome, pointers},
-    member::hosted::Hosted,
+    member::{
+        Standing,
+        hosted::{Hosted, lock},
+    },
     pruned::Pruned,
     receipt,
     wire::{
-        self, EvidenceRequest, FollowAnswer, FollowRequest, HeadRequest, MAX_COMMAND_BYTES, MAX_RANGE_BYTES,
-        MAX_WAIT_MS, MAX_WRITES, Malformed, NO_STATE, Ordered, StateAnswer, StatePartRequest, StateRequest, Write,
-        WriteAnswer, WriteRequest, method,
+        self, EvidenceRequest, FollowAnswer, FollowRequest, HeadAnswer, HeadRequest, MAX_COMMAND_BYTES,
+        MAX_RANGE_BYTES, MAX_WAIT_MS, MAX_WRITES, Malformed, NO_STATE, Ordered, StateAnswer, StatePartRequest,
+        StateRequest, Write, WriteAnswer, WriteRequest, method,
     },
 };
 
@@ -27,15 +36,21 @@ const FULL_RETRY: Duration = Duration::from_millis(50);
 /// The methods `organism.*` of one member.
 pub(crate) struct OrganismService {
     pub(crate) organisms: Arc<Vec<Hosted>>,
-    pub(crate) order: OrderHandle,
+    /// The engine that orders now; `None` while this member has no seat.
+    pub(crate) engine: watch::Receiver<Option<OrderHandle>>,
+    pub(crate) standing: watch::Receiver<Standing>,
     /// This member's name in the roster.
     pub(crate) name: Arc<str>,
 }
 
 impl Service for OrganismService {
     fn call(&self, _caller: PeerId, method: String, body: Vec<u8>) -> BoxFuture<'static, Result<Vec<u8>, Fault>> {
-        let (organisms, name) = (Arc::clone(&self.organisms), Arc::clone(&self.name));
-        let call = Call { organisms, order: self.order.clone(), name };
+        let call = Call {
+            organisms: Arc::clone(&self.organisms),
+            engine: self.engine.clone(),
+            standing: self.standing.clone(),
+            name: Arc::clone(&self.name),
+        };
         Box::pin(async move {
             match method.as_str() {
                 method::WRITE => call.write(read(&body)?).await,
@@ -52,7 +67,8 @@ impl Service for OrganismService {
 
 struct Call {
     organisms: Arc<Vec<Hosted>>,
-    order: OrderHandle,
+    engine: watch::Receiver<Option<OrderHandle>>,
+    standing: watch::Receiver<Standing>,
     name: Arc<str>,
 }
 
@@ -72,7 +88,7 @@ impl Call {
         let answers = join_all(request.writes.into_iter().map(|write| self.write_one(organism, write, until))).await;
         let answers: Vec<WriteAnswer> = answers.into_iter().collect::<Result<_, _>>()?;
         let head = organism.certified().borrow().clone();
-        let reply = receipt::prove(&organism.log, head.as_ref(), answers);
+        let reply = receipt::prove(&organism.log, head.as_ref(), answers, request.epoch);
         let reply = reply.map_err(|error| self.failed(organism, &error))?;
         Ok(wire::encode(&reply))
     }
@@ -89,15 +105,10 @@ impl Call {
         }
         let outcome = match organism.outcome_of(write.bound_id()) {
             Ok(outcome) => outcome,
-            Err(told) => {
-                if !self.submit(organism, write, until).await {
-                    return Ok(WriteAnswer::Pending);
-                }
-                let Ok(Ok(outcome)) = tokio::time::timeout_at(until, told).await else {
-                    return Ok(WriteAnswer::Pending);
-                };
-                outcome
-            }
+            Err(told) => match tokio::time::timeout_at(until, self.ordered(organism, write, told)).await {
+                Ok(Some(outcome)) => outcome,
+                Ok(None) | Err(_) => return Ok(WriteAnswer::Pending),
+            },
         };
         match outcome {
             Outcome::Refused(refusal) => Ok(WriteAnswer::Refused(refusal)),
@@ -105,21 +116,32 @@ impl Call {
         }
     }
 
-    /// Hands a write to the ordering engine, again and again while its pool is full. Its companions in the request are
-    /// not held up by it: each waits by itself, and until the same instant.
-    async fn submit(&self, organism: &Hosted, write: Write, until: Instant) -> bool {
+    /// Has a write ordered, and again by the next engine if the committee hands over meanwhile: it writes once. `None` when it
+    /// cannot be ordered here. Its companions in the request are not held up by it: each waits by itself.
+    async fn ordered(&self, organism: &Hosted, write: Write, mut told: oneshot::Receiver<Outcome>) -> Option<Outcome> {
+        let (mut engine, mut standing) = (self.engine.clone(), self.standing.clone());
+        let bound = write.bound_id();
         let Write { write_id, payload } = write;
         let ordered = wire::encode(&Ordered { organism: organism.id, write_id, attempt: rand::random(), payload });
         loop {
-            match self.order.submit(ordered.clone()) {
-                Ok(_) => return true,
-                Err(SubmitError::Full { .. }) if Instant::now() + FULL_RETRY < until => {
-                    tokio::time::sleep(FULL_RETRY).await;
+            let order = engine.borrow_and_update().clone();
+            let is_seated = standing.borrow_and_update().is_seated();
+            if let Some(outcome) = lock(&organism.execution).known_write(bound) {
+                return Some(outcome);
+            }
+            match order {
+                Some(order) if !submit(organism, &order, &ordered).await => return None,
+                Some(_) => {}
+                None if !is_seated => {
+                    tracing::debug!(organism = %organism.name, "a write was not taken: this member has no seat");
+                    return None;
                 }
-                Err(error) => {
-                    tracing::debug!(organism = %organism.name, %error, "a write was not taken");
-                    return false;
-                }
+                None => {}
+            }
+            tokio::select! {
+                outcome = &mut told => return outcome.ok(),
+                changed = engine.changed() => changed.ok()?,
+                changed = standing.changed() => changed.ok()?,
             }
         }
     }
@@ -136,7 +158,8 @@ impl Call {
         let organism = self.organism(request.organism)?;
         let ready = |size| request.newer_than.is_none_or(|known| size > known);
         let head = head_when(organism, until(request.wait_ms), ready).await;
-        Ok(wire::encode(&head.map(|head| head.note().to_string())))
+        let handovers = handovers(organism, request.epoch);
+        Ok(wire::encode(&HeadAnswer { head: head.map(|head| head.note().to_string()), handovers }))
     }
 
     fn evidence(&self, request: &EvidenceRequest) -> Result<Vec<u8>, Fault> {
@@ -149,6 +172,7 @@ impl Call {
         let entry = organism.log.entry_bytes(request.index).map_err(broken)?;
         let path = organism.log.inclusion_proof(request.index, head.size()).map_err(broken)?;
         let evidence = Evidence::new(entry.to_vec(), path, &head).map_err(|e| Fault::new("internal", e.to_string()))?;
+        let evidence = evidence.with_handovers(organism.log.chain().proofs(0, head.size()));
         Ok(evidence.to_string().into_bytes())
     }
 
@@ -165,6 +189,7 @@ impl Call {
         let usable = states.into_iter().find(|covers| *covers < head.size() && *covers >= request.next);
         let covers = usable.ok_or_else(|| Fault::new(NO_STATE, "this member keeps no state that is any use to you"))?;
         Ok(wire::encode(&StateAnswer {
+            handovers: handovers(organism, request.epoch),
             head: head.note().to_string(),
             head_proof: log.consistency_proof(request.head_size, head.size()).map_err(broken)?,
             entry: log.entry_bytes(covers).map_err(broken)?.to_vec(),
@@ -194,6 +219,7 @@ impl Call {
         let entries = log.entries(request.next..size, MAX_RANGE_BYTES).map_err(broken)?;
         let end = request.next + entries.len() as u64;
         Ok(FollowAnswer {
+            handovers: handovers(organism, request.epoch),
             head: head.note().to_string(),
             head_proof: log.consistency_proof(request.head_size, size).map_err(broken)?,
             entries: entries.iter().map(|entry| entry.to_vec()).collect(),
@@ -228,6 +254,26 @@ impl Call {
         tracing::error!(organism = %organism.name, %error, "the log could not be read");
         Fault::new("log_unreadable", "this member cannot read its log; ask another")
     }
+}
+
+/// Hands a write to the ordering engine, again and again while its pool is full. Answers whether it was taken.
+async fn submit(organism: &Hosted, order: &OrderHandle, ordered: &[u8]) -> bool {
+    loop {
+        match order.submit(ordered.to_vec()) {
+            // One that has stopped has handed over; the next is about to start.
+            Ok(_) | Err(SubmitError::Stopped) => return true,
+            Err(SubmitError::Full { .. }) => tokio::time::sleep(FULL_RETRY).await,
+            Err(error) => {
+                tracing::debug!(organism = %organism.name, %error, "a write was not taken");
+                return false;
+            }
+        }
+    }
+}
+
+/// What a client that knows `epoch` handovers needs for any head this member serves.
+fn handovers(organism: &Hosted, epoch: u64) -> Vec<HandoverProof> {
+    organism.log.chain().proofs(epoch, u64::MAX)
 }
 
 fn behind(size: u64) -> Fault {

@@ -182,7 +182,8 @@ impl World {
         }
         let id = self.committee.organisms[r.organism];
         let wait_ms = u32::try_from(POLL_MS).unwrap();
-        let follow = Request::Follow(r.organism, Rc::new(FollowRequest { organism: id, head_size, next, wait_ms }));
+        let follow = FollowRequest { organism: id, head_size, next, epoch: 0, wait_ms };
+        let follow = Request::Follow(r.organism, Rc::new(follow));
         let request = self.state_request(reader).unwrap_or(follow);
         let (from, to) = (self.reader_node(reader), r.member);
         self.readers[reader].call = self.call(from, to, POLL_MS, request);
@@ -404,7 +405,7 @@ impl World {
         let Some(pending) = &mut self.writers[writer].write else { return };
         let (organism, id) = (pending.organism, pending.write.bound_id());
         let Some((from, pointers, proven)) = &mut pending.claim else { return };
-        let verified = Evidence::parse(file).and_then(|file| file.verify_with(&self.committee.verifiers[organism]));
+        let verified = Evidence::parse(file).and_then(|file| file.verify_with(&self.committee.chains[organism]));
         match verified {
             Ok(entry) if entry.pointer() == pointers[*proven] && entry.entry().write_id == id => *proven += 1,
             Ok(entry) if entry.pointer().index == pointers[*proven].index => {

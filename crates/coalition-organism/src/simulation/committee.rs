@@ -4,7 +4,10 @@ use std::sync::OnceLock;
 
 use coalition::{Roster, RosterMember, UniqueId};
 use coalition_log::checkpoint::{Cosigner, RosterVerifier};
+use coalition_log::handover::RosterChain;
 use ed25519_dalek::SigningKey;
+
+use crate::epochs::Epochs;
 
 /// A roster and everything derived from it.
 pub(super) struct Committee {
@@ -12,6 +15,7 @@ pub(super) struct Committee {
     pub(super) roster: Roster,
     pub(super) organisms: [UniqueId; 2],
     pub(super) verifiers: [RosterVerifier; 2],
+    pub(super) chains: [RosterChain; 2],
 }
 
 impl Committee {
@@ -35,7 +39,8 @@ impl Committee {
         let roster = Roster::new(roster.collect()).unwrap();
         let organisms = [UniqueId::hash(b"simulated organism 0"), UniqueId::hash(b"simulated organism 1")];
         let verifiers = organisms.map(|organism| RosterVerifier::new(organism, &roster).unwrap());
-        Self { keys, roster, organisms, verifiers }
+        let chains = organisms.map(|organism| RosterChain::new(organism, &roster).unwrap());
+        Self { keys, roster, organisms, verifiers, chains }
     }
 
     /// The position of an organism's id.
@@ -43,12 +48,17 @@ impl Committee {
         self.organisms.iter().position(|known| *known == id)
     }
 
+    /// Epoch 0 of an organism.
+    pub(super) fn epochs(&self, organism: usize) -> Epochs {
+        Epochs::new(self.organisms[organism], &self.roster, self.organisms.into()).unwrap()
+    }
+
     pub(super) fn cosigner(&self, member: usize, organism: usize) -> Cosigner {
         Cosigner::new(self.organisms[organism], &format!("m{member}"), self.keys[member].clone())
     }
 }
 
-fn key(domain: u8, member: usize) -> SigningKey {
+pub(super) fn key(domain: u8, member: usize) -> SigningKey {
     let mut seed = [domain; 32];
     seed[0] = u8::try_from(member).unwrap();
     SigningKey::from_bytes(&seed)

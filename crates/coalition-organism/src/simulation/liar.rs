@@ -279,8 +279,7 @@ impl World {
             }
             4 => {
                 let old = self.rng.pick(&heads);
-                let from_the_start =
-                    FollowRequest { organism: request.organism, head_size: 0, next: 0, wait_ms: request.wait_ms };
+                let from_the_start = FollowRequest { head_size: 0, next: 0, epoch: 0, ..*request };
                 answer = range(log, &old, &from_the_start, usize::MAX)?;
                 "lie: an old head"
             }

@@ -164,8 +164,9 @@ impl World {
             (self.plan.has(Mutation::Nondeterministic) && member == 1).then_some(odd_life).filter(|odd| *odd > 0);
         let keeper = Keeper { book: Arc::clone(&book), is_clock, quirk };
         let verifier = self.committee.verifiers[organism].clone();
+        let epochs = self.committee.epochs(organism);
         let configure = |keeper: Keeper| {
-            let execution = Execution::new(Box::new(keeper), verifier.clone());
+            let execution = Execution::new(Box::new(keeper), epochs.clone());
             execution.with_clock(is_clock.then_some(tick_of)).with_state_every(self.plan.state_every)
         };
         let mut execution = configure(keeper);

@@ -17,6 +17,7 @@ mod clients;
 mod committee;
 mod disk;
 mod engine;
+mod handover;
 mod liar;
 mod machine;
 mod member;

@@ -45,7 +45,7 @@ pub(super) struct Truth {
 
 impl Truth {
     fn new(committee: &Committee, organism: usize, is_clock: bool, state_every: u64) -> Self {
-        let execution = Execution::new(Box::new(Keeper::new(is_clock)), committee.verifiers[organism].clone());
+        let execution = Execution::new(Box::new(Keeper::new(is_clock)), committee.epochs(organism));
         Self {
             execution: execution.with_clock(is_clock.then_some(tick_of)).with_state_every(state_every),
             log: Log::default(),

@@ -145,6 +145,7 @@ pub(super) fn range(log: &Log, head: &SignedCheckpoint, request: &FollowRequest,
     let entries = log.range(request.next, size, bytes);
     let end = request.next + entries.len() as u64;
     Some(FollowAnswer {
+        handovers: Vec::new(),
         head: head.to_string(),
         head_proof: consistency_proof(log, request.head_size, size).ok()?,
         range_proof: consistency_proof(log, end, size).ok()?,

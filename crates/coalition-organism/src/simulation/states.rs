@@ -97,7 +97,7 @@ fn as_mutants_do(
 }
 
 /// The tree of the first `size` entries.
-fn peaks(log: &Log, size: u64) -> Vec<Hash> {
+pub(super) fn peaks(log: &Log, size: u64) -> Vec<Hash> {
     let levels = (0..u64::BITS).rev().filter(|level| size >> level & 1 == 1);
     levels.map(|level| log.node(level, (size >> level) - 1).unwrap()).collect()
 }
@@ -123,6 +123,7 @@ impl World {
         };
         let log = &hosted.log;
         Reply::State(wire::encode(&StateAnswer {
+            handovers: Vec::new(),
             head: head.to_string(),
             head_proof: consistency_proof(log, request.head_size, size).unwrap(),
             entry: log.entries[at(covers)].to_vec(),
@@ -189,7 +190,7 @@ impl World {
             _ if !r.wants_state => None,
             None => {
                 let (head_size, next) = (r.core.head_size(), r.core.next_index());
-                Some(Request::State(r.organism, Rc::new(StateRequest { organism, head_size, next })))
+                Some(Request::State(r.organism, Rc::new(StateRequest { organism, head_size, next, epoch: 0 })))
             }
             Some(taking) => {
                 let (covers, offset) = (taking.start.record().covers, taking.bytes.len() as u64);
@@ -260,7 +261,8 @@ impl World {
             book = keeper.take();
             Ok(())
         };
-        if install(self.committee.organisms[r.organism], &record, &taking.bytes, start).is_err() {
+        let organism = self.committee.organisms[r.organism];
+        if install(organism, &record, taking.start.handovers(), &taking.bytes, start).is_err() {
             return false;
         }
         let Some(Taking { start, .. }) = r.taking.take() else { return false };

@@ -100,11 +100,18 @@ async fn run(
         clock: None,
         state_every,
     };
+    let listen = addresses[index];
+    let book = roster.members().iter().map(|member| member.consensus_key).zip(addresses).collect::<Vec<_>>();
+    let find = move |member: &coalition::RosterMember| {
+        book.iter().find(|(key, _)| *key == member.consensus_key).map(|(_, address)| *address)
+    };
     let setup = MemberSetup {
         roster,
-        member_index: index,
+        name: format!("m{index}"),
+        joins: false,
+        node: std::sync::Arc::clone(&node),
         keys: MemberKeys { consensus: key(index, 2), checkpoint: key(index, 1) },
-        order: OrderSetup { listen: addresses[index], addresses, heartbeat_ms: 1_000 },
+        order: OrderSetup { listen, addresses: Box::new(find), heartbeat_ms: 1_000 },
         data_dir,
         organisms: vec![organism],
         retain_entries: None,
