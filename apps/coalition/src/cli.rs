@@ -94,6 +94,8 @@ pub enum Command {
     Status(StatusArgs),
     /// End a service's log, as a quorum of its members approves
     Retire(RetireArgs),
+    /// Show who certifies the coalition's commits, and change it
+    Members(MembersArgs),
     /// Run one role as a process of its own, from its config
     #[command(subcommand)]
     Run(RunCommand),
@@ -327,6 +329,78 @@ pub struct RetireArgs {
     /// The coalition's published config [default: coalition.hex in --home]
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub config: Option<PathBuf>,
+}
+
+/// Arguments of `coalition members`.
+#[derive(Args, Debug, Clone)]
+#[command(after_help = "\
+Without a subcommand: the roster in force, as the certified logs prove it from the published config.
+
+To swap a member, or to bring back one that lost its disk: make its keys with `new`, put what it prints in the place of the
+old member in what `roster` prints, start it with `joins = true`, and have a quorum approve with `hand-over`. The config stays,
+no reader or writer is restarted, and evidence from before and after verifies from the same config.
+
+Examples:
+  coalition members roster > next.toml
+  coalition members new member-5 --keys keys >> next.toml
+  coalition members hand-over next.toml --key m1.key --approve-only > m1.approval
+  coalition members hand-over next.toml --approval m1.approval --approval m2.approval --approval m3.approval")]
+pub struct MembersArgs {
+    /// What to do; without it the roster in force is shown
+    #[command(subcommand)]
+    pub action: Option<MembersAction>,
+}
+
+/// What to do about the members.
+#[derive(clap::Subcommand, Debug, Clone)]
+pub enum MembersAction {
+    /// Print the roster in force as TOML, to be edited into the next one
+    #[command(after_help = "Examples:\n  coalition members roster > next.toml")]
+    Roster,
+    /// Make the keys of a new member, and print its part of a roster
+    New(NewMemberArgs),
+    /// Hand the committee over to the next roster, as a quorum of its members approves
+    HandOver(HandOverArgs),
+}
+
+/// Arguments of `coalition members new`.
+#[derive(Args, Debug, Clone)]
+#[command(after_help = "\
+Writes NAME.checkpoint.key, NAME.consensus.key and NAME.node.key, readable by you alone, and prints what the roster needs.
+
+Examples:
+  coalition members new member-5 --keys keys >> next.toml")]
+pub struct NewMemberArgs {
+    /// The member's name
+    pub name: String,
+    /// Directory for its three key files
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub keys: PathBuf,
+}
+
+/// Arguments of `coalition members hand-over`.
+#[derive(Args, Debug, Clone)]
+#[command(after_help = "\
+Without --key and --approval, all checkpoint keys of this home approve. An approval is for this roster, this epoch and these
+logs; it is worth nothing for any other.
+
+Examples:
+  coalition members hand-over next.toml
+  coalition members hand-over next.toml --key m1.key --approve-only > m1.approval
+  coalition members hand-over next.toml --approval m1.approval --approval m2.approval --approval m3.approval")]
+pub struct HandOverArgs {
+    /// The next roster, as TOML
+    #[arg(value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub next: PathBuf,
+    /// A member's checkpoint key file; may be given several times
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub key: Vec<PathBuf>,
+    /// Approvals another member printed; may be given several times
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub approval: Vec<PathBuf>,
+    /// Print the approvals of the keys at hand and commit nothing
+    #[arg(long)]
+    pub approve_only: bool,
 }
 
 /// A service that can be retired.

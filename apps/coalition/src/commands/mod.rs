@@ -9,6 +9,7 @@ pub mod id;
 pub mod image;
 pub mod log;
 pub mod market;
+pub mod members;
 pub mod request;
 pub mod retire;
 pub mod ssh;
@@ -45,6 +46,7 @@ pub fn dispatch(cli: &Cli, output: &Output) -> Result<()> {
         Command::Id(args) => id::run(&home()?, args, output),
         Command::Status(_) => asynchronously(Box::pin(status::run(&home()?, output))),
         Command::Retire(args) => asynchronously(Box::pin(retire::run(&home()?, args, output))),
+        Command::Members(args) => asynchronously(Box::pin(members::run(&home()?, args, output))),
         Command::Run(role) => roles::run(role),
         Command::Completions(args) => {
             completions::run(args);
