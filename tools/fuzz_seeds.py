@@ -48,7 +48,11 @@ def log():
     one = b"\n".join(note.split(b"\n")[:5]) + b"\n"
     put("log_entry", entry, entry[:60])
     put("log_checkpoint", note, one)
-    put("log_evidence", evidence)
+    after = (CRATES / "coalition-log/tests/golden/evidence-handovers.txt").read_text()
+    put("log_evidence", evidence, after)
+    proofs = "coalition-handovers/v1\n" + after[after.index("handovers ") : after.index("entry ")]
+    body = bytes.fromhex((CRATES / "coalition-log/tests/golden/handover.hex").read_text().strip())
+    put("log_handover", b"\x01" + proofs.encode(), b"\x01" + body, *(bytes([w, 0, 0, 60, 9]) for w in (0, 2)))
     line = b"checkpoint " + base64.b64encode(one) + b"\n"
     put("log_equivocation", b"coalition-equivocation/v1\n" + line + line)
     put("log_tiles", b"\x00" + struct.pack(">H", len(entry)) + entry, b"\x01" + bytes(64))

@@ -9,18 +9,19 @@ mod wire;
 
 use std::sync::LazyLock;
 
-use coalition_fuzz::{key, organism, verifier};
+use coalition_fuzz::{chain, key, organism};
 use coalition_log::{
     Draft, Entry,
-    checkpoint::{Checkpoint, Cosigner, RosterVerifier, SignedCheckpoint},
+    checkpoint::{Checkpoint, Cosigner, SignedCheckpoint},
     entry::{WriteId, leaf_hash},
+    handover::RosterChain,
 };
 use libfuzzer_sys::fuzz_target;
 use wire::{Payload, ProvenEntry, Write, WriteAnswer, WriteReply};
 
 const ID: WriteId = WriteId([3; 16]);
 
-static VERIFIER: LazyLock<RosterVerifier> = LazyLock::new(verifier);
+static CHAIN: LazyLock<RosterChain> = LazyLock::new(chain);
 
 /// A true acknowledgement of one entry.
 static SOUND: LazyLock<Vec<u8>> = LazyLock::new(|| {
@@ -34,6 +35,7 @@ static SOUND: LazyLock<Vec<u8>> = LazyLock::new(|| {
         answers: vec![WriteAnswer::Committed { entries }],
         head: Some(head),
         proofs: vec![ProvenEntry { bytes, path: vec![] }],
+        handovers: vec![],
     };
     wire::encode(&reply)
 });
@@ -43,7 +45,7 @@ fuzz_target!(|data: &[u8]| {
     let bytes = if how % 2 == 0 { coalition_fuzz::damaged(&SOUND, rest) } else { rest.to_vec() };
     let Ok(reply) = wire::decode::<WriteReply>(&bytes) else { return };
     let writes = [Write { write_id: ID, payload: Payload::Command(vec![1]) }];
-    let Ok(answers) = receipt::verify(&VERIFIER, &writes, reply) else { return };
+    let Ok(answers) = receipt::verify(&CHAIN, &writes, reply) else { return };
     let sound = wire::decode::<WriteReply>(&SOUND).expect("it was encoded").answers;
     let nothing = |answer: &WriteAnswer| match answer {
         WriteAnswer::Committed { entries } => entries.is_empty(),

@@ -19,7 +19,7 @@ fn round_trip<T: Serialize + DeserializeOwned + PartialEq + std::fmt::Debug>(byt
 
 fuzz_target!(|data: &[u8]| {
     let Some((&which, bytes)) = data.split_first() else { return };
-    match which % 8 {
+    match which % 12 {
         0 => round_trip::<wire::Ordered>(bytes),
         1 => round_trip::<wire::Gossip>(bytes),
         2 => round_trip::<wire::WriteRequest>(bytes),
@@ -27,6 +27,10 @@ fuzz_target!(|data: &[u8]| {
         4 => round_trip::<wire::HeadRequest>(bytes),
         5 => round_trip::<wire::FollowRequest>(bytes),
         6 => round_trip::<wire::FollowAnswer>(bytes),
-        _ => round_trip::<wire::EvidenceRequest>(bytes),
+        7 => round_trip::<wire::EvidenceRequest>(bytes),
+        8 => round_trip::<wire::HeadAnswer>(bytes),
+        9 => round_trip::<wire::StateRequest>(bytes),
+        10 => round_trip::<wire::StateAnswer>(bytes),
+        _ => round_trip::<wire::Handovers>(bytes),
     }
 });

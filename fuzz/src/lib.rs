@@ -1,7 +1,7 @@
 //! What the targets share: one committee with known keys, and a way to damage sound bytes a little.
 
 use coalition::{Roster, RosterMember, UniqueId};
-use coalition_log::checkpoint::RosterVerifier;
+use coalition_log::{checkpoint::RosterVerifier, handover::RosterChain};
 use ed25519_dalek::SigningKey;
 
 /// The organism of everything a target verifies.
@@ -39,6 +39,15 @@ pub fn roster() -> Roster {
 #[must_use]
 pub fn verifier() -> RosterVerifier {
     RosterVerifier::new(organism(), &roster()).expect("a usable roster")
+}
+
+/// Who certifies which size: [`roster`] alone, before any handover.
+///
+/// # Panics
+/// Never: the roster is usable.
+#[must_use]
+pub fn chain() -> RosterChain {
+    RosterChain::new(organism(), &roster()).expect("a usable roster")
 }
 
 /// Sound bytes with the edits that `data` asks for, so that checksums in front do not hide what is behind: each four bytes are
