@@ -104,9 +104,9 @@ pub enum Command {
 }
 
 const UP_AFTER: &str = "\
-What starts, each as a process of its own: a relay, a committee of 4 that runs the clock (Almanac) and the market
-(Compute), an unseal committee of 3 of which any 2 open a sealed request, an SSH server that stands for a host, and a
-bridge that sells that host. The first start makes keys and configs below --home; later starts find every commit, grant
+What starts, each as a process of its own: a relay, a committee of 4 that runs the clock (Almanac) and the market \
+(Compute), an unseal committee of 3 of which any 2 open a sealed request, an SSH server that stands for a host, and a \
+bridge that sells that host. The first start makes keys and configs below --home; later starts find every commit, grant \
 and log of before.
 
 Ctrl-C stops everything and leaves no process behind. Running workloads end with their host.
@@ -162,9 +162,10 @@ pub struct DemoArgs {}
 /// Arguments of `coalition market`.
 #[derive(Args, Debug, Clone)]
 #[command(after_help = "\
-RATE is what you would compare with --max-rate: USD per core and hour with memory included, here for 1 core and 1 GiB
-unless --cpu and --ram say otherwise. POSTURE says what vouches for the machines, as the committee verified it; `not attested`
-means that their operator can look into your workload, and so does a development root. AGE is how long ago the provider last confirmed its card; a stale one wins nothing.
+RATE is what you would compare with --max-rate: USD per core and hour with memory included, here for 1 core and 1 GiB \
+unless --cpu and --ram say otherwise. POSTURE says what vouches for the machines, as the committee verified it; `not attested` \
+means that their operator can look into your workload, and so does a development root. AGE is how long ago the provider \
+last confirmed its card; a stale one wins nothing.
 
 Examples:
   coalition market
@@ -190,7 +191,7 @@ What happens, with the time each step took:
   provisioning  the bridge fetches the image from this process; keep it running until the receipt is here
   receipt       address, user and keys of the machine, which only this process could open
 
-The keys stay in --home under grants/<grant>/, readable by you alone. Ctrl-C before the grant withdraws the request; after
+The keys stay in --home under grants/<grant>/, readable by you alone. Ctrl-C before the grant withdraws the request; after \
 it, ends the grant. Nothing is left to pay for.
 
 --max-rate is in USD per core and hour, memory included: `coalition market --cpu … --ram …` shows what it will be.
@@ -254,7 +255,7 @@ pub struct RequestArgs {
 /// Arguments of `coalition ssh`.
 #[derive(Args, Debug, Clone)]
 #[command(after_help = "\
-The host key is pinned from the receipt: a machine that shows another one is refused. What vouches for the machine is said
+The host key is pinned from the receipt: a machine that shows another one is refused. What vouches for the machine is said \
 first: a quote that binds this host key is verified again, or it is `not attested`. Needs OpenSSH's client.
 
 Examples:
@@ -273,7 +274,7 @@ pub struct SshArgs {
 /// Arguments of `coalition log`.
 #[derive(Args, Debug, Clone)]
 #[command(after_help = "\
-Every line is a certified commit; the pointer behind it names the entry, and `coalition verify` resolves it. With
+Every line is a certified commit; the pointer behind it names the entry, and `coalition verify` resolves it. With \
 --evidence, the newest usage log (else the grant) is written as a self-contained proof to mail to somebody.
 
 Examples:
@@ -295,9 +296,9 @@ pub struct LogArgs {
 /// Arguments of `coalition retire`.
 #[derive(Args, Debug, Clone)]
 #[command(after_help = "\
-A quorum of the service's members approves with their checkpoint keys. Where this home holds them, as after `coalition up`, it
-signs with them; members who run their own machines print their approvals and pass them on, all with the same --at,
---successor and --reason. The retirement is announced at once and takes effect at --at: then the log gets its last entry,
+A quorum of the service's members approves with their checkpoint keys. Where this home holds them, as after `coalition up`, it \
+signs with them; members who run their own machines print their approvals and pass them on, all with the same --at, \
+--successor and --reason. The retirement is announced at once and takes effect at --at: then the log gets its last entry, \
 which names the successor, and nothing is ever written to it again. Readers and evidence go on working.
 
 Examples:
@@ -466,8 +467,8 @@ pub struct GrantsArgs {}
 /// Arguments of `coalition verify`.
 #[derive(Args, Debug, Clone)]
 #[command(after_help = "\
-Offline: nothing is contacted when EVIDENCE is a file. It is accepted only if the entry hashes to the leaf its proof leads
-from, the proof leads to a checkpoint, and a quorum of the roster that the config pins signed that checkpoint. A pointer
+Offline: nothing is contacted when EVIDENCE is a file. It is accepted only if the entry hashes to the leaf its proof leads \
+from, the proof leads to a checkpoint, and a quorum of the roster that the config pins signed that checkpoint. A pointer \
 (ev1:…) is first fetched from the running coalition and then checked the same way.
 
 Examples:
@@ -498,7 +499,7 @@ pub enum ImageCommand {
 /// Arguments of `coalition image example`.
 #[derive(Args, Debug, Clone)]
 #[command(after_help = "\
-Uses a static busybox if there is one, else /bin/sh and a few tools with the libraries they need. The same machine always
+Uses a static busybox if there is one, else /bin/sh and a few tools with the libraries they need. The same machine always \
 makes the same bytes.
 
 Example:
@@ -557,7 +558,7 @@ pub struct StatusArgs {}
 /// Roles that run as processes of their own.
 #[derive(Subcommand, Debug, Clone)]
 #[command(after_help = "\
-Each prints one JSON line on stdout when it is ready, logs to stderr, and stops on Ctrl-C or SIGTERM. `coalition up` starts
+Each prints one JSON line on stdout when it is ready, logs to stderr, and stops on Ctrl-C or SIGTERM. `coalition up` starts \
 exactly these; its configs below --home/roles are the examples to copy.
 
 Examples:

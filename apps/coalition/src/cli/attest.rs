@@ -20,13 +20,13 @@ pub enum AttestCommand {
 /// Arguments of `coalition attest verify`.
 #[derive(Args, Debug, Clone)]
 #[command(after_help = "\
-The verdict is `valid`, `invalid` or `could not check`, each with root, policy, age and collateral. Exit status 0 only when
+The verdict is `valid`, `invalid` or `could not check`, each with root, policy, age and collateral. Exit status 0 only when \
 it is valid, 6 otherwise. Nothing is fetched: collateral comes from --collateral, or is in the file beside the quote.
 
-The policy is TOML, described in docs/ATTESTATION.md; it names its root. Under a development root nothing is proven about
+The policy is TOML, described in docs/ATTESTATION.md; it names its root. Under a development root nothing is proven about \
 hardware, and the verdict says so.
 
-A quote says what its bearer had quoted in 64 bytes of report data. Give them whole with --report-data, or give the parts they
+A quote says what its bearer had quoted in 64 bytes of report data. Give them whole with --report-data, or give the parts they \
 are made of; with neither, only a policy with binding = \"unbound\" accepts the quote.
 
 Examples:
