@@ -337,8 +337,8 @@ pub struct RetireArgs {
 #[command(after_help = "\
 Without a subcommand: the roster in force, as the certified logs prove it from the published config.
 
-To swap a member, or to bring back one that lost its disk: make its keys with `new`, put what it prints in the place of the
-old member in what `roster` prints, start it with `joins = true`, and have a quorum approve with `hand-over`. The config stays,
+To swap a member, or to bring back one that lost its disk: make its keys with `new`, put what it prints in the place of the \
+old member in what `roster` prints, start it with `joins = true`, and have a quorum approve with `hand-over`. The config stays, \
 no reader or writer is restarted, and evidence from before and after verifies from the same config.
 
 Examples:
@@ -382,7 +382,7 @@ pub struct NewMemberArgs {
 /// Arguments of `coalition members hand-over`.
 #[derive(Args, Debug, Clone)]
 #[command(after_help = "\
-Without --key and --approval, all checkpoint keys of this home approve. An approval is for this roster, this epoch and these
+Without --key and --approval, all checkpoint keys of this home approve. An approval is for this roster, this epoch and these \
 logs; it is worth nothing for any other.
 
 Examples:
