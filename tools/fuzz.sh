@@ -32,7 +32,7 @@ for target in ${*:-$(cargo fuzz list --fuzz-dir fuzz)}; do
     failed=1
   fi
   stat() { sed -n "s/^stat::$1: *//p" "$log" | tail -1; }
-  last=$(grep -E '^#[0-9]+.*cov: ' "$log" | tail -1)
+  last=$(grep -E '^#[0-9]+.*cov: ' "$log" | tail -1 || true)
   field() { sed -n "s/.* $1: \([0-9]*\).*/\1/p" <<<"$last"; }
   printf '%-20s %12s %10s %8s %8s%s\n' "$target" "$(stat number_of_executed_units)" "$(stat average_exec_per_sec)" \
     "$(field cov)" "$(field ft)" "$ended"
