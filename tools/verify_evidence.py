@@ -65,16 +65,22 @@ def sha256(*parts):
     return hashlib.sha256(b"".join(parts)).digest()
 
 
+class Bytes:
+    """Bytes read from the front."""
+
+    def __init__(self, data, what):
+        self.data, self.what, self.at = data, what, 0
+
+    def take(self, count):
+        require(self.at + count <= len(self.data), f"{self.what} is cut short")
+        self.at += count
+        return self.data[self.at - count : self.at]
+
+
 def entry_parts(entry):
     """Section 1: checks the whole layout, answers index, kind and body."""
-    at = 0
-
-    def take(count):
-        nonlocal at
-        require(at + count <= len(entry), "entry is cut short")
-        at += count
-        return entry[at - count : at]
-
+    rest = Bytes(entry, "entry")
+    take = rest.take
     require(take(1) == b"\x01", "entry version")
     index = int.from_bytes(take(8), "big")
     take(8 + 8 + 16)
@@ -86,7 +92,7 @@ def entry_parts(entry):
     count = take(1)[0]
     require(count <= 16, "too many evidence pointers")
     take(72 * count)
-    require(at == len(entry), "bytes after the entry")
+    require(rest.at == len(entry), "bytes after the entry")
     return index, kind, body
 
 
@@ -180,15 +186,9 @@ def decompress(key):
 
 
 def parse_handover(body):
-    """Section 7: the body of a handover. Answers epoch, next roster, approvals and the bytes that were approved."""
-    at = 0
-
-    def take(count):
-        nonlocal at
-        require(at + count <= len(body), "handover is cut short")
-        at += count
-        return body[at - count : at]
-
+    """Section 11: the body of a handover. Answers epoch, next roster, approvals and the bytes that were approved."""
+    rest = Bytes(body, "handover")
+    take = rest.take
     epoch = int.from_bytes(take(8), "big")
     count = take(1)[0]
     require(1 <= count <= 64, "a roster has 1 to 64 members")
@@ -202,13 +202,13 @@ def parse_handover(body):
         roster.append((name.decode("ascii"), three[0]))
     require(len({name for name, _ in roster}) == count, "a name is used twice")
     # Rule 3 compares whole rosters; the other two keys of the roster in force are not known to a verifier of epoch 0.
-    approved = body[:at]
+    approved = body[: rest.at]
     approvals = []
     for _ in range(take(1)[0]):
         position = take(1)[0]
         require(not approvals or approvals[-1][0] < position, "approvals out of order")
         approvals.append((position, take(64)))
-    require(at == len(body), "bytes after the handover")
+    require(rest.at == len(body), "bytes after the handover")
     return epoch, roster, approvals, approved
 
 
@@ -218,7 +218,7 @@ def signers_digest(roster):
 
 
 class Rosters:
-    """Section 7: the roster in force, and what earlier ones leave behind."""
+    """Section 11: the roster in force, and what earlier ones leave behind."""
 
     def __init__(self, organism, genesis):
         self.organism, self.roster = organism, genesis

@@ -10,7 +10,7 @@ use coalition_log::{
     Draft,
     checkpoint::{Checkpoint, Cosigner, SignedCheckpoint},
     entry::leaf_hash,
-    handover::{Approval, ApprovedHandover, HANDOVER_KIND, Handover, HandoverProof, proofs_from_text, proofs_to_text},
+    handover::{ApprovedHandover, HANDOVER_KIND, Handover, HandoverProof, proofs_from_text, proofs_to_text},
 };
 use libfuzzer_sys::fuzz_target;
 
@@ -19,7 +19,7 @@ static NEXT: LazyLock<Vec<RosterMember>> = LazyLock::new(|| roster().members()[.
 
 static APPROVED: LazyLock<ApprovedHandover> = LazyLock::new(|| {
     let handover = Handover { epoch: 1, next: Roster::new(NEXT.clone()).expect("distinct keys") };
-    let approve = |i: u8| Approval::sign(&key(i), i, organism(), &roster(), &handover);
+    let approve = |i: u8| handover.approve(&key(i), i, organism(), &roster());
     ApprovedHandover::new(handover.clone(), (0..3).map(approve).collect())
 });
 

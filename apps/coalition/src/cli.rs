@@ -293,6 +293,17 @@ pub struct LogArgs {
     pub wait: Option<DurationArg>,
 }
 
+/// Who approves what a quorum of the members has to.
+#[derive(Args, Debug, Clone)]
+pub struct Approvers {
+    /// A member's checkpoint key file; may be given several times
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub key: Vec<PathBuf>,
+    /// Approvals another member printed; may be given several times
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub approval: Vec<PathBuf>,
+}
+
 /// Arguments of `coalition retire`.
 #[derive(Args, Debug, Clone)]
 #[command(after_help = "\
@@ -318,15 +329,16 @@ pub struct RetireArgs {
     /// Why [default: rotation with a successor, else retired]
     #[arg(long, value_enum)]
     pub reason: Option<RetireReason>,
-    /// A member's checkpoint key file; may be given several times
-    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
-    pub key: Vec<PathBuf>,
-    /// Approvals another member printed; may be given several times
-    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
-    pub approval: Vec<PathBuf>,
+    /// Who approves.
+    #[command(flatten)]
+    pub approvers: Approvers,
     /// Print the approvals of the keys at hand and commit nothing; needs no network
     #[arg(long)]
     pub approve_only: bool,
+    /// With --approve-only: the roster in force after handovers, as `coalition members roster` prints it [default: that of the
+    /// config]
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, requires = "approve_only")]
+    pub roster: Option<PathBuf>,
     /// The coalition's published config [default: coalition.hex in --home]
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub config: Option<PathBuf>,
@@ -393,12 +405,9 @@ pub struct HandOverArgs {
     /// The next roster, as TOML
     #[arg(value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub next: PathBuf,
-    /// A member's checkpoint key file; may be given several times
-    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
-    pub key: Vec<PathBuf>,
-    /// Approvals another member printed; may be given several times
-    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
-    pub approval: Vec<PathBuf>,
+    /// Who approves.
+    #[command(flatten)]
+    pub approvers: Approvers,
     /// Print the approvals of the keys at hand and commit nothing
     #[arg(long)]
     pub approve_only: bool,

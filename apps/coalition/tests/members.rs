@@ -141,5 +141,12 @@ fn a_member_is_swapped_and_everything_goes_on() {
         let proven = env.run(&["--json", "verify", evidence, "--config", &hex]).expect_status(0).json();
         assert_eq!(proven["epoch"], epoch, "{proven}");
     }
+
+    // The roster in force retires the services: member 4's key is still at hand, and counts no more.
+    for service in ["compute", "almanac"] {
+        env.run(&["retire", service]).expect_status(0);
+    }
+    let over = hand_over(3);
+    assert_eq!((over.status, over.json()["error"]["code"].as_str()), (5, Some("retired")));
     up.stop();
 }

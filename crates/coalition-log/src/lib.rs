@@ -16,6 +16,7 @@
 //! * [`retirement`]: the end of a log: approvals, announcement, last entry. Pure.
 //! * [`store`]: the durable log of one member: journal, tiles, sign guard.
 
+mod approval;
 pub mod checkpoint;
 pub mod entry;
 pub mod equivocation;

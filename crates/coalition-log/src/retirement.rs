@@ -5,13 +5,16 @@
 //! there will ever be (spec chapters 54 and 57). Their kinds are the host's ([`crate::entry::is_host_kind`]).
 
 use coalition::{RetirementInstant, RetirementMarker, UniqueId, retirement};
-use ed25519_dalek::{Signer as _, SigningKey};
+use ed25519_dalek::SigningKey;
 
 use crate::{
     Context, Entry,
+    approval::{Approvals, MAX_APPROVALS},
     checkpoint::RosterVerifier,
     entry::{MAX_BODY_BYTES, MAX_KIND_BYTES},
 };
+
+pub use crate::approval::{Approval, NotApproved};
 
 /// An approved retirement, not yet in effect. Body: [`ApprovedRetirement::to_bytes`].
 pub const ANNOUNCED_KIND: &str = "committee.retiring";
@@ -29,7 +32,6 @@ const STATEMENT: &[u8] = b"coalition/retirement-approval/v1";
 /// A marker longer than this names its successor in some strange way; its approvals would not fit an entry any more.
 const MAX_MARKER_BYTES: usize = 4_096;
 
-const MAX_APPROVALS: usize = 64;
 const _: () = assert!(4 + MAX_MARKER_BYTES + 1 + MAX_APPROVALS * 65 <= MAX_BODY_BYTES);
 
 /// Why bytes are no approved retirement of an organism.
@@ -44,46 +46,9 @@ pub enum ApprovalError {
     /// The marker inside is none.
     #[error("the retirement marker is not usable")]
     Marker(#[from] retirement::RetirementError),
-    /// An approval of a member the roster does not have.
-    #[error("an approval is of member {member}, the roster has {members}")]
-    UnknownMember {
-        /// Position claimed.
-        member: u8,
-        /// Members in the roster.
-        members: usize,
-    },
-    /// An approval that its member did not sign.
-    #[error("the approval of member {member:?} does not verify for this organism and this marker")]
-    BadSignature {
-        /// Name of the member.
-        member: String,
-    },
-    /// Too few approvals.
-    #[error("{have} members approve, {need} are needed")]
-    NoQuorum {
-        /// Distinct members that approve.
-        have: usize,
-        /// Quorum of the roster.
-        need: usize,
-    },
-}
-
-/// One member's consent, by its checkpoint key.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Approval {
-    /// Position in the roster.
-    pub member: u8,
-    /// Ed25519 over `coalition/retirement-approval/v1 ‖ organism id ‖ marker`.
-    pub signature: [u8; 64],
-}
-
-impl Approval {
-    /// Consents with a member's checkpoint key.
-    #[must_use]
-    pub fn sign(key: &SigningKey, member: u8, organism: UniqueId, marker: &RetirementMarker<'_>) -> Self {
-        let signature = key.sign(&statement(organism, &marker.to_bytes())).to_bytes();
-        Self { member, signature }
-    }
+    /// A quorum did not approve it.
+    #[error(transparent)]
+    NotApproved(#[from] NotApproved),
 }
 
 fn statement(organism: UniqueId, marker: &[u8]) -> Vec<u8> {
@@ -96,16 +61,20 @@ fn statement(organism: UniqueId, marker: &[u8]) -> Vec<u8> {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ApprovedRetirement {
     marker: Vec<u8>,
-    approvals: Vec<Approval>,
+    approvals: Approvals,
 }
 
 impl ApprovedRetirement {
     /// Puts approvals beside a marker, in canonical order; of several by one member the first counts.
     #[must_use]
-    pub fn new(marker: &RetirementMarker<'_>, mut approvals: Vec<Approval>) -> Self {
-        approvals.sort_by_key(|approval| approval.member);
-        approvals.dedup_by_key(|approval| approval.member);
-        Self { marker: marker.to_bytes(), approvals }
+    pub fn new(marker: &RetirementMarker<'_>, approvals: Vec<Approval>) -> Self {
+        Self { marker: marker.to_bytes(), approvals: Approvals::new(approvals) }
+    }
+
+    /// A member consents with its checkpoint key: Ed25519 over `coalition/retirement-approval/v1 ‖ organism id ‖ marker`.
+    #[must_use]
+    pub fn approve(key: &SigningKey, member: u8, organism: UniqueId, marker: &RetirementMarker<'_>) -> Approval {
+        Approval::of(&statement(organism, &marker.to_bytes()), key, member)
     }
 
     /// The canonical bytes.
@@ -114,11 +83,7 @@ impl ApprovedRetirement {
         let length = u32::try_from(self.marker.len()).expect("a marker is a few hundred bytes");
         let mut out = length.to_be_bytes().to_vec();
         out.extend_from_slice(&self.marker);
-        out.push(u8::try_from(self.approvals.len()).expect("members are numbered by a byte"));
-        for approval in &self.approvals {
-            out.push(approval.member);
-            out.extend_from_slice(&approval.signature);
-        }
+        self.approvals.put(&mut out);
         out
     }
 
@@ -134,43 +99,17 @@ impl ApprovedRetirement {
             return Err(malformed());
         }
         let (marker, rest) = rest.split_at_checked(length).ok_or_else(malformed)?;
-        let (&count, mut rest) = rest.split_first().ok_or_else(malformed)?;
         RetirementMarker::from_bytes(marker)?;
-        let mut approvals: Vec<Approval> = Vec::new();
-        for _ in 0..count {
-            let (&member, after) = rest.split_first().ok_or_else(malformed)?;
-            let (signature, after) = after.split_first_chunk::<64>().ok_or_else(malformed)?;
-            if approvals.last().is_some_and(|last| last.member >= member) {
-                return Err(malformed());
-            }
-            approvals.push(Approval { member, signature: *signature });
-            rest = after;
-        }
-        if rest.is_empty() && approvals.len() <= MAX_APPROVALS {
-            Ok(Self { marker: marker.to_vec(), approvals })
-        } else {
-            Err(malformed())
-        }
+        let approvals = Approvals::read(rest).ok_or_else(malformed)?;
+        Ok(Self { marker: marker.to_vec(), approvals })
     }
 
     /// Checks that a quorum of the roster approved this for the verifier's organism.
     ///
     /// # Errors
-    /// Every other variant of [`ApprovalError`]. One bad approval spoils the whole: it names its culprit.
-    pub fn verify(&self, roster: &RosterVerifier) -> Result<Retirement, ApprovalError> {
-        let message = statement(roster.organism(), &self.marker);
-        for approval in &self.approvals {
-            let member = usize::from(approval.member);
-            let name = roster.member_name(member);
-            let name =
-                name.ok_or(ApprovalError::UnknownMember { member: approval.member, members: roster.members() })?;
-            if !roster.is_signed_by(member, &message, &approval.signature) {
-                return Err(ApprovalError::BadSignature { member: name.to_owned() });
-            }
-        }
-        if self.approvals.len() < roster.quorum() {
-            return Err(ApprovalError::NoQuorum { have: self.approvals.len(), need: roster.quorum() });
-        }
+    /// [`NotApproved`]. One bad approval spoils the whole: it names its culprit.
+    pub fn verify(&self, roster: &RosterVerifier) -> Result<Retirement, NotApproved> {
+        self.approvals.verify(&statement(roster.organism(), &self.marker), roster)?;
         Ok(Retirement { marker: self.marker.clone() })
     }
 }

@@ -9,8 +9,8 @@ use coalition_log::entry::{Entry, leaf_hash};
 use coalition_log::evidence::{Evidence, EvidenceError};
 use coalition_log::follow::{FollowError, Follower, HeadOutcome, StateOffer};
 use coalition_log::handover::{
-    ApprovedHandover, HandoverError, HandoverProof, RosterChain, Succession, proofs_from_text, proofs_to_text,
-    signers_digest,
+    ApprovedHandover, HandoverError, HandoverProof, NotApproved, RosterChain, Succession, proofs_from_text,
+    proofs_to_text, signers_digest,
 };
 use coalition_log::state::{HostState, STATE_KIND, StateError, StateRecord};
 use coalition_log::store::{HANDOVERS_FILE, Store, StoreError, StoreOptions};
@@ -86,17 +86,17 @@ fn proofs_in_any_wrong_form_are_refused() {
     let fresh = || Handed::start(organism(0xAB), &[0, 1, 2, 3], 5);
     let refuse = |approved: &ApprovedHandover| genesis(&fresh()).extend(&fresh().proof(approved).1).unwrap_err();
     let few = fresh().approved(&[0, 1, 2, 4], &[0, 1]);
-    assert_eq!(refuse(&few), HandoverError::NoQuorum { have: 2, need: 3 });
+    assert_eq!(refuse(&few), NotApproved::NoQuorum { have: 2, need: 3 }.into());
     let same = fresh().approved(&[0, 1, 2, 3], &[0, 1, 2]);
     assert_eq!(refuse(&same), HandoverError::Unchanged);
     let mut forged = fresh().approved(&[0, 1, 2, 4], &[0, 1, 2]).to_bytes();
     *forged.last_mut().unwrap() ^= 1;
     let forged = ApprovedHandover::from_bytes(&forged).unwrap();
-    assert_eq!(refuse(&forged), HandoverError::BadSignature { member: "m2".into() });
+    assert_eq!(refuse(&forged), NotApproved::BadSignature { member: "m2".into() }.into());
     let elsewhere = Handed::start(organism(2), &[0, 1, 2, 3], 5).approved(&[0, 1, 2, 4], &[0, 1, 2]);
-    assert_eq!(refuse(&elsewhere), HandoverError::BadSignature { member: "m0".into() });
+    assert_eq!(refuse(&elsewhere), NotApproved::BadSignature { member: "m0".into() }.into());
     let others = Handed::start(organism(0xAB), &[0, 1, 3, 2], 5).approved(&[0, 1, 2, 4], &[0, 1, 2]);
-    assert_eq!(refuse(&others), HandoverError::BadSignature { member: "m0".into() }, "approved by another roster");
+    assert_eq!(refuse(&others), NotApproved::BadSignature { member: "m0".into() }.into(), "approved by another roster");
 
     // A checkpoint that goes on behind the handover, and one that is certified by the next roster.
     let longer = HandoverProof { checkpoint: log.head(7, 0).note().to_string(), ..log.proofs[0].clone() };

@@ -103,9 +103,7 @@ impl Epochs {
 fn refusal(error: &HandoverError) -> Refusal {
     let code = match error {
         HandoverError::Epoch { .. } => "wrong_epoch",
-        HandoverError::UnknownMember { .. } | HandoverError::BadSignature { .. } | HandoverError::NoQuorum { .. } => {
-            "not_approved"
-        }
+        HandoverError::NotApproved(_) => "not_approved",
         _ => "not_allowed",
     };
     Refusal::new(code, describe(error))

@@ -12,8 +12,8 @@ use std::{
 use coalition::{RetirementMarker, Roster, RosterMember, UniqueId};
 use coalition_log::{
     Machine,
-    handover::{self, ApprovedHandover, Handover},
-    retirement::Approval,
+    handover::{ApprovedHandover, Handover},
+    retirement::{Approval, ApprovedRetirement},
     state::STATE_EVERY,
     store::StoreError,
 };
@@ -245,7 +245,7 @@ impl Committee {
                 let seat = now.iter().position(|seat| seat == member).expect("a member of the roster in force");
                 let checkpoint = SigningKey::from_bytes(key(*member, 1).expose());
                 let seat = u8::try_from(seat).expect("small committees");
-                handover::Approval::sign(&checkpoint, seat, organism, &roster, &handover)
+                handover.approve(&checkpoint, seat, organism, &roster)
             };
             (organism, ApprovedHandover::new(handover.clone(), approving.iter().map(sign).collect()))
         };
@@ -317,7 +317,7 @@ impl Committee {
     #[must_use]
     pub fn approval(&self, member: usize, organism: UniqueId, marker: &RetirementMarker<'_>) -> Approval {
         let checkpoint = SigningKey::from_bytes(key(member, 1).expose());
-        Approval::sign(&checkpoint, u8::try_from(member).expect("small committees"), organism, marker)
+        ApprovedRetirement::approve(&checkpoint, u8::try_from(member).expect("small committees"), organism, marker)
     }
 
     /// Stops everything cleanly.

@@ -1,33 +1,24 @@
 //! `coalition members`: who certifies, and the handover to the next roster.
 
-use std::{fs, path::Path, sync::Arc};
+use std::sync::Arc;
 
 use coalition::{Roster, RosterMember, UniqueId};
 use coalition_log::handover::{Approval, ApprovedHandover, Handover, RosterChain};
 use coalition_organism::{Organism, WriteError, random_write_id};
 use coalition_universe::NodeKey;
-use ed25519_dalek::SigningKey;
-use serde::{Deserialize, Serialize};
 use serde_json::json;
 
+use super::approvals::{self, RosterFile, Signer, read_roster, signers};
 use crate::{
     cli::{HandOverArgs, MembersAction, MembersArgs, NewMemberArgs},
     devnet::keys::key_file,
     error::{CliError, Context, Kind, Result},
     home::{Home, private_dir},
-    output::Output,
+    output::{Output, Steps},
     request::WRITE_WAIT,
-    roles::config::load_key,
     session::{READ_WAIT, Session, unanswered},
     view,
 };
-
-/// A roster as a file.
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RosterFile {
-    members: Vec<RosterMember>,
-}
 
 /// The committee of Almanac and Compute, as their logs say.
 struct Committee {
@@ -121,13 +112,6 @@ fn make_keys(args: &NewMemberArgs, output: &Output) -> Result<()> {
     print_members(vec![member], output)
 }
 
-fn read_roster(path: &Path) -> Result<Roster> {
-    let shown = path.display();
-    let text = fs::read_to_string(path).or_input("roster_unreadable", || format!("cannot read {shown}"))?;
-    let file: RosterFile = toml::from_str(&text).or_input("roster_invalid", || format!("{shown} is no roster"))?;
-    Roster::new(file.members).or_input("roster_invalid", || format!("{shown} is no valid roster"))
-}
-
 async fn hand_over(home: &Home, args: &HandOverArgs, output: &Output) -> Result<()> {
     let next = read_roster(&args.next)?;
     let mut steps = output.steps();
@@ -138,7 +122,7 @@ async fn hand_over(home: &Home, args: &HandOverArgs, output: &Output) -> Result<
     let chain = &committee.chain;
     let handover = Handover { epoch: chain.epoch() + 1, next };
     let ids: Vec<UniqueId> = committee.services.iter().map(|(_, organism, _)| organism.id()).collect();
-    let mut approvals = sign(home, args, chain.roster(), &ids, &handover)?;
+    let mut approvals = sign(&signers(home, &args.approvers, chain.roster())?, chain.roster(), &ids, &handover);
     if args.approve_only {
         let lines: Vec<String> = approvals.iter().map(line).collect();
         let value = json!({ "epoch": handover.epoch, "approvals": lines });
@@ -146,54 +130,39 @@ async fn hand_over(home: &Home, args: &HandOverArgs, output: &Output) -> Result<
         committee.session.close().await;
         return Ok(());
     }
-    for file in &args.approval {
-        approvals.extend(read_approvals(file)?);
-    }
+    let form = "an organism, a position and 128 hex digits";
+    approvals.extend(approvals::read(&args.approvers, form, "members hand-over", parse)?);
     let of = |id: UniqueId| approvals.iter().filter(move |(of, _)| *of == id).map(|(_, approval)| approval.clone());
     let approved: Vec<_> =
         ids.iter().map(|id| (*id, ApprovedHandover::new(handover.clone(), of(*id).collect()))).collect();
-    for (name, organism, size) in &committee.services {
-        if let Some(retirement) = organism.retirement(READ_WAIT).await.map_err(|error| unanswered(error, name))? {
-            tracing::info!(%name, size, %retirement, "it has retired and is not handed over");
+    let pointer = commit(&committee, &approved, &mut steps).await;
+    committee.session.close().await;
+    let pointer = pointer?;
+    let fields = json!({ "epoch": handover.epoch, "evidence": pointer });
+    steps.done("handed_over", &format!("epoch {} begins ({pointer})", handover.epoch), fields);
+    Ok(())
+}
+
+/// Has one service that has not retired commit it, for all of them. Answers the pointer to its entry.
+async fn commit(committee: &Committee, approved: &[(UniqueId, ApprovedHandover)], steps: &mut Steps) -> Result<String> {
+    for (name, organism, _) in &committee.services {
+        let retirement = organism.retirement(READ_WAIT).await.map_err(|error| unanswered(error, name))?;
+        if retirement.is_some() {
             continue;
         }
         steps.begin("committing the handover");
-        let done = organism.hand_over(random_write_id(), &approved, WRITE_WAIT).await.map_err(refused)?;
-        let pointer = done.entries.first().map(ToString::to_string).unwrap_or_default();
-        let fields = json!({ "epoch": handover.epoch, "evidence": pointer });
-        steps.done("handed_over", &format!("epoch {} begins ({pointer})", handover.epoch), fields);
-        break;
+        let done = organism.hand_over(random_write_id(), approved, WRITE_WAIT).await.map_err(refused)?;
+        return Ok(done.entries.first().map(ToString::to_string).unwrap_or_default());
     }
-    committee.session.close().await;
-    Ok(())
+    Err(CliError::new(Kind::Refused, "retired", "every service of this committee has retired: nothing is handed over"))
 }
 
 type Signed = (UniqueId, Approval);
 
-/// Approvals of the keys given, else of all checkpoint keys of this home, for every service.
-fn sign(home: &Home, args: &HandOverArgs, now: &Roster, ids: &[UniqueId], handover: &Handover) -> Result<Vec<Signed>> {
-    let given: Vec<NodeKey> = args.key.iter().map(|path| load_key(path)).collect::<Result<_>>()?;
-    let keys = if given.is_empty() && args.approval.is_empty() {
-        let paths = now.members().iter().map(|member| home.keys().join(key_file(&member.name, "checkpoint")));
-        paths.filter(|path| path.exists()).map(|path| load_key(&path)).collect::<Result<Vec<_>>>()?
-    } else {
-        given
-    };
-    if keys.is_empty() && args.approval.is_empty() {
-        let message = format!("no member's checkpoint key is in {}", home.keys().display());
-        return Err(CliError::input("no_key", message).hint("name key files with --key, or approvals with --approval"));
-    }
-    let mut signed = Vec::new();
-    for key in keys {
-        let public = key.peer_id();
-        let member = now.members().iter().position(|member| &member.checkpoint_key == public.as_bytes());
-        let member = member.and_then(|member| u8::try_from(member).ok()).ok_or_else(|| {
-            CliError::input("wrong_key", format!("{public} is no checkpoint key of the roster in force"))
-        })?;
-        let key = SigningKey::from_bytes(key.expose());
-        signed.extend(ids.iter().map(|id| (*id, Approval::sign(&key, member, *id, now, handover))));
-    }
-    Ok(signed)
+/// Every signer's approval for every service.
+fn sign(signers: &[Signer], now: &Roster, ids: &[UniqueId], handover: &Handover) -> Vec<Signed> {
+    let of = |signer: &Signer, id: UniqueId| (id, handover.approve(&signer.key, signer.seat, id, now));
+    signers.iter().flat_map(|signer| ids.iter().map(move |id| of(signer, *id))).collect()
 }
 
 /// `organism member signature`, in hex and decimal.
@@ -201,23 +170,11 @@ fn line((organism, approval): &Signed) -> String {
     format!("{} {} {}", hex::encode(organism.as_bytes()), approval.member, hex::encode(approval.signature))
 }
 
-fn read_approvals(path: &Path) -> Result<Vec<Signed>> {
-    let shown = path.display();
-    let text = fs::read_to_string(path).or_input("approval_unreadable", || format!("cannot read {shown}"))?;
-    let parse = |line: &str| {
-        let mut fields = line.split_whitespace();
-        let organism = coalition::parse_id(fields.next()?).ok()?;
-        let member = fields.next()?.parse().ok()?;
-        let mut signature = [0; 64];
-        hex::decode_to_slice(fields.next()?, &mut signature).ok()?;
-        fields.next().is_none().then_some((organism, Approval { member, signature }))
-    };
-    let wrong = |line: &str| {
-        let message = format!("{shown}: {line:?} is no approval: write an organism, a position and 128 hex digits");
-        CliError::input("approval_invalid", message)
-            .hint("`coalition members hand-over … --approve-only` prints approvals")
-    };
-    text.lines().filter(|line| !line.trim().is_empty()).map(|line| parse(line).ok_or_else(|| wrong(line))).collect()
+fn parse(line: &str) -> Option<Signed> {
+    let mut fields = line.split_whitespace();
+    let organism = coalition::parse_id(fields.next()?).ok()?;
+    let (member, signature) = (fields.next()?.parse().ok()?, approvals::signature(fields.next()?)?);
+    fields.next().is_none().then_some((organism, Approval { member, signature }))
 }
 
 fn refused(error: WriteError) -> CliError {

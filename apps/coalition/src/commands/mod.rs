@@ -1,5 +1,6 @@
 //! One file for each command.
 
+mod approvals;
 pub mod attest;
 pub mod completions;
 pub mod demo;

@@ -1,23 +1,24 @@
 //! `coalition retire`: end a service's log, as a quorum of its members approves.
 
-use std::{fs, path::Path, sync::Arc};
+use std::sync::Arc;
 
 use coalition::{ComponentRef, ModuleKind, RetirementInstant, RetirementMarker, Roster, UniqueId};
-use coalition_log::retirement::{Approval, ApprovedRetirement};
+use coalition_log::{
+    checkpoint::RosterVerifier,
+    retirement::{Approval, ApprovedRetirement},
+};
 use coalition_organism::{Organism, WriteError, random_write_id};
-use coalition_universe::NodeKey;
-use ed25519_dalek::SigningKey;
 use serde_json::json;
 
+use super::approvals::{self, Signer, read_roster, signers};
 use crate::{
     cli::{RetireArgs, RetireReason, RetireService},
-    devnet::keys::key_file,
     error::{CliError, Context, Kind, Result},
     home::Home,
-    output::Output,
+    output::{Output, Steps},
     request::WRITE_WAIT,
-    roles::config::{load_key, read_published},
-    session::{Session, unanswered},
+    roles::config::read_published,
+    session::{READ_WAIT, Session, unanswered},
     values::Effective,
     view,
 };
@@ -31,18 +32,36 @@ pub async fn run(home: &Home, args: &RetireArgs, output: &Output) -> Result<()> 
     let service = service_of(&config, args.service)?;
     let successor = args.successor.as_deref().map(read_published).transpose()?;
     let marker = marker(args, successor.as_ref())?;
-    let mut approvals = sign(home, args, &service, &marker)?;
     if args.approve_only {
-        return print(&approvals, &service, output);
+        let roster = args.roster.as_deref().map(read_roster).transpose()?.unwrap_or_else(|| service.roster.clone());
+        return print(&sign(&signers(home, &args.approvers, &roster)?, &service, &marker), &service, output);
     }
-    for file in &args.approval {
-        approvals.extend(read_approvals(file)?);
-    }
-    let approved = ApprovedRetirement::new(&marker, approvals);
-    let roster = coalition_log::checkpoint::RosterVerifier::new(service.id, &service.roster);
-    let roster = roster.or_input("config_invalid", || "the service's roster cannot be used".into())?;
-    approved.verify(&roster).or_input("not_approved", || format!("{} cannot retire like this", args.service))?;
-    commit(home, args, &service, &approved, output).await
+    let mut steps = output.steps();
+    steps.begin("joining the coalition");
+    let session = Session::open(home).await?;
+    let done = retire(home, args, (&session, &service, &marker), &mut steps).await;
+    session.close().await;
+    done
+}
+
+/// Handovers may have changed the roster since the config: the one in force has to approve.
+async fn retire(
+    home: &Home,
+    args: &RetireArgs,
+    (session, service, marker): (&Session, &Service, &RetirementMarker<'_>),
+    steps: &mut Steps,
+) -> Result<()> {
+    let unusable = || "the service's roster cannot be used".to_owned();
+    let organism = Organism::connect(Arc::clone(&session.node), service.id, service.roster.clone());
+    let organism = organism.or_input("config_invalid", unusable)?;
+    organism.head(READ_WAIT).await.map_err(|error| unanswered(error, "committee"))?;
+    let chain = organism.committee();
+    let mut approvals = sign(&signers(home, &args.approvers, chain.roster())?, service, marker);
+    approvals.extend(approvals::read(&args.approvers, "a member's position and 128 hex digits", "retire", parse)?);
+    let approved = ApprovedRetirement::new(marker, approvals);
+    let verifier = RosterVerifier::new(service.id, chain.roster()).or_input("config_invalid", unusable)?;
+    approved.verify(&verifier).or_input("not_approved", || format!("{} cannot retire like this", args.service))?;
+    commit(args, &organism, &approved, steps).await
 }
 
 /// The service to retire.
@@ -89,29 +108,8 @@ fn marker<'a>(args: &RetireArgs, successor: Option<&'a coalition::PublishedConfi
     }
 }
 
-/// Approvals of the keys given, else of all checkpoint keys of this home.
-fn sign(home: &Home, args: &RetireArgs, service: &Service, marker: &RetirementMarker<'_>) -> Result<Vec<Approval>> {
-    let given: Vec<NodeKey> = args.key.iter().map(|path| load_key(path)).collect::<Result<_>>()?;
-    let keys = if given.is_empty() && args.approval.is_empty() { keys_of(home, &service.roster)? } else { given };
-    let sign = |key: &NodeKey| {
-        let public = key.peer_id();
-        let member = service.roster.members().iter().position(|member| &member.checkpoint_key == public.as_bytes());
-        let member = member.and_then(|member| u8::try_from(member).ok()).ok_or_else(|| {
-            CliError::input("wrong_key", format!("{public} is no checkpoint key of {}'s roster", args.service))
-        })?;
-        Ok(Approval::sign(&SigningKey::from_bytes(key.expose()), member, service.id, marker))
-    };
-    keys.iter().map(sign).collect()
-}
-
-fn keys_of(home: &Home, roster: &Roster) -> Result<Vec<NodeKey>> {
-    let paths = roster.members().iter().map(|member| home.keys().join(key_file(&member.name, "checkpoint")));
-    let keys: Vec<NodeKey> = paths.filter(|path| path.exists()).map(|path| load_key(&path)).collect::<Result<_>>()?;
-    if keys.is_empty() {
-        let message = format!("no member's checkpoint key is in {}", home.keys().display());
-        return Err(CliError::input("no_key", message).hint("name key files with --key, or approvals with --approval"));
-    }
-    Ok(keys)
+fn sign(signers: &[Signer], service: &Service, marker: &RetirementMarker<'_>) -> Vec<Approval> {
+    signers.iter().map(|by| ApprovedRetirement::approve(&by.key, by.seat, service.id, marker)).collect()
 }
 
 /// `member signature`, one a line, in hex.
@@ -123,39 +121,22 @@ fn print(approvals: &[Approval], service: &Service, output: &Output) -> Result<(
     Ok(())
 }
 
-fn read_approvals(path: &Path) -> Result<Vec<Approval>> {
-    let shown = path.display();
-    let text = fs::read_to_string(path).or_input("approval_unreadable", || format!("cannot read {shown}"))?;
-    let parse = |line: &str| {
-        let (member, signature) = line.split_once(' ')?;
-        let mut bytes = [0; 64];
-        hex::decode_to_slice(signature.trim(), &mut bytes).ok()?;
-        Some(Approval { member: member.parse().ok()?, signature: bytes })
-    };
-    let wrong = |line: &str| {
-        let message = format!("{shown}: {line:?} is no approval: write a member's position and 128 hex digits");
-        CliError::input("approval_invalid", message).hint("`coalition retire … --approve-only` prints approvals")
-    };
-    text.lines().filter(|line| !line.trim().is_empty()).map(|line| parse(line).ok_or_else(|| wrong(line))).collect()
+fn parse(line: &str) -> Option<Approval> {
+    let (member, signature) = line.split_once(' ')?;
+    Some(Approval { member: member.parse().ok()?, signature: approvals::signature(signature.trim())? })
 }
 
 async fn commit(
-    home: &Home,
     args: &RetireArgs,
-    service: &Service,
+    organism: &Organism,
     approved: &ApprovedRetirement,
-    output: &Output,
+    steps: &mut Steps,
 ) -> Result<()> {
-    let mut steps = output.steps();
-    steps.begin("joining the coalition");
-    let session = Session::open(home).await?;
-    let organism = Organism::connect(Arc::clone(&session.node), service.id, service.roster.clone());
-    let organism = organism.or_input("config_invalid", || "the service's roster cannot be used".into())?;
     steps.begin("committing the retirement");
     let announced = organism.retire(random_write_id(), approved, WRITE_WAIT).await;
     let announced = announced.map_err(|error| refused(error, args))?;
     let pointer = announced.entries.first().map(ToString::to_string).unwrap_or_default();
-    steps.done("announced", &pointer, json!({ "organism": service.id, "evidence": pointer }));
+    steps.done("announced", &pointer, json!({ "organism": organism.id(), "evidence": pointer }));
     match organism.retirement(WRITE_WAIT).await.map_err(|error| unanswered(error, "committee"))? {
         Some(retirement) => {
             let text = format!("{} has its last entry ({retirement})", args.service);
@@ -167,7 +148,6 @@ async fn commit(
             steps.done("pending", &text, json!({ "in_effect": false }));
         }
     }
-    session.close().await;
     Ok(())
 }
 

@@ -57,7 +57,7 @@ impl Succession {
     pub fn check(&self, approved: &ApprovedHandover) -> Result<(), HandoverError> {
         self.check_rules(approved)?;
         let (now, verifier) = self.last();
-        approved.verify(now, verifier)
+        Ok(approved.verify(now, verifier)?)
     }
 
     /// As [`Succession::check`], of the approvals for another log that the same rosters certify.
@@ -66,7 +66,7 @@ impl Succession {
     /// As [`Succession::check`].
     pub fn check_for(&self, organism: UniqueId, approved: &ApprovedHandover) -> Result<(), HandoverError> {
         self.check_rules(approved)?;
-        approved.verify(self.roster(), &RosterVerifier::new(organism, self.roster())?)
+        Ok(approved.verify(self.roster(), &RosterVerifier::new(organism, self.roster())?)?)
     }
 
     fn check_rules(&self, approved: &ApprovedHandover) -> Result<(), HandoverError> {

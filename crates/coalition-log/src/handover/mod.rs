@@ -9,15 +9,17 @@ mod chain;
 mod text;
 
 use coalition::{CommitteeError, Roster, RosterMember, UniqueId};
-use ed25519_dalek::{Signer as _, SigningKey};
+use ed25519_dalek::SigningKey;
 use sha2::{Digest, Sha256};
 
 use crate::{
+    approval::{Approvals, MAX_APPROVALS},
     checkpoint::{CertifyError, NoteError, RosterError, RosterVerifier},
     entry::{EntryError, MAX_BODY_BYTES, MAX_KIND_BYTES},
     tree::ProofError,
 };
 
+pub use crate::approval::{Approval, NotApproved};
 pub use chain::{HandoverProof, RosterChain, Succession};
 pub use text::{proofs_from_text, proofs_to_text};
 pub(crate) use text::{read_proofs, write_proofs};
@@ -34,7 +36,7 @@ pub const MAX_MEMBERS_NAMED: usize = 4_096;
 const STATEMENT: &[u8] = b"coalition/handover-approval/v1";
 const SIGNERS: &[u8] = b"coalition/roster-signers/v1";
 const _: () = assert!(HANDOVER_KIND.len() <= MAX_KIND_BYTES);
-const _: () = assert!(8 + 1 + 64 * (1 + 64 + 96) + 1 + 64 * 65 <= MAX_BODY_BYTES);
+const _: () = assert!(8 + 1 + 64 * (1 + 64 + 96) + 1 + MAX_APPROVALS * 65 <= MAX_BODY_BYTES);
 
 /// Why bytes are no handover, a handover is not allowed, or a proof of one does not hold.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -75,28 +77,9 @@ pub enum HandoverError {
         "a log has at most {MAX_HANDOVERS} handovers that name {MAX_MEMBERS_NAMED} members together; publish a new config"
     )]
     TooMany,
-    /// An approval of a member the roster does not have.
-    #[error("an approval is of member {member}, the roster in force has {members}")]
-    UnknownMember {
-        /// Position claimed.
-        member: u8,
-        /// Members in the roster.
-        members: usize,
-    },
-    /// An approval that its member did not sign.
-    #[error("the approval of member {member:?} does not verify for this organism, epoch and roster")]
-    BadSignature {
-        /// Name of the member.
-        member: String,
-    },
-    /// Too few approvals.
-    #[error("{have} members approve, {need} are needed")]
-    NoQuorum {
-        /// Distinct members that approve.
-        have: usize,
-        /// Quorum of the roster in force.
-        need: usize,
-    },
+    /// A quorum of the roster in force did not approve it.
+    #[error(transparent)]
+    NotApproved(#[from] NotApproved),
     /// The entry in a proof cannot be read.
     #[error("the entry in the proof of a handover is malformed")]
     Entry(#[source] EntryError),
@@ -165,6 +148,13 @@ impl Handover {
         out
     }
 
+    /// A member of `now`, the roster in force, consents with its checkpoint key to this handover of `organism`: Ed25519 over
+    /// `coalition/handover-approval/v1 ‖ organism id ‖ signers digest of the roster in force ‖ handover`.
+    #[must_use]
+    pub fn approve(&self, key: &SigningKey, member: u8, organism: UniqueId, now: &Roster) -> Approval {
+        Approval::of(&statement(organism, now, &self.to_bytes()), key, member)
+    }
+
     /// Reads a handover from the beginning of `bytes`; answers what follows it.
     fn read(bytes: &[u8]) -> Result<(Self, &[u8]), HandoverError> {
         let malformed = || HandoverError::Malformed { bytes: bytes.len() };
@@ -217,40 +207,20 @@ fn statement(organism: UniqueId, now: &Roster, handover: &[u8]) -> Vec<u8> {
     [STATEMENT, organism.as_bytes(), &signers_digest(now), handover].concat()
 }
 
-/// One member's consent, by its checkpoint key of the roster in force.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Approval {
-    /// Position in the roster in force.
-    pub member: u8,
-    /// Ed25519 over `coalition/handover-approval/v1 ‖ organism id ‖ signers digest of the roster in force ‖ handover`.
-    pub signature: [u8; 64],
-}
-
-impl Approval {
-    /// Consents with a member's checkpoint key: in the log of `organism`, `now` hands over.
-    #[must_use]
-    pub fn sign(key: &SigningKey, member: u8, organism: UniqueId, now: &Roster, handover: &Handover) -> Self {
-        let signature = key.sign(&statement(organism, now, &handover.to_bytes())).to_bytes();
-        Self { member, signature }
-    }
-}
-
 /// A handover and who approved it.
 ///
 /// Bytes: `handover ‖ u8 approvals ‖ (u8 member ‖ signature(64))…`, members increasing.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ApprovedHandover {
     handover: Handover,
-    approvals: Vec<Approval>,
+    approvals: Approvals,
 }
 
 impl ApprovedHandover {
     /// Puts approvals beside a handover, in canonical order; of several by one member the first counts.
     #[must_use]
-    pub fn new(handover: Handover, mut approvals: Vec<Approval>) -> Self {
-        approvals.sort_by_key(|approval| approval.member);
-        approvals.dedup_by_key(|approval| approval.member);
-        Self { handover, approvals }
+    pub fn new(handover: Handover, approvals: Vec<Approval>) -> Self {
+        Self { handover, approvals: Approvals::new(approvals) }
     }
 
     /// What is approved.
@@ -263,11 +233,7 @@ impl ApprovedHandover {
     #[must_use]
     pub fn to_bytes(&self) -> Vec<u8> {
         let mut out = self.handover.to_bytes();
-        out.push(u8::try_from(self.approvals.len()).expect("members are numbered by a byte"));
-        for approval in &self.approvals {
-            out.push(approval.member);
-            out.extend_from_slice(&approval.signature);
-        }
+        self.approvals.put(&mut out);
         out
     }
 
@@ -278,34 +244,12 @@ impl ApprovedHandover {
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, HandoverError> {
         let malformed = || HandoverError::Malformed { bytes: bytes.len() };
         let (handover, rest) = Handover::read(bytes)?;
-        let (&count, mut rest) = rest.split_first().ok_or_else(malformed)?;
-        let mut approvals: Vec<Approval> = Vec::new();
-        for _ in 0..count {
-            let (&member, after) = rest.split_first().ok_or_else(malformed)?;
-            let (signature, after) = after.split_first_chunk::<64>().ok_or_else(malformed)?;
-            if approvals.last().is_some_and(|last| last.member >= member) {
-                return Err(malformed());
-            }
-            approvals.push(Approval { member, signature: *signature });
-            rest = after;
-        }
-        if rest.is_empty() { Ok(Self { handover, approvals }) } else { Err(malformed()) }
+        let approvals = Approvals::read(rest).ok_or_else(malformed)?;
+        Ok(Self { handover, approvals })
     }
 
-    /// Checks that a quorum of `now` approved this. One bad approval spoils the whole: it names its culprit.
-    fn verify(&self, now: &Roster, verifier: &RosterVerifier) -> Result<(), HandoverError> {
-        let message = statement(verifier.organism(), now, &self.handover.to_bytes());
-        for approval in &self.approvals {
-            let member = usize::from(approval.member);
-            let unknown = || HandoverError::UnknownMember { member: approval.member, members: now.len() };
-            let name = verifier.member_name(member).ok_or_else(unknown)?;
-            if !verifier.is_signed_by(member, &message, &approval.signature) {
-                return Err(HandoverError::BadSignature { member: name.to_owned() });
-            }
-        }
-        if self.approvals.len() < now.quorum() {
-            return Err(HandoverError::NoQuorum { have: self.approvals.len(), need: now.quorum() });
-        }
-        Ok(())
+    /// Checks that a quorum of `now`, which `verifier` is of, approved this.
+    fn verify(&self, now: &Roster, verifier: &RosterVerifier) -> Result<(), NotApproved> {
+        self.approvals.verify(&statement(verifier.organism(), now, &self.handover.to_bytes()), verifier)
     }
 }

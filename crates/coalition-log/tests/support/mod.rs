@@ -8,7 +8,7 @@ use coalition::{EvidencePointer, Roster, RosterMember, UniqueId};
 use coalition_log::checkpoint::{CertifiedCheckpoint, Checkpoint, Cosigner, RosterVerifier, SignedCheckpoint};
 use coalition_log::entry::{Entry, WriteId, leaf_hash};
 use coalition_log::evidence::Evidence;
-use coalition_log::handover::{Approval, ApprovedHandover, HANDOVER_KIND, Handover, HandoverProof, RosterChain};
+use coalition_log::handover::{ApprovedHandover, HANDOVER_KIND, Handover, HandoverProof, RosterChain};
 use coalition_log::store::Store;
 use coalition_log::tree::{Frontier, Hash, Nodes, ProofError, inclusion_proof, root_of};
 use ed25519_dalek::SigningKey;
@@ -96,7 +96,7 @@ impl Handed {
         let handover = Handover { epoch: self.committees.len() as u64, next };
         let approve = |member: &usize| {
             let seed = now.roster.members()[*member].name[1..].parse::<u8>().unwrap();
-            Approval::sign(&key(seed + 1), *member as u8, now.organism, &now.roster, &handover)
+            handover.approve(&key(seed + 1), *member as u8, now.organism, &now.roster)
         };
         ApprovedHandover::new(handover.clone(), by.iter().map(approve).collect())
     }

@@ -3,8 +3,8 @@
 use coalition::{AlmanacTick, OrganismRef, RetirementInstant, RetirementMarker, Roster, RosterMember};
 use coalition_log::{
     checkpoint::RosterVerifier,
-    handover::{self, ApprovedHandover, HANDOVER_KIND, Handover},
-    retirement::{Approval, ApprovedRetirement, Retirement},
+    handover::{ApprovedHandover, HANDOVER_KIND, Handover},
+    retirement::{ApprovedRetirement, Retirement},
 };
 use proptest::prelude::*;
 
@@ -82,7 +82,8 @@ fn epochs() -> Epochs {
 }
 
 fn retire(marker: &RetirementMarker<'_>, approvers: &[usize]) -> Payload {
-    let approve = |&i: &usize| Approval::sign(&key(i), u8::try_from(i).unwrap(), roster().organism(), marker);
+    let approve =
+        |&i: &usize| ApprovedRetirement::approve(&key(i), u8::try_from(i).unwrap(), roster().organism(), marker);
     Payload::Retire(ApprovedRetirement::new(marker, approvers.iter().map(approve).collect()).to_bytes())
 }
 
@@ -90,7 +91,7 @@ fn retire(marker: &RetirementMarker<'_>, approvers: &[usize]) -> Payload {
 fn hand_over(approvers: &[usize]) -> Payload {
     let next = Roster::new(genesis().members()[..MEMBERS - 1].to_vec()).unwrap();
     let (handover, id) = (Handover { epoch: 1, next }, roster().organism());
-    let approve = |&i: &usize| handover::Approval::sign(&key(i), u8::try_from(i).unwrap(), id, &genesis(), &handover);
+    let approve = |&i: &usize| handover.approve(&key(i), u8::try_from(i).unwrap(), id, &genesis());
     let approved = ApprovedHandover::new(handover.clone(), approvers.iter().map(approve).collect());
     Payload::Handover(wire::encode(&wire::Handovers(vec![(id, approved.to_bytes())])))
 }
@@ -161,9 +162,9 @@ fn a_retirement_needs_a_quorum_of_this_organisms_members() {
     let marker = RetirementMarker::retired(RetirementInstant::AtSequence(0));
     assert_eq!(refusal(&one(&mut execution, 1, 1, &retire(&marker, &[0, 1]))), "not_approved");
     assert_eq!(refusal(&one(&mut execution, 2, 2, &retire(&marker, &[0, 0, 1]))), "not_approved");
-    let stranger = Approval::sign(&key(0), 9, roster().organism(), &marker);
-    let elsewhere = Approval::sign(&key(2), 2, UniqueId::from_bytes([8; 32]), &marker);
-    let good = |i: usize| Approval::sign(&key(i), u8::try_from(i).unwrap(), roster().organism(), &marker);
+    let stranger = ApprovedRetirement::approve(&key(0), 9, roster().organism(), &marker);
+    let elsewhere = ApprovedRetirement::approve(&key(2), 2, UniqueId::from_bytes([8; 32]), &marker);
+    let good = |i: usize| ApprovedRetirement::approve(&key(i), u8::try_from(i).unwrap(), roster().organism(), &marker);
     for spoiler in [stranger, elsewhere] {
         let approvals = vec![good(0), good(1), good(3), spoiler];
         let payload = Payload::Retire(ApprovedRetirement::new(&marker, approvals).to_bytes());

@@ -4,7 +4,7 @@ use coalition::EvidencePointer;
 use coalition::{AlmanacTick, OrganismRef, RetirementInstant, RetirementMarker, UniqueId};
 use coalition_log::{
     entry::{WriteId, leaf_hash},
-    retirement::{Approval, ApprovedRetirement},
+    retirement::ApprovedRetirement,
     tree::Hash,
 };
 
@@ -63,8 +63,9 @@ impl World {
         let marker = RetirementMarker::rotation(at, successor);
         let approving = self.plan.quorum() - usize::from(self.rng.percent(20));
         let id = self.committee.organisms[organism];
-        let approve =
-            |member: usize| Approval::sign(&self.committee.keys[member], u8::try_from(member).unwrap(), id, &marker);
+        let approve = |member: usize| {
+            ApprovedRetirement::approve(&self.committee.keys[member], u8::try_from(member).unwrap(), id, &marker)
+        };
         Payload::Retire(ApprovedRetirement::new(&marker, (0..approving).map(approve).collect()).to_bytes())
     }
 

@@ -7,14 +7,13 @@ use std::{
     io::Write as _,
     path::{Path, PathBuf},
     process::{Command, ExitCode},
-    time::{Duration, Instant},
 };
 
 use crate::{
     committee::Committee,
     namespaces::INSIDE,
     rng::Rng,
-    schedule::{Outcome, pause},
+    schedule::{Outcome, pause, victims},
 };
 
 /// Enough for what a member of a long run stores.
@@ -65,23 +64,13 @@ fn fill(path: &Path) {
 /// Fills the disk of one member, sometimes of two or of all, frees them, and starts whoever ended.
 pub async fn one(rng: &mut Rng, committee: &mut Committee, outcome: &mut Outcome) {
     pause(rng, 700).await;
-    let members = committee.len();
-    let how_many = match rng.below(10) {
-        0 => members,
-        1 => 2,
-        _ => 1,
-    };
-    let first = rng.below(members);
-    let victims: Vec<usize> = (0..how_many).map(|offset| (first + offset) % members).collect();
+    let victims = victims(rng, committee.len());
     for &victim in &victims {
         tokio::task::block_in_place(|| fill(&filler(committee, victim)));
         outcome.faults += 1;
         pause(rng, 200).await;
     }
-    let until = Instant::now() + Duration::from_millis(rng.below(FULL_MS) as u64);
-    while Instant::now() < until {
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    pause(rng, FULL_MS).await;
     // Some find out only after others have room again.
     for &victim in &victims {
         pause(rng, 300).await;

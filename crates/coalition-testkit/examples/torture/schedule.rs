@@ -218,16 +218,20 @@ pub async fn pause(rng: &mut Rng, up_to_ms: usize) {
 }
 
 /// Mostly one member, as the committee must survive it; sometimes two, or all, which halts it.
-async fn kill(rng: &mut Rng, committee: &mut Committee, outcome: &mut Outcome) {
-    pause(rng, 700).await;
-    let members = committee.len();
+pub fn victims(rng: &mut Rng, members: usize) -> Vec<usize> {
     let how_many = match rng.below(10) {
         0 => members,
         1 => 2,
         _ => 1,
     };
     let first = rng.below(members);
-    let victims: Vec<usize> = (0..how_many).map(|offset| (first + offset) % members).collect();
+    (0..how_many).map(|offset| (first + offset) % members).collect()
+}
+
+/// SIGKILL, and a start within a second.
+async fn kill(rng: &mut Rng, committee: &mut Committee, outcome: &mut Outcome) {
+    pause(rng, 700).await;
+    let victims = victims(rng, committee.len());
     for &victim in &victims {
         if committee.is_up(victim) {
             committee.kill(victim);

@@ -18,7 +18,7 @@ use coalition_log::{
     entry::{WriteId, leaf_hash},
     evidence::Evidence,
     follow::Follower,
-    handover::{Approval, ApprovedHandover, HANDOVER_KIND, Handover, HandoverProof, RosterChain},
+    handover::{ApprovedHandover, HANDOVER_KIND, Handover, HandoverProof, RosterChain},
     tree::{Hash, consistency_proof, inclusion_proof},
 };
 
@@ -481,7 +481,7 @@ fn approve(epoch: u64, now: &[usize], next: &[usize], by: &[usize]) -> ApprovedH
     let (now_roster, handover) = (roster(now), Handover { epoch, next: roster(next) });
     let approval = |member: &usize| {
         let seat = now.iter().position(|known| known == member).unwrap();
-        Approval::sign(&key(1, *member), u8::try_from(seat).unwrap(), organism(), &now_roster, &handover)
+        handover.approve(&key(1, *member), u8::try_from(seat).unwrap(), organism(), &now_roster)
     };
     let approvals = by.iter().map(approval).collect();
     ApprovedHandover::new(handover, approvals)
