@@ -49,13 +49,13 @@ impl Executor {
             if organism.epoch() > self.epoch {
                 continue;
             }
-            let cx = self.context(batch);
-            let commands = ordered.iter().filter(|command| command.is_for(organism.id));
-            let commands = commands.map(|c| Command { write_id: c.bound_id(), payload: &c.payload }).collect();
             // A batch that was executed before a crash and is delivered again: its entries are in the log.
             if organism.log.last_height().is_some_and(|last| last >= batch.height) {
                 continue;
             }
+            let cx = self.context(batch);
+            let commands = ordered.iter().filter(|command| command.is_for(organism.id));
+            let commands = commands.map(|c| Command { write_id: c.bound_id(), payload: &c.payload }).collect();
             let appended = organism.execute(&cx, self.tick_at(batch.time_ms), commands)?;
             if appended.grew {
                 self.certify(organism, cosigner, batch.time_ms)?;

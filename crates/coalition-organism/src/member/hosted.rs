@@ -213,7 +213,9 @@ impl Hosted {
             Ok(Some(certificate)) => self.publish(&certificate),
             Ok(None) => Ok(()),
             Err(error) => {
-                tracing::warn!(organism = %self.name, %error, "dropped a certificate that does not verify");
+                if self.faults.is_worth_telling() {
+                    tracing::warn!(organism = %self.name, %error, "dropped a certificate that does not verify");
+                }
                 Ok(())
             }
         }
