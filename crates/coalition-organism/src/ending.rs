@@ -7,6 +7,8 @@ use coalition_log::{
     retirement::{ANNOUNCED_KIND, ApprovedRetirement, RETIRED_CODE, RETIRED_KIND, Retirement},
 };
 
+use crate::error::describe;
+
 /// Where an organism stands between its first entry and its last.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Ending {
@@ -64,8 +66,4 @@ impl Ending {
             RetirementInstant::AtSequence(_) | RetirementInstant::AtTick(_) => None,
         }
     }
-}
-
-fn describe(error: &dyn std::error::Error) -> String {
-    error.source().map_or_else(|| error.to_string(), |cause| format!("{error}: {cause}"))
 }

@@ -13,7 +13,10 @@ use coalition_log::{
     handover::{ApprovedHandover, HANDOVER_KIND, HandoverError, Succession},
 };
 
-use crate::wire::{self, Handovers};
+use crate::{
+    error::describe,
+    wire::{self, Handovers},
+};
 
 /// Where an organism stands in the succession of its rosters.
 #[derive(Clone, Debug)]
@@ -107,8 +110,4 @@ fn refusal(error: &HandoverError) -> Refusal {
         _ => "not_allowed",
     };
     Refusal::new(code, describe(error))
-}
-
-fn describe(error: &dyn std::error::Error) -> String {
-    error.source().map_or_else(|| error.to_string(), |cause| format!("{error}: {cause}"))
 }

@@ -98,3 +98,15 @@ pub enum ReadError {
 fn detail(last: &Option<String>) -> String {
     last.as_ref().map(|reason| format!(" (last: {reason})")).unwrap_or_default()
 }
+
+/// An error with all its causes, in one line.
+pub(crate) fn describe(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}

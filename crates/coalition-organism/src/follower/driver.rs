@@ -20,10 +20,11 @@ use super::{
     Progress, Stop,
     elsewhere::Elsewhere,
     keep::{Keep, KeepError, Kept},
-    state::{self, Failure, NoState, StartFrom, describe},
+    state::{self, Failure, NoState, StartFrom},
 };
 use crate::{
     client::Shared,
+    error::describe,
     pruned::Pruned,
     wire::{self, FollowAnswer, FollowRequest, method},
 };

@@ -15,6 +15,7 @@ use coalition_universe::CallError;
 use super::Ending;
 use crate::{
     client::{CALL_TIMEOUT, Shared},
+    error::describe,
     wire::{self, MAX_RANGE_BYTES, NO_STATE, StateAnswer, StatePartRequest, StateRequest, method},
 };
 
@@ -128,15 +129,4 @@ async fn call(shared: &Shared, position: usize, method: &str, body: Vec<u8>) -> 
         Err(CallError::Refused(fault)) if fault.code == NO_STATE => Err(NoState::None),
         Err(error) => Err(Failure::Called(error).into()),
     }
-}
-
-pub(super) fn describe(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
 }

@@ -7,7 +7,7 @@ use coalition_log::{
     store::{Store, StoreError},
 };
 
-use crate::{execution::Execution, member::MemberError};
+use crate::{error::describe, execution::Execution, member::MemberError};
 
 /// Entries read at once while folding a log at start, in bytes.
 const FOLD_BYTES: usize = 4 << 20;
@@ -46,8 +46,4 @@ fn restore_newest(name: &str, execution: &mut Execution, store: &Store) -> Resul
         tracing::error!(organism = name, covers, %reason, %file, "a state is not what was certified; it was set aside");
     }
     Ok(())
-}
-
-fn describe(error: &dyn std::error::Error) -> String {
-    error.source().map_or_else(|| error.to_string(), |cause| format!("{error}: {cause}"))
 }
