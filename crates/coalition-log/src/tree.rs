@@ -3,6 +3,8 @@
 //! Everything here is pure. Proofs are generated from any [`Nodes`] and verified by the algorithms of RFC 9162,
 //! sections 2.1.3.2 and 2.1.4.2; the verifiers accept any bytes without panicking and never loop longer than the proof.
 
+use std::cell::RefCell;
+use std::collections::HashMap;
 use std::fmt;
 
 use base64::Engine as _;
@@ -187,6 +189,33 @@ pub fn inclusion_proof<N: Nodes>(nodes: &N, index: u64, size: u64) -> Result<Vec
     }
     proof.reverse();
     Ok(proof)
+}
+
+/// Subtree roots read once and remembered, so that many proofs in one tree share what they have in common.
+#[derive(Debug)]
+pub struct Remembered<'a, N> {
+    nodes: &'a N,
+    known: RefCell<HashMap<(u32, u64), Hash>>,
+}
+
+impl<'a, N: Nodes> Remembered<'a, N> {
+    /// Remembers what is read from `nodes`, which must not change meanwhile.
+    pub fn new(nodes: &'a N) -> Self {
+        Self { nodes, known: RefCell::default() }
+    }
+}
+
+impl<N: Nodes> Nodes for Remembered<'_, N> {
+    type Error = N::Error;
+
+    fn node(&self, level: u32, index: u64) -> Result<Hash, N::Error> {
+        if let Some(known) = self.known.borrow().get(&(level, index)) {
+            return Ok(*known);
+        }
+        let node = self.nodes.node(level, index)?;
+        self.known.borrow_mut().insert((level, index), node);
+        Ok(node)
+    }
 }
 
 /// Consistency proof that the first `old` leaves are a prefix of the first `new`: RFC 6962's `PROOF`. Empty when the sizes

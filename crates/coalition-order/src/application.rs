@@ -17,6 +17,7 @@ use futures::StreamExt as _;
 
 use crate::block::{BatchBlock, BlockLimits};
 use crate::command::CommandId;
+use crate::frames::framed_len;
 use crate::pacing::{Pace, Turn, batch_time, pace};
 use crate::shared::{Shared, millis};
 
@@ -43,6 +44,8 @@ pub(crate) struct Batcher {
 #[derive(Debug, Default)]
 struct Ahead {
     ids: HashSet<CommandId>,
+    /// Bytes of all their commands, framing included.
+    bytes: usize,
     /// Highest of them that carries commands.
     last_with_commands: u64,
 }
@@ -99,6 +102,7 @@ impl Batcher {
             if !ids.is_empty() {
                 ahead.last_with_commands = ahead.last_with_commands.max(height);
             }
+            ahead.bytes += block.inner().commands.iter().map(|c| framed_len(c.len())).sum::<usize>();
             ahead.ids.extend(ids);
             height -= 1;
         }
@@ -115,7 +119,7 @@ impl Batcher {
                 began_ms,
                 parent_ms: parent.time_ms,
                 heartbeat_ms: self.tempo.heartbeat_ms,
-                commands: self.shared.pool().has_any(&ahead.ids),
+                waiting: self.shared.pool().waiting(&ahead.ids, ahead.bytes, &self.limits),
                 unsettled: ahead.last_with_commands > self.shared.finalized.load(Relaxed),
                 wake_at_ms: self.shared.wake_at(),
             };

@@ -85,6 +85,12 @@ impl Membership {
         [b"coalition-order/1".as_slice(), &self.fingerprint].concat()
     }
 
+    /// How the names begin of what need not be durable by itself: proposed batches, which are written before the votes that
+    /// rest on them, and progress, which is written after the ordered batches it tells of and merely saves repetition.
+    pub(crate) fn deferred(&self) -> String {
+        format!("{}-marshal-", self.partition)
+    }
+
     fn genesis(&self) -> BatchBlock {
         BatchBlock::genesis(self.fingerprint, self.starts_after_ms)
     }

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use crate::block::BlockLimits;
 use crate::command::{CommandId, command_id};
 use crate::frames::framed_len;
+use crate::pacing::Waiting;
 
 /// Heights whose command ids are remembered.
 pub(crate) const RECENT_HEIGHTS: usize = 1_024;
@@ -136,9 +137,15 @@ impl Mempool {
         self.gossip.insert((0, seq));
     }
 
-    /// Whether some waiting command is not in `exclude`.
-    pub(crate) fn has_any(&self, exclude: &HashSet<CommandId>) -> bool {
-        self.by_id.len() > exclude.len() || self.entries.values().any(|e| !exclude.contains(&e.id))
+    /// What waits that is not in `exclude`, whose commands have `excluded_bytes` together.
+    pub(crate) fn waiting(&self, exclude: &HashSet<CommandId>, excluded_bytes: usize, limits: &BlockLimits) -> Waiting {
+        let commands = self.by_id.len().saturating_sub(exclude.len());
+        let bytes = self.member_bytes.iter().sum::<usize>() + self.local_bytes;
+        if commands >= limits.max_commands || bytes.saturating_sub(excluded_bytes) >= limits.max_bytes {
+            return Waiting::FullBatch;
+        }
+        let some = commands > 0 || self.entries.values().any(|e| !exclude.contains(&e.id));
+        if some { Waiting::Commands } else { Waiting::Nothing }
     }
 
     /// The oldest waiting commands that are not in `exclude` and fit one batch.
@@ -319,8 +326,22 @@ mod tests {
         assert_eq!(p.add(command(1), Origin::Local).1, Added::Ordered);
         assert_eq!(p.add(command(9), Origin::Member(3)).1, Added::Ordered);
         assert_eq!(p.gossip_due_ms(), None);
-        assert!(p.has_any(&none()));
-        assert!(!p.has_any(&HashSet::from([command_id(&command(2))])));
+        assert_eq!(p.waiting(&none(), 0, &LIMITS), Waiting::Commands);
+        assert_eq!(p.waiting(&HashSet::from([command_id(&command(2))]), 0, &LIMITS), Waiting::Nothing);
+    }
+
+    #[test]
+    fn a_full_batch_is_told_from_a_few_commands() {
+        let mut p = pool();
+        assert_eq!(p.waiting(&none(), 0, &LIMITS), Waiting::Nothing);
+        (0..3).for_each(|n| assert_eq!(p.add(command(n), Origin::Local).1, Added::New));
+        assert_eq!(p.waiting(&none(), 0, &LIMITS), Waiting::Commands);
+        let small = BlockLimits { max_bytes: 30, ..LIMITS };
+        assert_eq!(p.waiting(&none(), 0, &small), Waiting::FullBatch, "by bytes");
+        let first = HashSet::from([command_id(&command(0))]);
+        assert_eq!(p.waiting(&first, 14, &small), Waiting::Commands, "less those on their way");
+        p.add(command(3), Origin::Member(1));
+        assert_eq!(p.waiting(&none(), 0, &LIMITS), Waiting::FullBatch, "by number");
     }
 
     #[test]

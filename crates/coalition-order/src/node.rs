@@ -106,7 +106,8 @@ impl Thread {
         let mut storage = None;
         let outcome = catch_unwind(AssertUnwindSafe(|| {
             Runner::new(runtime).start(|context| async {
-                let storage = match open_journal(context.child("journal"), &config.storage_dir) {
+                let opened = open_journal(context.child("journal"), &config.storage_dir);
+                let storage = match opened.map(|opened| opened.deferring(&membership.deferred())) {
                     Ok(opened) => storage.insert(opened).clone(),
                     Err(error) => return OrderError::Journal(Arc::new(error)),
                 };
@@ -115,7 +116,7 @@ impl Thread {
                 if let Err(error) = archive::drop_if_asked(&storage, &config.storage_dir, &membership.partition).await {
                     return error;
                 }
-                run_member(context, storage, &config, membership, ports, control).await
+                Box::pin(run_member(context, storage, &config, membership, ports, control)).await
             })
         }));
         let error = match outcome {

@@ -3,6 +3,9 @@
 /// How long a proposer waits for new commands while the last ones are not final yet: their finality may have got
 /// lost with a message, and then rides on the next batch.
 const SETTLE_MS: u64 = 200;
+/// How long waiting commands gather more while the last ones are not final yet. Under load this lets a batch carry what
+/// arrived during the one before, instead of half of it twice as often; a batch costs much more than a command.
+const GATHER_MS: u64 = 25;
 
 /// What a proposer that holds its turn sees.
 #[derive(Clone, Copy, Debug)]
@@ -15,12 +18,23 @@ pub(crate) struct Turn {
     pub(crate) parent_ms: u64,
     /// Longest it may hold its turn.
     pub(crate) heartbeat_ms: u64,
-    /// Whether a command waits.
-    pub(crate) commands: bool,
+    /// What waits to be ordered.
+    pub(crate) waiting: Waiting,
     /// Whether an ancestor with commands is not final yet.
     pub(crate) unsettled: bool,
     /// Time for which the consumer wants a batch.
     pub(crate) wake_at_ms: Option<u64>,
+}
+
+/// The commands that a proposer could propose.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Waiting {
+    /// None.
+    Nothing,
+    /// Some.
+    Commands,
+    /// As many as a batch takes.
+    FullBatch,
 }
 
 /// What to do.
@@ -34,10 +48,12 @@ pub(crate) enum Pace {
 
 /// Decides. A wake-up counts only until a batch with that time or a later one exists.
 pub(crate) fn pace(turn: &Turn) -> Pace {
-    if turn.commands {
-        return Pace::Propose;
-    }
-    let hold = if turn.unsettled { turn.heartbeat_ms.min(SETTLE_MS) } else { turn.heartbeat_ms };
+    let hold = match (turn.waiting, turn.unsettled) {
+        (Waiting::FullBatch, _) | (Waiting::Commands, false) => return Pace::Propose,
+        (Waiting::Commands, true) => turn.heartbeat_ms.min(GATHER_MS),
+        (Waiting::Nothing, true) => turn.heartbeat_ms.min(SETTLE_MS),
+        (Waiting::Nothing, false) => turn.heartbeat_ms,
+    };
     let mut until = turn.began_ms.saturating_add(hold);
     if let Some(wake) = turn.wake_at_ms.filter(|wake| *wake > turn.parent_ms) {
         until = until.min(wake);
@@ -60,7 +76,7 @@ mod tests {
         began_ms: 10_000,
         parent_ms: 9_000,
         heartbeat_ms: 1_000,
-        commands: false,
+        waiting: Waiting::Nothing,
         unsettled: false,
         wake_at_ms: None,
     };
@@ -74,7 +90,17 @@ mod tests {
 
     #[test]
     fn commands_end_the_turn_at_once() {
-        assert_eq!(pace(&Turn { commands: true, ..IDLE }), Pace::Propose);
+        assert_eq!(pace(&Turn { waiting: Waiting::Commands, ..IDLE }), Pace::Propose);
+    }
+
+    #[test]
+    fn commands_gather_until_the_last_ones_are_final() {
+        let gathering = Turn { waiting: Waiting::Commands, unsettled: true, ..IDLE };
+        assert_eq!(pace(&gathering), Pace::WaitUntil(10_025));
+        assert_eq!(pace(&Turn { now_ms: 10_025, ..gathering }), Pace::Propose);
+        assert_eq!(pace(&Turn { unsettled: false, ..gathering }), Pace::Propose);
+        assert_eq!(pace(&Turn { waiting: Waiting::FullBatch, ..gathering }), Pace::Propose);
+        assert_eq!(pace(&Turn { heartbeat_ms: 10, ..gathering }), Pace::WaitUntil(10_010));
     }
 
     #[test]

@@ -36,7 +36,10 @@ impl Reporter for Sink {
     fn report(&mut self, update: Self::Activity) -> Feedback {
         let (block, ack) = match update {
             Update::Tip(_, height, _) => {
-                self.shared.finalized.fetch_max(height.get(), Relaxed);
+                // Whoever holds a proposal back until the last commands are final goes on.
+                if self.shared.finalized.fetch_max(height.get(), Relaxed) < height.get() {
+                    self.shared.changed();
+                }
                 return Feedback::Ok;
             }
             Update::Block(block, ack) => (block, ack),

@@ -75,12 +75,22 @@ struct Life {
     /// Handles of removed blobs and what they must still show.
     removed: Vec<(Blob, Vec<u8>)>,
     next: usize,
+    /// Whether syncs of the partition `two` are deferred.
+    defers: bool,
 }
 
 impl Life {
-    fn new(store: Store, base: State, next: usize) -> Self {
+    fn new(store: Store, base: State, next: usize, defers: bool) -> Self {
         let history = History { base, ..History::default() };
-        Self { store, history, open: BTreeMap::new(), removed: Vec::new(), next }
+        let store = if defers { store.deferring("tw") } else { store };
+        Self { store, history, open: BTreeMap::new(), removed: Vec::new(), next, defers }
+    }
+
+    /// Notes that a sync of the blob has ended.
+    fn synced(&mut self, name: &Name, blob: usize) {
+        if !self.defers || name.0 != "two" {
+            self.history.synced(blob);
+        }
     }
 
     /// Opens the blob unless it is, and returns its number.
@@ -113,7 +123,7 @@ impl Life {
                 let options = if fill % 5 == 0 { WriteOptions::SYNC } else { WriteOptions::default() };
                 self.open[&name].write_at(offset as u64, vec![fill; len], options).await?;
                 if fill % 5 == 0 {
-                    self.history.synced(blob);
+                    self.synced(&name, blob);
                 }
             }
             Step::Resize { name: i, len } => {
@@ -130,7 +140,7 @@ impl Life {
                 } else {
                     self.open[&name].start_sync().await.await?
                 }
-                self.history.synced(blob);
+                self.synced(&name, blob);
             }
             Step::Remove { name: i } => self.remove(&name(i)).await?,
             Step::RemoveAll => {
@@ -231,7 +241,7 @@ fn lives(steps: &[Step], seed: u64) {
             next += 1;
         }
         disk.fuel(Some(dice.roll(12 * steps.len() as u64 + 1)));
-        let mut life = Life::new(store, base, next);
+        let mut life = Life::new(store, base, next, seed % 2 == 1);
         for step in steps {
             if let Err(error) = block_on(life.run(step)) {
                 assert!(
@@ -258,6 +268,38 @@ proptest! {
     fn what_was_synced_survives_power_loss(steps in proptest::collection::vec(step(), 1..80), seed: u64) {
         lives(&steps, seed);
     }
+}
+
+#[test]
+fn a_deferred_sync_rides_on_the_next_one() {
+    let disk = Flaky::default();
+    let store = open(&disk).deferring("later");
+    let (first, _) = block_on(store.open("later", b"a")).unwrap();
+    let (second, _) = block_on(store.open("now", b"b")).unwrap();
+    let used = |before: u64| disk.used() - before;
+    let before = disk.used();
+    block_on(first.write_at(0, vec![1; 10], WriteOptions::SYNC)).unwrap();
+    block_on(first.sync()).unwrap();
+    assert_eq!(used(before), 0, "a deferred sync touches no disk");
+    assert!(contents_of(&disk.after_power_loss(&mut Dice(3)), "later").is_empty(), "nothing was promised");
+    block_on(second.write_at(0, vec![2; 10], WriteOptions::SYNC)).unwrap();
+    assert_eq!(contents_of(&disk.after_power_loss(&mut Dice(3)), "later"), [vec![1; 10]]);
+    // The power goes: from now on a deferred sync fails, too.
+    disk.fuel(Some(0));
+    assert!(block_on(second.write_at(0, vec![3; 10], WriteOptions::SYNC)).is_err());
+    assert!(block_on(first.sync()).is_err());
+}
+
+/// What the blobs of one partition hold after an opening.
+fn contents_of(disk: &Flaky, partition: &str) -> Vec<Vec<u8>> {
+    let store = open(disk);
+    let names = block_on(store.scan(partition)).unwrap_or_default();
+    let read = |name: Vec<u8>| {
+        let (blob, len) = block_on(store.open(partition, &name)).unwrap();
+        let bytes = block_on(blob.read_at(0, usize::try_from(len).unwrap(), ReadOptions::default())).unwrap();
+        bytes.coalesce().as_ref().to_vec()
+    };
+    names.into_iter().map(read).collect()
 }
 
 /// Writes `count` synced batches of one blob and returns the offsets in the first log file at which they begin.

@@ -23,6 +23,8 @@ mod campaign;
 mod command;
 #[path = "../src/config.rs"]
 mod config;
+#[path = "../src/journal/context.rs"]
+mod context;
 #[path = "../src/delivery.rs"]
 mod delivery;
 #[path = "../src/engine.rs"]
@@ -39,6 +41,8 @@ mod handle;
 mod inbox;
 #[path = "../src/mempool.rs"]
 mod mempool;
+#[path = "support/ordered.rs"]
+mod ordered;
 #[path = "../src/pacing.rs"]
 mod pacing;
 #[path = "../src/shared.rs"]
@@ -57,21 +61,21 @@ use commonware_cryptography::Signer as _;
 use commonware_cryptography::ed25519::{PrivateKey, PublicKey};
 use commonware_p2p::simulated::{Config as NetworkConfig, Link, Network, Oracle};
 use commonware_p2p::{Receiver, Sender};
-use commonware_runtime::deterministic::{
-    Checkpoint, Config, Context, FaultConfig, PartialWriteMode, Runner, WriteConfig,
-};
-use commonware_runtime::{Clock as _, Handle, Quota, Spawner as _, Storage as _, Supervisor as _};
+use commonware_runtime::deterministic::{Checkpoint, Config, Context, Runner};
+use commonware_runtime::{Clock as _, Handle, Quota, Spawner as _, Supervisor as _};
 use commonware_utils::probability;
 use tokio::sync::{mpsc, watch};
 
 use application::Tempo;
 use block::BlockLimits;
 use campaign::{Injected, run_seeds};
+use context::WithStorage;
 use delivery::{Batch, Delivery};
 use engine::{Channels, Membership, Ports, start_member};
 pub use error::OrderError;
 use handle::{Control, HandleLimits, OrderHandle};
 use mempool::Mempool;
+use ordered::{Dice, Ordered};
 use shared::Shared;
 use twins::{bundle, forward, route};
 
@@ -81,6 +85,19 @@ const LIMITS: BlockLimits = BlockLimits { max_bytes: 2_000, max_commands: 20, ma
 /// What a member's consumer wrote to its own disk: survives every crash.
 #[derive(Clone, Default)]
 struct Ledger(Arc<Mutex<BTreeMap<u64, Batch>>>);
+
+/// What a member has that outlives it.
+#[derive(Clone)]
+struct Place {
+    ledger: Ledger,
+    disk: Ordered,
+}
+
+impl Place {
+    fn new(i: usize) -> Self {
+        Self { ledger: Ledger::default(), disk: Ordered::new(&format!("member-{i}-one-marshal-")) }
+    }
+}
 
 /// What happens to a committee that is given commands all the while.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -102,7 +119,7 @@ enum Scenario {
     Twins,
     /// All lose power at one instant, several times, and start again from what was synced.
     PowerLoss,
-    /// The same, and of what was not synced a random half of the bytes is on disk.
+    /// The same, and of what was not synced some writes are on disk, others not.
     TornWrites,
 }
 
@@ -141,7 +158,8 @@ struct World {
     context: Context,
     oracle: Oracle<PublicKey, Context>,
     keys: Vec<PrivateKey>,
-    ledgers: Vec<Ledger>,
+    places: Vec<Place>,
+    dice: Dice,
     members: Vec<Option<(OrderHandle, Handle<()>)>>,
     stalled: Arc<Mutex<BTreeSet<usize>>>,
     lives: u64,
@@ -151,7 +169,13 @@ struct World {
 }
 
 impl World {
-    async fn new(context: Context, ledgers: Vec<Ledger>, scenario: Scenario, lives: u64, injected: Injected) -> Self {
+    async fn new(
+        context: Context,
+        (places, dice): (Vec<Place>, Dice),
+        scenario: Scenario,
+        lives: u64,
+        injected: Injected,
+    ) -> Self {
         let keys: Vec<PrivateKey> = (0..MEMBERS as u64).map(PrivateKey::from_seed).collect();
         let participants: Vec<PublicKey> = keys.iter().map(|k| k.public_key()).collect();
         let (network, oracle) = Network::new_with_peers(
@@ -169,7 +193,8 @@ impl World {
         let members = (0..MEMBERS).map(|_| None).collect();
         let stalled = Arc::default();
         let success = if let Scenario::Loss(percent) = scenario { 100 - percent } else { 100 };
-        let mut world = Self { context, oracle, keys, ledgers, members, stalled, lives, success, scenario, injected };
+        let mut world =
+            Self { context, oracle, keys, places, dice, members, stalled, lives, success, scenario, injected };
         for a in 0..MEMBERS {
             for b in 0..MEMBERS {
                 world.link(a, b).await;
@@ -204,13 +229,14 @@ impl World {
     async fn start(&mut self, i: usize) {
         let twins = self.scenario == Scenario::Twins && i == 3;
         let (mine, other) = self.channels(i, twins).await;
-        let ledger = self.ledgers[i].clone();
-        let started = self.start_engine(i, "one", mine, ledger);
+        let place = self.places[i].clone();
+        let started = self.start_engine(i, "one", mine, place);
         self.members[i] = Some(started);
         if twins {
             self.injected.one("key lives twice");
             // The second twin lives as long as the simulation.
-            drop(self.start_engine(i, "two", other, Ledger::default()));
+            let place = Place { ledger: Ledger::default(), disk: Ordered::new("member-3-two-marshal-") };
+            drop(self.start_engine(i, "two", other, place));
         }
     }
 
@@ -244,7 +270,7 @@ impl World {
         i: usize,
         twin: &str,
         channels: Channels<S, R>,
-        ledger: Ledger,
+        place: Place,
     ) -> (OrderHandle, Handle<()>)
     where
         S: Sender<PublicKey = PublicKey>,
@@ -264,6 +290,7 @@ impl World {
             partition: format!("member-{i}-{twin}"),
         };
         assert!(membership.max_message_bytes() <= 1024 * 1024);
+        let Place { ledger, disk } = place;
         let shared = Arc::new(Shared::new(Mempool::new(MEMBERS, 1_000_000)));
         let (deliver, deliveries) = mpsc::channel(4);
         let (outbound_tx, outbound) = mpsc::channel(16);
@@ -286,8 +313,8 @@ impl World {
         let context = self.context.child("member").with_attribute("life", self.lives);
         let task = context.spawn(move |context| async move {
             context.child("consumer").spawn(move |context| consume(context, i, ledger, stalled, deliveries));
-            let member =
-                start_member(context.child("engine"), membership, channels, oracle.manager(), control, ports).await;
+            let inner = WithStorage::new(context.child("engine"), disk);
+            let member = start_member(inner, membership, channels, oracle.manager(), control, ports).await;
             let mut member = member;
             let (names, tasks): (Vec<_>, Vec<_>) = std::mem::take(&mut member.tasks).into_iter().unzip();
             let mut ended = futures::future::select_all(tasks);
@@ -311,6 +338,7 @@ impl World {
         let (_, task) = self.members[i].take().expect("it runs");
         task.abort();
         let _ = task.await;
+        self.places[i].disk.crash(|sides| self.dice.roll(sides));
     }
 
     fn submit(&self, i: usize, command: Vec<u8>) {
@@ -324,7 +352,7 @@ impl World {
     }
 
     fn height(&self, i: usize) -> u64 {
-        self.ledgers[i].0.lock().unwrap().last_key_value().map_or(0, |(h, _)| *h)
+        self.places[i].ledger.0.lock().unwrap().last_key_value().map_or(0, |(h, _)| *h)
     }
 
     /// Submits twenty commands a second for `ms`, to one honest member after the other.
@@ -344,20 +372,20 @@ impl World {
     async fn settle(&self, commands: &[(usize, Vec<u8>)]) {
         for (i, command) in commands {
             // Pruned members may have forgotten what they ordered; everywhere else a needless repetition must do no harm.
-            if self.scenario != Scenario::Prune || !delivered(&self.ledgers[*i]).contains(command) {
+            if self.scenario != Scenario::Prune || !delivered(&self.places[*i].ledger).contains(command) {
                 self.submit(*i, command.clone());
             }
         }
         for _ in 0..1_200 {
             self.sleep(50).await;
-            if self.scenario.honest().iter().all(|i| delivered(&self.ledgers[*i]).len() >= commands.len()) {
+            if self.scenario.honest().iter().all(|i| delivered(&self.places[*i].ledger).len() >= commands.len()) {
                 // A little longer: a repetition would come now.
                 self.sleep(1_000).await;
                 return;
             }
         }
         let missing: Vec<usize> =
-            self.ledgers.iter().map(|l| commands.len().saturating_sub(delivered(l).len())).collect();
+            self.places.iter().map(|p| commands.len().saturating_sub(delivered(&p.ledger).len())).collect();
         panic!("not everything arrived within a minute; missing per member: {missing:?}");
     }
 }
@@ -402,12 +430,12 @@ async fn consume(
 async fn live(
     context: Context,
     scenario: Scenario,
-    ledgers: Vec<Ledger>,
+    (places, dice): (Vec<Place>, Dice),
     mut commands: Vec<(usize, Vec<u8>)>,
     life: u64,
     injected: Injected,
 ) -> (Vec<(usize, Vec<u8>)>, u64) {
-    let mut world = World::new(context, ledgers, scenario, 100 * life, injected.clone()).await;
+    let mut world = World::new(context, (places, dice), scenario, 100 * life, injected.clone()).await;
     world.load(&mut commands, 2_000).await;
     match scenario {
         Scenario::Calm | Scenario::Loss(_) | Scenario::Twins => world.load(&mut commands, 2_000).await,
@@ -473,11 +501,11 @@ async fn prune(world: &mut World, commands: &mut Vec<(usize, Vec<u8>)>) {
     assert!(keep > 16, "there is something to free");
     for i in 0..MEMBERS {
         let partition = format!("member-{i}-one-batches-value");
-        let before = world.context.scan(&partition).await.unwrap().len();
+        let before = world.places[i].disk.count(&partition);
         world.injected.one("member pruned");
         world.members[i].as_ref().unwrap().0.prune(keep);
         world.load(commands, 200).await;
-        let after = world.context.scan(&partition).await.unwrap().len();
+        let after = world.places[i].disk.count(&partition);
         assert!(after < before, "{before} files before, {after} after");
     }
     for i in 0..MEMBERS {
@@ -500,34 +528,32 @@ struct Outcome {
 }
 
 fn run(scenario: Scenario, seed: u64) -> Outcome {
-    let ledgers: Vec<Ledger> = (0..MEMBERS).map(|_| Ledger::default()).collect();
+    let places: Vec<Place> = (0..MEMBERS).map(Place::new).collect();
     let injected = Injected::default();
-    let write_rate = (scenario == Scenario::TornWrites).then_some(WriteConfig {
-        failure_rate: probability!(0.0),
-        retention_rate: probability!(0.5),
-        mode: PartialWriteMode::Subset,
-    });
-    let config = Config::default()
-        .with_seed(seed)
-        .with_timeout(Some(Duration::from_secs(300)))
-        .with_storage_fault_config(FaultConfig { write_rate, ..FaultConfig::default() });
+    let config = Config::default().with_seed(seed).with_timeout(Some(Duration::from_secs(300)));
     let mut runner = Runner::new(config);
     let mut commands = Vec::new();
     for life in 1.. {
-        let (ledgers_now, commands_now, injected_now) = (ledgers.clone(), commands.clone(), injected.clone());
+        let world = (places.clone(), Dice(seed << 8 | life));
+        let (commands_now, injected_now) = (commands.clone(), injected.clone());
         let ((all, faults, auditor), checkpoint): (_, Checkpoint) = runner.start_and_recover(|context| async move {
             let auditor = context.auditor();
-            let (all, faults) = live(context, scenario, ledgers_now, commands_now, life, injected_now).await;
+            let (all, faults) = live(context, scenario, world, commands_now, life, injected_now).await;
             (all, faults, auditor)
         });
         commands = all;
         if life == scenario.lives() {
-            let honest: Vec<&Ledger> = scenario.honest().iter().map(|i| &ledgers[*i]).collect();
+            let honest: Vec<&Ledger> = scenario.honest().iter().map(|i| &places[*i].ledger).collect();
             check(&honest, &commands);
-            let batches = ledgers[0].0.lock().unwrap().clone();
+            let batches = places[0].ledger.0.lock().unwrap().clone();
             injected.many("command ordered", commands.len() as u64);
             injected.many("batch ordered", batches.len() as u64);
             return Outcome { audit: auditor.state(), batches, faults, injected: injected.counts() };
+        }
+        let mut dice = Dice(seed << 16 | life);
+        for place in &places {
+            // Without torn writes nothing is left of what was not durable.
+            place.disk.crash(|sides| if scenario == Scenario::TornWrites { dice.roll(sides) } else { 0 });
         }
         runner = Runner::from(checkpoint);
     }

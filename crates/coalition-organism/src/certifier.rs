@@ -9,7 +9,9 @@ use std::collections::{BTreeMap, VecDeque};
 
 use coalition::UniqueId;
 use coalition_log::{
-    checkpoint::{CertifiedCheckpoint, CertifyError, Checkpoint, RosterVerifier, SignatureLine, SignedCheckpoint},
+    checkpoint::{
+        CertifiedCheckpoint, CertifyError, Checkpoint, Cosignature, RosterVerifier, SignatureLine, SignedCheckpoint,
+    },
     equivocation::Equivocation,
 };
 
@@ -34,7 +36,7 @@ pub(crate) enum Progress {
 pub(crate) struct Certifier {
     verifier: RosterVerifier,
     /// The largest heads each member signed, one for a size: the first it showed this member.
-    signed: Vec<VecDeque<(Checkpoint, SignatureLine)>>,
+    signed: Vec<VecDeque<Cosignature>>,
     /// The newest certificates, by ascending size.
     certified: VecDeque<CertifiedCheckpoint>,
 }
@@ -67,21 +69,22 @@ impl Certifier {
     /// # Errors
     /// [`CertifyError`] when the line is not a member's valid cosignature.
     pub(crate) fn cosigned(&mut self, checkpoint: Checkpoint, line: SignatureLine) -> Result<Progress, CertifyError> {
-        let member = self.verifier.verify_line(&checkpoint, &line)?;
-        if let Some(proofs) = self.contradiction(member, &checkpoint, &line) {
+        let cosignature = self.verifier.cosignature(checkpoint, line)?;
+        if let Some(proofs) = self.contradiction(&cosignature) {
             return Ok(Progress::Equivocated(proofs));
         }
-        self.remember(member, checkpoint, line);
+        self.remember(cosignature);
         if !self.is_news(checkpoint.size) {
             return Ok(Progress::Waiting);
         }
-        let signatures = self.lines(&checkpoint);
-        if signatures.len() < self.verifier.quorum() {
-            return Ok(Progress::Waiting);
+        match self.verifier.join(&checkpoint, self.signed.iter().flatten()) {
+            Ok(certified) => {
+                self.note(certified.clone());
+                Ok(Progress::Certified(certified))
+            }
+            Err(CertifyError::NoQuorum { .. }) => Ok(Progress::Waiting),
+            Err(error) => Err(error),
         }
-        let certified = self.verifier.certify(&SignedCheckpoint { checkpoint, signatures })?;
-        self.note(certified.clone());
-        Ok(Progress::Certified(certified))
     }
 
     /// Takes a certificate another member assembled, if it is news. Its lines are not compared with what their signers
@@ -110,38 +113,32 @@ impl Certifier {
         self.certified.push_back(certified);
     }
 
-    /// The cosignatures of one head, in the order of the roster.
-    fn lines(&self, head: &Checkpoint) -> Vec<SignatureLine> {
-        let line = |signed: &VecDeque<(Checkpoint, SignatureLine)>| {
-            signed.iter().find(|(known, _)| known == head).map(|(_, line)| line.clone())
-        };
-        self.signed.iter().filter_map(line).collect()
-    }
-
     /// A repetition keeps the first line.
-    fn remember(&mut self, member: usize, checkpoint: Checkpoint, line: SignatureLine) {
-        let signed = &mut self.signed[member];
-        if signed.iter().any(|(known, _)| known.size == checkpoint.size) {
+    fn remember(&mut self, cosignature: Cosignature) {
+        let signed = &mut self.signed[cosignature.member()];
+        let size = cosignature.checkpoint().size;
+        if signed.iter().any(|known| known.checkpoint().size == size) {
             return;
         }
         if signed.len() == REMEMBERED_PER_MEMBER {
-            let Some(smallest) = (0..signed.len()).min_by_key(|&at| signed[at].0.size) else { return };
-            if signed[smallest].0.size > checkpoint.size {
+            let Some(smallest) = (0..signed.len()).min_by_key(|&at| signed[at].checkpoint().size) else { return };
+            if signed[smallest].checkpoint().size > size {
                 return;
             }
             signed.remove(smallest);
         }
-        signed.push_back((checkpoint, line));
+        signed.push_back(cosignature);
     }
 
-    fn contradiction(&self, member: usize, checkpoint: &Checkpoint, line: &SignatureLine) -> Option<Vec<Equivocation>> {
+    fn contradiction(&self, news: &Cosignature) -> Option<Vec<Equivocation>> {
+        let checkpoint = news.checkpoint();
         let contradicts = |known: &Checkpoint| known.size == checkpoint.size && known.root != checkpoint.root;
-        let (earlier, earlier_line) = self.signed[member].iter().find(|(known, _)| contradicts(known))?;
-        let note = |checkpoint: &Checkpoint, line: &SignatureLine| SignedCheckpoint {
-            checkpoint: *checkpoint,
-            signatures: vec![line.clone()],
+        let earlier = self.signed[news.member()].iter().find(|known| contradicts(known.checkpoint()))?;
+        let note = |signed: &Cosignature| SignedCheckpoint {
+            checkpoint: *signed.checkpoint(),
+            signatures: vec![signed.line().clone()],
         };
-        Some(Equivocation::between(&self.verifier, &note(earlier, earlier_line), &note(checkpoint, line)))
+        Some(Equivocation::between(&self.verifier, &note(earlier), &note(news)))
     }
 }
 

@@ -15,6 +15,9 @@ use crate::wire::{ProvenEntry, Write, WriteAnswer, WriteReply};
 /// Entries and paths in one reply, in bytes; what is beyond is answered as pending, and the client asks again.
 const MAX_PROOF_BYTES: usize = 2 << 20;
 
+/// What an entry's path is counted as: that of a log of four billion entries.
+const PATH_BYTES: usize = 32 * 32;
+
 /// Puts the proofs beside a member's answers, for a writer that knows `epoch` handovers. `head` covers every entry the
 /// answers name.
 pub(crate) fn prove(
@@ -23,20 +26,22 @@ pub(crate) fn prove(
     mut answers: Vec<WriteAnswer>,
     epoch: u64,
 ) -> Result<WriteReply, StoreError> {
-    let (mut proofs, mut bytes) = (Vec::new(), 0);
+    let (mut shown, mut bytes) = (Vec::new(), 0);
     for answer in &mut answers {
         let WriteAnswer::Committed { entries } = answer else { continue };
-        let Some(head) = head.filter(|_| bytes < MAX_PROOF_BYTES || entries.is_empty()) else {
+        if head.is_none() || (bytes >= MAX_PROOF_BYTES && !entries.is_empty()) {
             *answer = WriteAnswer::Pending;
             continue;
-        };
+        }
         for pointer in entries {
             let entry = log.entry_bytes(pointer.index)?.to_vec();
-            let path = log.inclusion_proof(pointer.index, head.size())?;
-            bytes += entry.len() + 32 * path.len();
-            proofs.push(ProvenEntry { bytes: entry, path });
+            bytes += entry.len() + PATH_BYTES;
+            shown.push((pointer.index, entry));
         }
     }
+    let indices: Vec<u64> = shown.iter().map(|(index, _)| *index).collect();
+    let paths = head.map_or_else(|| Ok(Vec::new()), |head| log.inclusion_proofs(&indices, head.size()))?;
+    let proofs = shown.into_iter().zip(paths).map(|((_, bytes), path)| ProvenEntry { bytes, path }).collect();
     let handovers = head.map(|head| log.chain().proofs(epoch, head.size())).unwrap_or_default();
     Ok(WriteReply { answers, head: head.map(|head| head.note().to_string()), proofs, handovers })
 }

@@ -42,7 +42,7 @@ const ALL: [Simulation; 2] = [
         test: &["--exact", "--ignored", "campaign::a_campaign"],
         seeds: "ORDER_SIM_SEEDS",
         first: "ORDER_SIM_FIRST_SEED",
-        slice: 5,
+        slice: 110,
     },
 ];
 

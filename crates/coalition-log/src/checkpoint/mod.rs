@@ -15,7 +15,7 @@ use coalition::UniqueId;
 use crate::tree::Hash;
 
 pub use cosign::{Cosigner, cosigner_name, key_id, vkey};
-pub use verify::{Assembly, CertifiedCheckpoint, CertifyError, RosterError, RosterVerifier};
+pub use verify::{Assembly, CertifiedCheckpoint, CertifyError, Cosignature, RosterError, RosterVerifier};
 
 /// What precedes the organism id in the origin line of its checkpoints.
 pub const ORIGIN_PREFIX: &str = "coalition.log/";

@@ -118,6 +118,32 @@ impl CertifiedCheckpoint {
     }
 }
 
+/// One member's cosignature of one checkpoint. Exists only as the result of verification.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cosignature {
+    checkpoint: Checkpoint,
+    line: SignatureLine,
+    member: usize,
+    key: [u8; 32],
+}
+
+impl Cosignature {
+    /// What is signed.
+    pub fn checkpoint(&self) -> &Checkpoint {
+        &self.checkpoint
+    }
+
+    /// The line that signs it.
+    pub fn line(&self) -> &SignatureLine {
+        &self.line
+    }
+
+    /// Position of the signer in the roster it was verified with.
+    pub fn member(&self) -> usize {
+        self.member
+    }
+}
+
 #[derive(Clone, Debug)]
 struct KnownCosigner {
     member: String,
@@ -214,6 +240,36 @@ impl RosterVerifier {
         let signature = Signature::from_bytes(&signature);
         cosigner.key.verify_strict(message.as_bytes(), &signature).map_err(|_| bad())?;
         Ok(position)
+    }
+
+    /// Verifies one cosignature of `checkpoint`, to be kept.
+    ///
+    /// # Errors
+    /// As [`RosterVerifier::verify_line`].
+    pub fn cosignature(&self, checkpoint: Checkpoint, line: SignatureLine) -> Result<Cosignature, CertifyError> {
+        let member = self.verify_line(&checkpoint, &line)?;
+        Ok(Cosignature { checkpoint, line, member, key: *self.cosigners[member].key.as_bytes() })
+    }
+
+    /// The certificate that cosignatures of one checkpoint make. They were verified when they were made, so no signature
+    /// is looked at again; those of another roster or another checkpoint are left out.
+    ///
+    /// # Errors
+    /// [`CertifyError::OtherOrganism`], [`CertifyError::NoQuorum`].
+    pub fn join<'a>(
+        &self,
+        checkpoint: &Checkpoint,
+        cosignatures: impl IntoIterator<Item = &'a Cosignature>,
+    ) -> Result<CertifiedCheckpoint, CertifyError> {
+        let mut assembly = self.assemble(*checkpoint)?;
+        for cosignature in cosignatures {
+            let known = self.cosigners.get(cosignature.member);
+            let is_ours = known.is_some_and(|known| *known.key.as_bytes() == cosignature.key);
+            if is_ours && cosignature.checkpoint == *checkpoint {
+                assembly.lines[cosignature.member].get_or_insert_with(|| cosignature.line.clone());
+            }
+        }
+        assembly.certificate()
     }
 
     /// Starts collecting cosignatures of `checkpoint`.

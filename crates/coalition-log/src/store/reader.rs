@@ -18,7 +18,7 @@ use crate::checkpoint::CertifiedCheckpoint;
 use crate::entry::{Entry, leaf_hash};
 use crate::evidence::Evidence;
 use crate::handover::RosterChain;
-use crate::tree::{Frontier, Hash, Nodes, consistency_proof, inclusion_proof, root_at, root_of};
+use crate::tree::{Frontier, Hash, Nodes, Remembered, consistency_proof, inclusion_proof, root_at, root_of};
 
 const TILE_BITS: u32 = 8;
 const WIDTH: usize = 1 << TILE_BITS;
@@ -224,6 +224,18 @@ impl Reader {
         let view = self.view();
         view.check_size(size)?;
         inclusion_proof(&view, index, size)
+    }
+
+    /// Proofs that each of the entries `indices` is in the tree of the first `size` entries; for neighbours, far cheaper
+    /// together than one by one.
+    ///
+    /// # Errors
+    /// As [`Reader::inclusion_proof`].
+    pub fn inclusion_proofs(&self, indices: &[u64], size: u64) -> Result<Vec<Vec<Hash>>, StoreError> {
+        let view = self.view();
+        view.check_size(size)?;
+        let nodes = Remembered::new(&view);
+        indices.iter().map(|index| inclusion_proof(&nodes, *index, size)).collect()
     }
 
     /// Proof that the first `old` entries are a prefix of the first `new`.

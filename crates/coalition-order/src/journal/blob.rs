@@ -21,6 +21,8 @@ pub(crate) struct JournaledBlob<D: Disk> {
     id: u64,
     content: Arc<Staged<D::File>>,
     last: Arc<AtomicU64>,
+    /// Whether a sync waits until the changes are durable, or only for their place in the order.
+    prompt: bool,
     /// Held from a change of the content to its record, so that both come in one order.
     changing: Mutex<()>,
 }
@@ -33,7 +35,13 @@ impl<D: Disk> Drop for JournaledBlob<D> {
 
 impl<D: Disk> JournaledBlob<D> {
     pub(crate) fn new(shared: Arc<Shared<D>>, id: u64, content: Arc<Staged<D::File>>, last: Arc<AtomicU64>) -> Self {
-        Self { shared, id, content, last, changing: Mutex::new(()) }
+        Self { shared, id, content, last, prompt: true, changing: Mutex::new(()) }
+    }
+
+    /// The same, whose syncs wait or do not.
+    pub(crate) fn prompt(mut self, prompt: bool) -> Self {
+        self.prompt = prompt;
+        self
     }
 
     /// Length in bytes.
@@ -48,6 +56,15 @@ impl<D: Disk> JournaledBlob<D> {
 
     fn durable(&self) -> Durable<D> {
         self.shared.journal.durable(last_change(&self.last))
+    }
+
+    /// A sync: the order of changes is the log's already, so one that need not be prompt only looks for a failure.
+    async fn synced(&self) -> Result<(), Error> {
+        match (self.prompt, self.shared.journal.core.failure()) {
+            (true, _) => self.settled().await,
+            (false, Some(failure)) => Err(Error::Io(failure)),
+            (false, None) => Ok(()),
+        }
     }
 
     /// Changes the content, then notes the change. A failure in between would leave what the log does not explain.
@@ -126,7 +143,7 @@ impl<D: Disk> Blob for JournaledBlob<D> {
         }
         self.write(offset, bufs.coalesce().as_ref())?;
         if options.contains(WriteOptions::SYNC) {
-            self.settled().await?;
+            self.synced().await?;
         }
         Ok(())
     }
@@ -137,10 +154,13 @@ impl<D: Disk> Blob for JournaledBlob<D> {
     }
 
     async fn sync(&self) -> Result<(), Error> {
-        self.settled().await
+        self.synced().await
     }
 
     async fn start_sync(&self) -> Handle<()> {
+        if !self.prompt {
+            return Handle::ready(self.synced().await);
+        }
         let durable = self.durable();
         durable.request();
         Handle::from_future(async move { durable.await.map_err(Error::Io) })

@@ -75,6 +75,11 @@ impl<D: Disk> Core<D> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// What ended the journal for good, if something did.
+    pub(crate) fn failure(&self) -> Option<Failure> {
+        self.lock().failure.clone()
+    }
+
     /// Adds a record that `put` writes and returns the batch it goes with.
     fn append(&self, put: impl FnOnce(&mut State<D::File>)) -> Result<Generation, Failure> {
         let mut state = self.lock();
@@ -265,9 +270,12 @@ impl<D: Disk> Journal<D> {
         Durable { core: Arc::clone(&self.core), generation }
     }
 
-    /// Flushes what is wanted, ends the threads and waits for their end.
+    /// Flushes everything, ends the threads and waits for their end.
     pub(crate) fn close(&self) {
         let mut state = self.core.lock();
+        if state.batch.len() > HEADER {
+            state.want(Generation::MAX);
+        }
         state.stop = true;
         self.core.work.notify_all();
         self.core.room.notify_all();

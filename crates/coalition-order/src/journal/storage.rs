@@ -23,11 +23,13 @@ use crate::error::JournalError;
 /// synced later proves them durable too, and after a crash without it the state is one from before them.
 pub(crate) struct JournaledStorage<D: Disk = Directory> {
     shared: Arc<Shared<D>>,
+    /// How the names of partitions begin whose syncs do not wait; `None`: all wait.
+    deferred: Option<Arc<str>>,
 }
 
 impl<D: Disk> Clone for JournaledStorage<D> {
     fn clone(&self) -> Self {
-        Self { shared: Arc::clone(&self.shared) }
+        Self { shared: Arc::clone(&self.shared), deferred: self.deferred.clone() }
     }
 }
 
@@ -82,12 +84,22 @@ impl<D: Disk> JournaledStorage<D> {
             action: "start threads for",
             source,
         })?;
-        Ok(Self { shared: Arc::new(Shared { journal, names: Mutex::new(names) }) })
+        Ok(Self { shared: Arc::new(Shared { journal, names: Mutex::new(names) }), deferred: None })
+    }
+
+    /// Lets the syncs of partitions whose names begin so return at once. All changes become durable in one order, so
+    /// whatever is synced elsewhere later proves them durable, too.
+    pub(crate) fn deferring(self, prefix: &str) -> Self {
+        Self { deferred: Some(prefix.into()), ..self }
+    }
+
+    fn is_prompt(&self, partition: &str) -> bool {
+        self.deferred.as_ref().is_none_or(|deferred| !partition.starts_with(&**deferred))
     }
 
     /// What ended it for good, if something did.
     pub(crate) fn failure(&self) -> Option<Arc<std::io::Error>> {
-        self.shared.journal.core.lock().failure.clone()
+        self.shared.journal.core.failure()
     }
 
     /// The names of all partitions.
@@ -218,6 +230,7 @@ impl<D: Disk> Storage for JournaledStorage<D> {
     ) -> Result<(Self::Blob, u64, BlobVersion), Error> {
         valid(partition)?;
         let (blob, version, new) = self.shared.open(partition, name, versions)?;
+        let blob = blob.prompt(self.is_prompt(partition));
         if new {
             return Ok((blob, 0, version));
         }

@@ -61,31 +61,34 @@ pub fn run_seeds(scenario: Scenario) {
     assert_eq!(faults > 0, scenario == Scenario::Twins, "the liar is noticed, and nobody else is taken for one");
 }
 
-/// Every scenario with `ORDER_SIM_SEEDS` seeds from `ORDER_SIM_FIRST_SEED` on. The last line is a summary in JSON.
+/// `ORDER_SIM_SEEDS` seeds from `ORDER_SIM_FIRST_SEED` on; each chooses one scenario, in turn. The last line is a summary in JSON.
 #[test]
 #[ignore = "as many seeds as one has time for: cargo xtask sim --only order"]
 fn a_campaign() {
     let (first, seeds) = (setting("ORDER_SIM_FIRST_SEED").unwrap_or(1), setting("ORDER_SIM_SEEDS").unwrap_or(SEEDS));
     let began = Instant::now();
     let mut done: BTreeMap<&'static str, u64> = BTreeMap::new();
+    let count = |what: &str, done: &BTreeMap<&'static str, u64>| done.get(what).copied().unwrap_or(0);
     for seed in first..first + seeds {
-        for scenario in Scenario::ALL {
-            let outcome = passed(scenario, seed);
-            *done.entry("liar noticed").or_default() += outcome.faults;
-            *done.entry("run").or_default() += 1;
-            outcome.injected.into_iter().for_each(|(what, times)| *done.entry(what).or_default() += times);
+        let scenario = Scenario::ALL[usize::try_from(seed).unwrap() % Scenario::ALL.len()];
+        let outcome = passed(scenario, seed);
+        *done.entry("liar noticed").or_default() += outcome.faults;
+        *done.entry("run").or_default() += 1;
+        outcome.injected.into_iter().for_each(|(what, times)| *done.entry(what).or_default() += times);
+        if seed % 10 != 0 && seed + 1 != first + seeds {
+            continue;
         }
         let per_minute = (seed - first + 1) as f64 * 60.0 / began.elapsed().as_secs_f64();
         println!(
             "seeds {first} to {seed} hold, {per_minute:.1} a minute, {} crashes, {} links cut, {} power losses; \
              go on with ORDER_SIM_FIRST_SEED={}",
-            done["crash"],
-            done["link cut"],
-            done["power loss"] + done["power loss with torn writes"],
+            count("crash", &done),
+            count("link cut", &done),
+            count("power loss", &done) + count("power loss with torn writes", &done),
             seed + 1
         );
     }
-    assert!(seeds < 5 || done["liar noticed"] > 0, "{seeds} seeds and no liar noticed");
+    assert!(seeds < 110 || done["liar noticed"] > 0, "{seeds} seeds and no liar noticed");
     let counts: Vec<String> = done.iter().map(|(what, times)| format!("{what:?}:{times}")).collect();
     println!("summary {{\"first\":{first},\"seeds\":{seeds},\"did\":{{{}}}}}", counts.join(","));
 }
