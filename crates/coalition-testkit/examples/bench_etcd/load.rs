@@ -26,10 +26,10 @@ pub enum Writer {
 }
 
 impl System {
-    pub fn name(&self) -> &'static str {
+    pub fn name(&self) -> String {
         match self {
-            Self::Etcd(_) => "etcd, 3",
-            Self::Ours(_) => "ours, 4",
+            Self::Etcd(_) => "etcd, 3".into(),
+            Self::Ours(cluster) => format!("ours, {}", cluster.pids().len()),
         }
     }
 
@@ -73,8 +73,7 @@ impl Writer {
 pub struct Step {
     took: Vec<Duration>,
     length: Duration,
-    cpu_us: u64,
-    written: u64,
+    spent: Spent,
 }
 
 impl Step {
@@ -89,27 +88,61 @@ impl Step {
     }
 
     pub fn cpu_us_per_commit(&self) -> f64 {
-        self.cpu_us as f64 / self.took.len() as f64
+        self.spent.cpu_us as f64 / self.took.len() as f64
     }
 
     pub fn written_kb_per_commit(&self) -> f64 {
-        self.written as f64 / 1e3 / self.took.len() as f64
+        self.spent.written as f64 / 1e3 / self.took.len() as f64
+    }
+
+    pub fn sent_kb_per_commit(&self) -> f64 {
+        self.spent.sent as f64 / 1e3 / self.took.len() as f64
     }
 }
 
-/// Processor time in microseconds and bytes sent to the disk, by all processes of a system so far.
-fn spent(system: &System) -> (u64, u64) {
-    let mut sum = (0, 0);
+/// What commits cost.
+#[derive(Clone, Copy, Default)]
+struct Spent {
+    /// Processor time of the system's processes.
+    cpu_us: u64,
+    /// Bytes they sent to the disk.
+    written: u64,
+    /// Bytes that anybody sent over loopback, headers and clients included.
+    sent: u64,
+}
+
+impl std::ops::Sub for Spent {
+    type Output = Self;
+
+    fn sub(self, before: Self) -> Self {
+        Self {
+            cpu_us: self.cpu_us - before.cpu_us,
+            written: self.written - before.written,
+            sent: self.sent - before.sent,
+        }
+    }
+}
+
+/// What a system has cost so far.
+fn spent(system: &System) -> Spent {
+    let mut sum = Spent { sent: loopback_bytes(), ..Spent::default() };
     for pid in system.pids() {
         let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
         let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
         let ticks = |i: usize| fields.get(i).and_then(|field| field.parse::<u64>().ok()).unwrap_or(0);
-        sum.0 += (ticks(11) + ticks(12)) * 10_000;
+        sum.cpu_us += (ticks(11) + ticks(12)) * 10_000;
         let io = std::fs::read_to_string(format!("/proc/{pid}/io")).unwrap_or_default();
         let line = io.lines().find_map(|line| line.strip_prefix("write_bytes: "));
-        sum.1 += line.and_then(|bytes| bytes.parse::<u64>().ok()).unwrap_or(0);
+        sum.written += line.and_then(|bytes| bytes.parse::<u64>().ok()).unwrap_or(0);
     }
     sum
+}
+
+fn loopback_bytes() -> u64 {
+    let devices = std::fs::read_to_string("/proc/net/dev").unwrap_or_default();
+    let loopback = devices.lines().find_map(|line| line.trim_start().strip_prefix("lo:"));
+    let sent = loopback.and_then(|counters| counters.split_whitespace().nth(8)?.parse().ok());
+    sent.unwrap_or(0)
 }
 
 /// Keeps so many writes under way for `length`, or until `most` are acknowledged.
@@ -137,7 +170,7 @@ pub async fn run(system: &System, concurrency: usize, length: Duration, most: u6
     }
     let (length, after) = (began.elapsed(), spent(system));
     took.sort_unstable();
-    Ok(Step { took, length, cpu_us: after.0 - before.0, written: after.1 - before.1 })
+    Ok(Step { took, length, spent: after - before })
 }
 
 /// A value nobody wrote before.

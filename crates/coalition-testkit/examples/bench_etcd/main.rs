@@ -1,7 +1,7 @@
-//! A committee of four beside etcd's three, on one disk and in one run, alternating: commits a second, latency, processor time
-//! and bytes written for each commit, and how these change as the log grows.
+//! A committee of four beside etcd's three, on one disk and in one run, alternating: commits a second, latency, processor time,
+//! bytes written and bytes sent for each commit, and how these change as the log grows and with more members.
 //!
-//! `cargo run --release -p coalition-testkit --example bench_etcd -- [--seconds 6] [--rounds 3] [--fill 100000] [--dir DIR]`
+//! `cargo run --release -p coalition-testkit --example bench_etcd -- [--seconds 6] [--rounds 3] [--fill 100000] [--members 7,10] [--dir DIR]`
 //!
 //! Both are separate processes that sync every commit. Both get closed loops of unique keys with 256-byte values from clients
 //! in this process: etcd over its native gRPC to its leader, ours over its own calls. etcd answers when two of three have the
@@ -39,11 +39,13 @@ struct Options {
     seconds: u64,
     rounds: usize,
     fill: u64,
+    /// Sizes of committees measured after the one of four.
+    members: Vec<usize>,
     dir: Option<std::path::PathBuf>,
 }
 
 fn options(arguments: &[String]) -> Result<Options, String> {
-    let mut options = Options { seconds: 6, rounds: 3, fill: 100_000, dir: None };
+    let mut options = Options { seconds: 6, rounds: 3, fill: 100_000, members: Vec::new(), dir: None };
     for pair in arguments.chunks(2) {
         let [name, value] = pair else { return Err(format!("{} needs a value", pair[0])) };
         let number = || value.parse::<u64>().map_err(|_| format!("{name} is {value:?}, not a number"));
@@ -51,6 +53,10 @@ fn options(arguments: &[String]) -> Result<Options, String> {
             "--seconds" => options.seconds = number()?,
             "--rounds" => options.rounds = usize::try_from(number()?).map_err(|error| error.to_string())?,
             "--fill" => options.fill = number()?,
+            "--members" => {
+                let sizes = value.split(',').map(str::parse).collect::<Result<_, _>>();
+                options.members = sizes.map_err(|_| format!("--members is {value:?}, not numbers with commas"))?;
+            }
             "--dir" => options.dir = Some(value.into()),
             _ => return Err(format!("there is no option {name}")),
         }
@@ -84,12 +90,12 @@ async fn compare(options: &Options) -> Result<(), String> {
     let scratch = tempfile::tempdir().map_err(|error| error.to_string())?;
     let dir = options.dir.clone().unwrap_or_else(|| scratch.path().to_owned());
     let etcd = System::Etcd(etcd::Cluster::start(&dir.join("etcd")).await?);
-    let ours = System::Ours(Box::new(ours::Cluster::start(&dir.join("ours")).await?));
+    let ours = System::Ours(Box::new(ours::Cluster::start(&dir.join("ours"), 4).await?));
     println!("load average before: {}", std::fs::read_to_string("/proc/loadavg").unwrap_or_default().trim());
     println!(
-        "| round | system | in flight | commits/s | p50 ms | p99 ms | CPU µs a commit | KB written a commit | log |"
+        "| round | system | in flight | commits/s | p50 ms | p99 ms | CPU µs a commit | KB written a commit | KB sent a commit | log |"
     );
-    println!("|---|---|---|---|---|---|---|---|---|");
+    println!("|---|---|---|---|---|---|---|---|---|---|");
     let length = Duration::from_secs(options.seconds);
     for round in 1..=options.rounds {
         for concurrency in CONCURRENCIES {
@@ -111,19 +117,29 @@ async fn compare(options: &Options) -> Result<(), String> {
         }
         goal *= 10;
     }
+    drop((etcd, ours));
+    for members in &options.members {
+        let cluster = ours::Cluster::start(&dir.join(format!("ours-{members}")), *members).await?;
+        let ours = System::Ours(Box::new(cluster));
+        for concurrency in CONCURRENCIES {
+            let step = load::run(&ours, concurrency, length, u64::MAX).await?;
+            report("-", &ours, concurrency, &step);
+        }
+    }
     println!("load average after: {}", std::fs::read_to_string("/proc/loadavg").unwrap_or_default().trim());
     Ok(())
 }
 
 fn report(round: &str, system: &System, concurrency: usize, step: &Step) {
     println!(
-        "| {round} | {} | {concurrency} | {:.0} | {:.1} | {:.1} | {:.0} | {:.1} | {} |",
+        "| {round} | {} | {concurrency} | {:.0} | {:.1} | {:.1} | {:.0} | {:.1} | {:.1} | {} |",
         system.name(),
         step.per_second(),
         step.percentile(50),
         step.percentile(99),
         step.cpu_us_per_commit(),
         step.written_kb_per_commit(),
+        step.sent_kb_per_commit(),
         system.committed(),
     );
 }

@@ -1,4 +1,4 @@
-//! Four members of ours as processes.
+//! A committee of ours as processes.
 
 use std::{
     path::Path,
@@ -13,7 +13,6 @@ use coalition_universe::{Node, NodeConfig, NodeKey, Relay, UNIVERSE};
 
 use crate::committee::{Committee, ORGANISM, Places};
 
-const MEMBERS: usize = 4;
 const DEADLINE: Duration = Duration::from_secs(60);
 
 pub struct Cluster {
@@ -27,12 +26,12 @@ pub struct Cluster {
 pub struct Writer(Organism);
 
 impl Cluster {
-    pub async fn start(dir: &Path) -> Result<Self, String> {
+    pub async fn start(dir: &Path, members: usize) -> Result<Self, String> {
         std::fs::create_dir_all(dir).map_err(|error| error.to_string())?;
-        let places = Places::loopback(MEMBERS);
+        let places = Places::loopback(members);
         let relay = Relay::start(places.relay).await.map_err(|error| error.to_string())?;
         let mut committee = Committee::new(places.clone(), dir, STATE_EVERY);
-        for member in 0..MEMBERS {
+        for member in 0..members {
             tokio::task::block_in_place(|| committee.start(member))?;
         }
         let mut clients = Vec::new();
@@ -42,7 +41,7 @@ impl Cluster {
                 key: NodeKey::generate(),
                 relay: places.relay_url(),
                 bind: None,
-                bootstrap: (0..MEMBERS).map(|member| places.peer(member)).collect(),
+                bootstrap: (0..members).map(|member| places.peer(member)).collect(),
                 public: false,
                 start_timeout: DEADLINE,
             };
