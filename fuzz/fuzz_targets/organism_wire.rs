@@ -19,7 +19,7 @@ fn round_trip<T: Serialize + DeserializeOwned + PartialEq + std::fmt::Debug>(byt
 
 fuzz_target!(|data: &[u8]| {
     let Some((&which, bytes)) = data.split_first() else { return };
-    match which % 12 {
+    match which % 14 {
         0 => round_trip::<wire::Ordered>(bytes),
         1 => round_trip::<wire::Gossip>(bytes),
         2 => round_trip::<wire::WriteRequest>(bytes),
@@ -31,6 +31,8 @@ fuzz_target!(|data: &[u8]| {
         8 => round_trip::<wire::HeadAnswer>(bytes),
         9 => round_trip::<wire::StateRequest>(bytes),
         10 => round_trip::<wire::StateAnswer>(bytes),
-        _ => round_trip::<wire::Handovers>(bytes),
+        11 => round_trip::<wire::Handovers>(bytes),
+        12 => round_trip::<wire::HashesRequest>(bytes),
+        _ => round_trip::<wire::AnchorRequest>(bytes),
     }
 });

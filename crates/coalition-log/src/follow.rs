@@ -215,6 +215,12 @@ impl StateStart {
         &self.record
     }
 
+    /// The tree of the entries it covers.
+    #[must_use]
+    pub const fn frontier(&self) -> &Frontier {
+        &self.frontier
+    }
+
     /// Leaf hashes of the handovers proven among the entries it covers: those the state has to speak of.
     #[must_use]
     pub fn handovers(&self) -> &[Hash] {

@@ -5,9 +5,13 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use blake3::Hasher;
+use commonware_codec::{Copying, DecodeExt as _};
+use commonware_cryptography::ed25519::PublicKey;
+use commonware_utils::ordered::Set;
 use zeroize::Zeroizing;
 
-use crate::block::MAX_TIME_MS;
+use crate::anchor::{Anchor, AnchorError};
+use crate::block::{BlockLimits, MAX_TIME_MS};
 use crate::error::OrderError;
 
 /// Largest committee the wire formats and channel sizes are made for.
@@ -71,6 +75,12 @@ pub struct OrderConfig {
     /// Threads of the engine's own runtime. By default two, but one where that leaves none for the rest: on two cores, one
     /// orders a tenth more.
     pub worker_threads: usize,
+    /// Ordered batches per file: what [`prune`](crate::OrderHandle::prune) frees at a time. Fixed for the life of a storage
+    /// directory; 4,096, except in tests.
+    pub batches_per_file: u64,
+    /// Where to start if the stored batches end below it. The consumer must have the effects of every batch before it. `None` goes
+    /// on where the storage ends, or begins with the first batch.
+    pub floor: Option<Anchor>,
 }
 
 impl Default for OrderConfig {
@@ -93,6 +103,8 @@ impl Default for OrderConfig {
             max_unacknowledged: 16,
             worker_threads: std::thread::available_parallelism()
                 .map_or(1, |cores| cores.get().saturating_sub(1).clamp(1, 2)),
+            batches_per_file: 4_096,
+            floor: None,
         }
     }
 }
@@ -143,7 +155,31 @@ impl OrderConfig {
         bound("max_gossip_bytes", self.max_gossip_bytes as u64, 1, MAX_BATCH_BYTES as u64)?;
         bound("max_pending_bytes", self.max_pending_bytes as u64, self.max_command_bytes as u64, 1 << 32)?;
         bound("max_unacknowledged", self.max_unacknowledged as u64, 1, 1_024)?;
+        if self.floor.as_ref().is_some_and(|floor| *floor.committee() != self.fingerprint()) {
+            return wrong("floor is an anchor of another committee; take one that this config verified".into());
+        }
+        bound("batches_per_file", self.batches_per_file, 1, 1 << 20)?;
         bound("worker_threads", self.worker_threads as u64, 1, 64)
+    }
+
+    /// Checks what somebody served as an anchor of the committee this describes.
+    ///
+    /// # Errors
+    /// [`AnchorError`].
+    pub fn verify_anchor(&self, bytes: &[u8]) -> Result<Anchor, AnchorError> {
+        let keys = self.roster.iter().map(|member| PublicKey::decode(Copying(&member.public_key)));
+        let keys: Vec<PublicKey> = keys.collect::<Result<_, _>>().map_err(|_| AnchorError::NoCommittee)?;
+        let keys = Set::from_iter_dedup(keys);
+        Anchor::check(bytes, self.fingerprint(), keys, &self.limits(), &self.secret_key)
+    }
+
+    /// Limits of a batch.
+    pub(crate) const fn limits(&self) -> BlockLimits {
+        BlockLimits {
+            max_bytes: self.max_batch_bytes,
+            max_commands: self.max_batch_commands,
+            max_command_bytes: self.max_command_bytes,
+        }
     }
 
     /// What the members must agree on, as 32 bytes: format version, namespace, keys in roster order, limits.

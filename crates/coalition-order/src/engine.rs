@@ -4,6 +4,7 @@
 
 use std::num::{NonZeroU16, NonZeroU64, NonZeroUsize};
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use commonware_broadcast::buffered;
@@ -31,6 +32,7 @@ use commonware_utils::ordered::Set;
 use rand_core_10::CryptoRng;
 use tokio::sync::mpsc;
 
+use crate::anchor::{self, Anchor};
 use crate::application::{Batcher, Tempo};
 use crate::block::{BatchBlock, BlockLimits};
 use crate::delivery::Delivery;
@@ -54,6 +56,8 @@ const CACHE_SECTION: NonZeroU64 = NonZeroU64::new(16).expect("not zero");
 const MAX_REPAIR: NonZeroUsize = nz(16);
 /// Pause before a failed request for missing data is tried again.
 const FETCH_RETRY: Duration = Duration::from_millis(100);
+/// Batches without a certificate of their own that are passed over in search of an anchor.
+const ANCHOR_SEARCH: u64 = 256;
 /// Proposed batches kept per member before they are ordered.
 const BUFFERED_BATCHES: usize = 8;
 
@@ -77,12 +81,14 @@ pub(crate) struct Membership {
     pub(crate) batches_per_file: NonZeroU64,
     /// Prefix of the names of everything this member stores.
     pub(crate) partition: String,
+    /// Where to start if what is stored ends further below.
+    pub(crate) floor: Option<Anchor>,
 }
 
 impl Membership {
     /// What votes sign besides their content.
     pub(crate) fn namespace(&self) -> Vec<u8> {
-        [b"coalition-order/1".as_slice(), &self.fingerprint].concat()
+        anchor::vote_namespace(&self.fingerprint)
     }
 
     /// How the names begin of what need not be durable by itself: proposed batches, which are written before the votes that
@@ -152,6 +158,29 @@ impl Member {
     pub(crate) fn prune(&self, height: u64) {
         self.marshal.prune(Height::new(height));
     }
+
+    /// The last acknowledged batch of which the time is not after `time_ms` and the certificate is here, as bytes.
+    pub(crate) async fn anchor_at(&self, time_ms: u64) -> Option<Vec<u8>> {
+        let newest = self.marshal.get_processed().await?.height().get();
+        // Times grow with heights. What is not here any more counts as early enough.
+        let (mut early, mut late) = (0, newest.saturating_add(1));
+        while late - early > 1 {
+            let middle = early + (late - early) / 2;
+            match self.marshal.get_block(Height::new(middle)).await {
+                Some(block) if block.inner().time_ms > time_ms => late = middle,
+                _ => early = middle,
+            }
+        }
+        // A batch of which the finality came with a later one has no certificate of its own.
+        let oldest = early.saturating_sub(ANCHOR_SEARCH).max(1);
+        for height in (oldest..=early).rev().map(Height::new) {
+            let block = self.marshal.get_block(height).await?;
+            if let Some(finalization) = self.marshal.get_finalization(height).await {
+                return Some(anchor::encode(&finalization, block.inner()));
+            }
+        }
+        None
+    }
 }
 
 type Marshal = Mailbox<Scheme, Standard<BatchBlock>>;
@@ -201,6 +230,7 @@ where
     let (actor, marshal, floor) = Actor::init(context.child("marshal"), certificates, batches, config).await;
     let delivery = actor.start(Sink::new(Arc::clone(&shared), ports.deliveries), buffer, backfill);
     if let Some(processed) = floor.processed() {
+        shared.resumed.store(processed.height().get(), Relaxed);
         remember_recent(&shared, &marshal, processed.height().get()).await;
     }
 
@@ -260,10 +290,14 @@ fn marshal_config(
 ) -> marshal::Config<ConstantProvider<Scheme, Epoch>, FixedEpocher, Sequential, BatchBlock, Digested<BatchBlock>> {
     let genesis = membership.genesis();
     let digest = genesis.digest();
+    let start = match &membership.floor {
+        Some(anchor) => Start::Floor(anchor.finalization()),
+        None => Start::Genesis(Digested::precomputed(genesis, digest)),
+    };
     marshal::Config {
         provider: ConstantProvider::new(scheme),
         epocher: epocher(),
-        start: Start::Genesis(Digested::precomputed(genesis, digest)),
+        start,
         partition_prefix: format!("{}-marshal", membership.partition),
         mailbox_size: MAILBOX,
         view_retention: KEPT_VIEWS,

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::command::CommandId;
 use crate::error::{OrderError, SubmitError};
@@ -18,9 +18,11 @@ use crate::shared::Shared;
 pub(crate) type Exit = Option<OrderError>;
 
 /// What the running engine can be told.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 pub(crate) enum Control {
     Prune(u64),
+    /// Asks for the newest anchor that is not after this time.
+    Anchor(u64, oneshot::Sender<Option<Vec<u8>>>),
     Stop,
 }
 
@@ -60,6 +62,8 @@ pub struct OrderStatus {
     pub members: usize,
     /// Highest height this member knows to be final. Larger than `delivered_height` while it catches up.
     pub finalized_height: u64,
+    /// Height after which this run goes on: what the storage says was acknowledged in earlier ones.
+    pub resumed_height: u64,
     /// Highest height handed to the consumer in this run; 0 before the first.
     pub delivered_height: u64,
     /// Highest height acknowledged by the consumer in this run; 0 before the first.
@@ -76,6 +80,8 @@ pub struct OrderStatus {
     pub faults: u64,
     /// Side-channel messages dropped because the inbox was full.
     pub gossip_dropped: u64,
+    /// Height below which batches were given free in this run; 0 before.
+    pub pruned_height: u64,
     /// Whether the engine's thread is running.
     pub running: bool,
 }
@@ -162,12 +168,23 @@ impl OrderHandle {
         self.inner.inbox.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
-    /// Frees the batches below `height`, rounded down to a file of 4,096 batches. The newest 1,024 of those acknowledged in
-    /// this run always stay. A member that is further behind than what all others kept can never catch up, so keep generously.
+    /// Frees the batches below `height`, rounded down to a file of [`batches_per_file`](crate::OrderConfig::batches_per_file). The
+    /// newest 1,024 (or one file, if that is less) of those acknowledged in this run always stay. A member that is further
+    /// behind than what all others kept can catch up only from an [`Anchor`](crate::Anchor).
     pub fn prune(&self, height: u64) {
         let acknowledged = self.inner.shared.acknowledged.load(Relaxed);
         let height = height.min(acknowledged.saturating_sub(self.inner.limits.keep_batches));
+        self.inner.shared.pruned.fetch_max(height, Relaxed);
         let _ = self.inner.control.send(Control::Prune(height));
+    }
+
+    /// The newest batch acknowledged here of which the time is not after `time_ms`, with its certificate: for a member whose
+    /// consumer has the effects of all batches up to that time, and that lacks batches nobody keeps. It checks it with
+    /// [`OrderConfig::verify_anchor`](crate::OrderConfig::verify_anchor). `None` when there is none, or the engine has stopped.
+    pub async fn anchor_at(&self, time_ms: u64) -> Option<Vec<u8>> {
+        let (answer, answered) = oneshot::channel();
+        self.inner.control.send(Control::Anchor(time_ms, answer)).ok()?;
+        answered.await.ok().flatten()
     }
 
     /// The state now.
@@ -182,6 +199,7 @@ impl OrderHandle {
             seat: self.inner.limits.seat,
             members: self.inner.limits.members,
             finalized_height: shared.finalized.load(Relaxed),
+            resumed_height: shared.resumed.load(Relaxed),
             delivered_height: shared.delivered.load(Relaxed),
             acknowledged_height: shared.acknowledged.load(Relaxed),
             view: shared.view.load(Relaxed),
@@ -190,6 +208,7 @@ impl OrderHandle {
             pending_bytes,
             faults: shared.faults.load(Relaxed),
             gossip_dropped: shared.gossip_dropped.load(Relaxed),
+            pruned_height: shared.pruned.load(Relaxed),
             running: self.inner.exit.borrow().is_none(),
         }
     }

@@ -14,6 +14,7 @@
 //! Inside runs commonware's simplex consensus with its marshal, archives and authenticated network. Nothing of it shows
 //! in this interface, and all of its generic code is instantiated here, once.
 
+mod anchor;
 mod application;
 mod archive;
 mod block;
@@ -33,6 +34,7 @@ mod pacing;
 mod shared;
 mod sink;
 
+pub use anchor::{Anchor, AnchorError};
 pub use command::{CommandId, command_id};
 pub use config::{MAX_BATCH_BYTES, MAX_MEMBERS, OrderConfig, OrderMember};
 pub use delivery::{Ack, Batch, Delivery};

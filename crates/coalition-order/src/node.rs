@@ -25,7 +25,6 @@ use tokio::sync::{mpsc, watch};
 
 use crate::application::Tempo;
 use crate::archive;
-use crate::block::BlockLimits;
 use crate::config::OrderConfig;
 use crate::delivery::Delivery;
 use crate::engine::{Channels, Membership, Ports, start_member};
@@ -36,8 +35,6 @@ use crate::journal::{JournaledStorage, WithStorage};
 use crate::mempool::{Mempool, RECENT_HEIGHTS};
 use crate::shared::Shared;
 
-/// Ordered batches per file. Part of the storage format.
-const BATCHES_PER_FILE: NonZeroU64 = NonZeroU64::new(4_096).expect("not zero");
 /// Bytes of a log file before the other one takes its turn: what is replayed after a crash is at most about twice that.
 const LOG_BYTES: u64 = 32 * 1024 * 1024;
 /// Side-channel messages kept each way.
@@ -70,7 +67,7 @@ pub fn start(config: OrderConfig) -> Result<(OrderHandle, mpsc::Receiver<Deliver
         max_command_bytes: config.max_command_bytes,
         max_gossip_bytes: config.max_gossip_bytes,
         max_pending_bytes: config.max_pending_bytes,
-        keep_batches: RECENT_HEIGHTS as u64,
+        keep_batches: config.batches_per_file.min(RECENT_HEIGHTS as u64),
         members: config.roster.len(),
         seat,
     };
@@ -202,6 +199,9 @@ async fn run_member(
             }
             told = control.recv() => match told {
                 Some(Control::Prune(height)) => member.prune(height),
+                Some(Control::Anchor(time_ms, answer)) => {
+                    let _ = answer.send(member.anchor_at(time_ms).await);
+                }
                 Some(Control::Stop) | None => break OrderError::Stopped,
             },
         }
@@ -226,18 +226,15 @@ fn membership(config: &OrderConfig) -> Result<(Membership, usize), OrderError> {
         fingerprint: config.fingerprint(),
         seats: Arc::new(seats),
         key,
-        limits: BlockLimits {
-            max_bytes: config.max_batch_bytes,
-            max_commands: config.max_batch_commands,
-            max_command_bytes: config.max_command_bytes,
-        },
+        limits: config.limits(),
         tempo: Tempo { heartbeat_ms: config.heartbeat_ms, max_clock_drift_ms: config.max_clock_drift_ms },
         starts_after_ms: config.starts_after_ms,
         network_delay_ms: config.network_delay_ms,
         max_gossip_bytes: config.max_gossip_bytes,
         max_unacknowledged: config.max_unacknowledged,
-        batches_per_file: BATCHES_PER_FILE,
+        batches_per_file: NonZeroU64::new(config.batches_per_file).unwrap_or(NonZeroU64::MIN),
         partition: "order".into(),
+        floor: config.floor.clone(),
     };
     Ok((membership, seat))
 }

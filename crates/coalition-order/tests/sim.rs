@@ -13,6 +13,8 @@
     clippy::cast_precision_loss
 )]
 
+#[path = "../src/anchor.rs"]
+mod anchor;
 #[path = "../src/application.rs"]
 mod application;
 #[path = "../src/block.rs"]
@@ -45,6 +47,8 @@ mod mempool;
 mod ordered;
 #[path = "../src/pacing.rs"]
 mod pacing;
+#[path = "support/scenarios.rs"]
+mod scenarios;
 #[path = "../src/shared.rs"]
 mod shared;
 #[path = "../src/sink.rs"]
@@ -66,6 +70,7 @@ use commonware_runtime::{Clock as _, Handle, Quota, Spawner as _, Supervisor as 
 use commonware_utils::probability;
 use tokio::sync::{mpsc, watch};
 
+use anchor::Anchor;
 use application::Tempo;
 use block::BlockLimits;
 use campaign::{Injected, run_seeds};
@@ -76,11 +81,14 @@ pub use error::OrderError;
 use handle::{Control, HandleLimits, OrderHandle};
 use mempool::Mempool;
 use ordered::{Dice, Ordered};
+use scenarios::Scenario;
 use shared::Shared;
 use twins::{bundle, forward, route};
 
 const MEMBERS: usize = 4;
 const LIMITS: BlockLimits = BlockLimits { max_bytes: 2_000, max_commands: 20, max_command_bytes: 500 };
+
+const FINGERPRINT: [u8; 32] = [7; 32];
 
 /// What a member's consumer wrote to its own disk: survives every crash.
 #[derive(Clone, Default)]
@@ -99,57 +107,6 @@ impl Place {
     }
 }
 
-/// What happens to a committee that is given commands all the while.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Scenario {
-    Calm,
-    /// Every message is lost with this probability, in percent.
-    Loss(u8),
-    /// {0, 1} and {2, 3} do not hear each other for a while.
-    Split,
-    /// Member 3 crashes and comes back; the others go on without it.
-    CrashOne,
-    /// One member after the other crashes and comes back.
-    CrashMany,
-    /// Member 2's consumer stands still for a while.
-    SlowConsumer,
-    /// Old batches are freed, then one member after the other starts again.
-    Prune,
-    /// Member 3 runs twice under one key and tells overlapping parts of the committee different things.
-    Twins,
-    /// All lose power at one instant, several times, and start again from what was synced.
-    PowerLoss,
-    /// The same, and of what was not synced some writes are on disk, others not.
-    TornWrites,
-}
-
-impl Scenario {
-    /// Everything one seed goes through in a campaign.
-    const ALL: [Self; 11] = [
-        Self::Calm,
-        Self::Loss(10),
-        Self::Loss(30),
-        Self::Split,
-        Self::CrashOne,
-        Self::CrashMany,
-        Self::SlowConsumer,
-        Self::Prune,
-        Self::Twins,
-        Self::PowerLoss,
-        Self::TornWrites,
-    ];
-
-    /// Members that follow the protocol and must agree.
-    fn honest(self) -> &'static [usize] {
-        if self == Self::Twins { &[0, 1, 2] } else { &[0, 1, 2, 3] }
-    }
-
-    /// How often the whole machine room starts.
-    fn lives(self) -> u64 {
-        if matches!(self, Self::PowerLoss | Self::TornWrites) { 4 } else { 1 }
-    }
-}
-
 /// Whom the first and the second twin talk to.
 const TWIN_FRIENDS: [[usize; 2]; 2] = [[0, 1], [1, 2]];
 
@@ -164,6 +121,8 @@ struct World {
     stalled: Arc<Mutex<BTreeSet<usize>>>,
     lives: u64,
     success: u8,
+    /// Where the next member starts.
+    floor: Option<Anchor>,
     scenario: Scenario,
     injected: Injected,
 }
@@ -193,8 +152,9 @@ impl World {
         let members = (0..MEMBERS).map(|_| None).collect();
         let stalled = Arc::default();
         let success = if let Scenario::Loss(percent) = scenario { 100 - percent } else { 100 };
+        let floor = None;
         let mut world =
-            Self { context, oracle, keys, places, dice, members, stalled, lives, success, scenario, injected };
+            Self { context, oracle, keys, places, dice, members, stalled, lives, success, floor, scenario, injected };
         for a in 0..MEMBERS {
             for b in 0..MEMBERS {
                 world.link(a, b).await;
@@ -277,7 +237,7 @@ impl World {
         R: Receiver<PublicKey = PublicKey>,
     {
         let membership = Membership {
-            fingerprint: [7; 32],
+            fingerprint: FINGERPRINT,
             seats: Arc::new(self.keys.iter().map(|k| k.public_key()).collect()),
             key: self.keys[i].clone(),
             limits: LIMITS,
@@ -288,6 +248,7 @@ impl World {
             max_unacknowledged: 4,
             batches_per_file: NonZeroU64::new(8).unwrap(),
             partition: format!("member-{i}-{twin}"),
+            floor: self.floor.take(),
         };
         assert!(membership.max_message_bytes() <= 1024 * 1024);
         let Place { ledger, disk } = place;
@@ -324,6 +285,9 @@ impl World {
                     (result, first, _) = &mut ended => panic!("the {} of member {i} ended: {result:?}", names[first]),
                     Some(control) = told.recv() => match control {
                         Control::Prune(height) => member.prune(height),
+                        Control::Anchor(time_ms, answer) => {
+                            let _ = answer.send(member.anchor_at(time_ms).await);
+                        }
                         Control::Stop => return,
                     },
                 }
@@ -371,8 +335,9 @@ impl World {
     /// Clients of crashed members try again. Then everything must arrive everywhere.
     async fn settle(&self, commands: &[(usize, Vec<u8>)]) {
         for (i, command) in commands {
-            // Pruned members may have forgotten what they ordered; everywhere else a needless repetition must do no harm.
-            if self.scenario != Scenario::Prune || !delivered(&self.places[*i].ledger).contains(command) {
+            // Some may have forgotten what was ordered; everywhere else a needless repetition must do no harm.
+            let may_have_forgotten = matches!(self.scenario, Scenario::Prune | Scenario::CutOff);
+            if !may_have_forgotten || !delivered(&self.places[*i].ledger).contains(command) {
                 self.submit(*i, command.clone());
             }
         }
@@ -439,7 +404,7 @@ async fn live(
     world.load(&mut commands, 2_000).await;
     match scenario {
         Scenario::Calm | Scenario::Loss(_) | Scenario::Twins => world.load(&mut commands, 2_000).await,
-        Scenario::Split => split(&world, &mut commands).await,
+        Scenario::Split => scenarios::split(&world, &mut commands).await,
         Scenario::CrashOne => {
             world.crash(3).await;
             let before = world.height(0);
@@ -463,7 +428,8 @@ async fn live(
             assert!(world.height(0) > world.height(2) + 5, "the others must not wait for a slow consumer");
             world.stalled.lock().unwrap().clear();
         }
-        Scenario::Prune => prune(&mut world, &mut commands).await,
+        Scenario::Prune => scenarios::prune(&mut world, &mut commands).await,
+        Scenario::CutOff => scenarios::cut_off(&mut world, &mut commands).await,
         Scenario::PowerLoss | Scenario::TornWrites => {
             world.load(&mut commands, 100 * life).await;
             if life < scenario.lives() {
@@ -479,41 +445,6 @@ async fn live(
     world.settle(&commands).await;
     let faults = world.members.iter().flatten().map(|(handle, _)| handle.status().faults).sum();
     (commands, faults)
-}
-
-async fn split(world: &World, commands: &mut Vec<(usize, Vec<u8>)>) {
-    let pairs = [(0, 2), (0, 3), (1, 2), (1, 3), (2, 0), (3, 0), (2, 1), (3, 1)];
-    for (a, b) in pairs {
-        world.cut(a, b).await;
-    }
-    world.load(commands, 500).await;
-    let before: Vec<u64> = (0..MEMBERS).map(|i| world.height(i)).collect();
-    world.load(commands, 3_000).await;
-    let after: Vec<u64> = (0..MEMBERS).map(|i| world.height(i)).collect();
-    assert_eq!(before, after, "half a committee must order nothing");
-    for (a, b) in pairs {
-        world.link(a, b).await;
-    }
-}
-
-async fn prune(world: &mut World, commands: &mut Vec<(usize, Vec<u8>)>) {
-    let keep = (0..MEMBERS).map(|i| world.height(i)).min().unwrap() - 2;
-    assert!(keep > 16, "there is something to free");
-    for i in 0..MEMBERS {
-        let partition = format!("member-{i}-one-batches-value");
-        let before = world.places[i].disk.count(&partition);
-        world.injected.one("member pruned");
-        world.members[i].as_ref().unwrap().0.prune(keep);
-        world.load(commands, 200).await;
-        let after = world.places[i].disk.count(&partition);
-        assert!(after < before, "{before} files before, {after} after");
-    }
-    for i in 0..MEMBERS {
-        world.crash(i).await;
-        world.load(commands, 300).await;
-        world.start(i).await;
-        world.load(commands, 300).await;
-    }
 }
 
 /// What one seed led to: equal for equal seeds.
@@ -618,6 +549,11 @@ fn a_consumer_stands_still() {
 #[test]
 fn old_batches_are_freed() {
     run_seeds(Scenario::Prune);
+}
+
+#[test]
+fn one_is_cut_off_until_batches_it_lacks_are_freed() {
+    run_seeds(Scenario::CutOff);
 }
 
 #[test]

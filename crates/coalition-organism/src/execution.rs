@@ -24,6 +24,24 @@ use crate::{
 /// Rounds after one batch; a machine that wants more is broken, and stopping is safer than spinning.
 const MAX_ROUNDS: usize = 10_000;
 
+/// Batches of one engine between two states that all logs of the committee have in common, unless an organism's setup says
+/// otherwise. Part of the protocol. The first of them is what lets ordered batches be dropped: docs/protocol/log.md, section 7.
+pub const COMMON_EVERY: u64 = 8_192;
+
+/// The height before the first of an epoch. Heights only have to grow, and to be the same on all members.
+pub(crate) const fn first_height(epoch: u64) -> u64 {
+    epoch << EPOCH_BITS
+}
+
+/// Bits of a height that count the batches of one epoch's engine.
+const EPOCH_BITS: u32 = 40;
+
+/// Whether every log gets a state at the end of the batch of this height.
+pub(crate) const fn is_common(height: u64, every: u64) -> bool {
+    let of_engine = height & ((1 << EPOCH_BITS) - 1);
+    of_engine > 0 && of_engine.is_multiple_of(every)
+}
+
 /// One command as it was ordered.
 pub(crate) struct Command<'a> {
     pub(crate) write_id: WriteId,
@@ -72,13 +90,18 @@ pub enum ExecutionError {
 /// One organism's machine with its place in the log.
 pub(crate) struct Execution {
     machine: Box<dyn Machine>,
+    /// The genesis roster's, for starting anew from a state.
+    genesis: Epochs,
     epochs: Epochs,
     ending: Ending,
     /// The host's own entries, those of states excepted.
     host_entries: Vec<Entry>,
     clock: Option<(TickOf, Clock)>,
     state_every: u64,
+    common_every: u64,
     next_index: u64,
+    /// Committee time of the last entry: every batch up to it is in the log, and none after it.
+    last_time_ms: Option<u64>,
     writes: WriteTable,
 }
 
@@ -87,12 +110,15 @@ impl Execution {
     pub(crate) fn new(machine: Box<dyn Machine>, epochs: Epochs) -> Self {
         Self {
             machine,
+            genesis: epochs.clone(),
             epochs,
             ending: Ending::default(),
             host_entries: Vec::new(),
             clock: None,
             state_every: STATE_EVERY,
+            common_every: COMMON_EVERY,
             next_index: 0,
+            last_time_ms: None,
             writes: WriteTable::default(),
         }
     }
@@ -109,7 +135,13 @@ impl Execution {
         self
     }
 
-    /// Takes over a state that `certifies` certifies, instead of folding the entries before it. Comes first if it comes.
+    /// The same with a state in every log after each `batches` batches of an epoch; at least 1.
+    pub(crate) fn with_common_every(mut self, batches: u64) -> Self {
+        self.common_every = batches.max(1);
+        self
+    }
+
+    /// Takes over a state that `certifies` certifies, in place of whatever was folded before.
     ///
     /// # Errors
     /// [`StateError`]; this execution is unchanged then.
@@ -123,13 +155,27 @@ impl Execution {
             return Err(SnapshotError::Contradiction(what).into());
         }
         self.machine.restore(&state.machine)?;
+        self.epochs = self.genesis.clone();
+        self.ending = Ending::default();
+        self.host_entries.clear();
         host_entries.into_iter().for_each(|entry| self.fold_host(entry));
         if let Some((_, clock)) = &mut self.clock {
             *clock = Clock::from_list(state.ticks);
         }
         self.writes = WriteTable::from_list(&state.writes);
         self.next_index = record.covers;
+        self.last_time_ms = None;
         Ok(())
+    }
+
+    /// Committee time of the last entry folded; `None` before the first, and right behind a state.
+    pub(crate) const fn last_time_ms(&self) -> Option<u64> {
+        self.last_time_ms
+    }
+
+    /// Whether the log has all that a batch of this time writes: times grow from batch to batch, and an entry has its batch's.
+    pub(crate) fn has_executed(&self, time_ms: u64) -> bool {
+        self.last_time_ms.is_some_and(|last| last >= time_ms)
     }
 
     /// The tick in force for a batch of time `time_ms`, its own included; `None` unless this is the clock and has ticked.
@@ -161,6 +207,11 @@ impl Execution {
     /// Entries between two states.
     pub(crate) const fn state_every(&self) -> u64 {
         self.state_every
+    }
+
+    /// Batches between two states that all logs of the committee have in common.
+    pub(crate) const fn common_every(&self) -> u64 {
+        self.common_every
     }
 
     /// What an earlier write with this id produced.
@@ -294,11 +345,13 @@ impl Execution {
     }
 
     /// Writes down the state and certifies it, when this batch takes the log to the next multiple of the cadence or past it, a
-    /// handover that follows counted in. A state that has grown too large is left out, and the log goes on.
+    /// handover that follows counted in, or is one after which every log has a state. A state that has grown too large is left
+    /// out, and the log goes on.
     fn certify_state_if_due(&mut self, size_before: u64, cx: &Context, tick: Option<u64>, done: &mut Executed) {
         let covers = self.next_index;
         let ends_at = covers + u64::from(self.epochs.is_handing_over());
-        if size_before / self.state_every == ends_at / self.state_every {
+        let is_common = is_common(cx.height, self.common_every);
+        if size_before / self.state_every == ends_at / self.state_every && !is_common {
             return;
         }
         let Some(bytes) = self.state() else {
@@ -358,6 +411,7 @@ impl Execution {
             self.machine.evolve(entry);
         }
         self.next_index = entry.index + 1;
+        self.last_time_ms = Some(entry.time_ms);
         self.writes.fold(entry);
     }
 

@@ -34,11 +34,12 @@ mod wire;
 pub use client::{Committed, Organism, random_write_id};
 pub use coalition_log::{Contains, Fold, FoldFault, FromState, Persist, SnapshotError, Ticking, entry::WriteId};
 pub use error::{ReadError, WriteError};
-pub use execution::ExecutionError;
+pub use execution::{COMMON_EVERY, ExecutionError};
 pub use folded::TickOf;
 pub use follower::{Follower, Start, When};
 pub use member::{
-    AddressBook, Member, MemberError, MemberKeys, MemberSetup, OrderSetup, OrganismSetup, OrganismStatus, Standing,
+    AddressBook, BatchKeeping, Member, MemberError, MemberKeys, MemberSetup, OrderSetup, OrganismSetup, OrganismStatus,
+    Standing,
 };
 pub use pruned::Pruned;
 pub use wire::MAX_COMMAND_BYTES;

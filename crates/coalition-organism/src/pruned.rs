@@ -4,6 +4,11 @@ use coalition_universe::Fault;
 
 const CODE: &str = "pruned";
 
+/// Whether a refusal says that what was asked for is dropped.
+pub(crate) fn is_pruned(fault: &Fault) -> bool {
+    fault.code == CODE
+}
+
 /// Entries a member dropped. One member's word; another may have them.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("entries below {below} were pruned by {by} at {at_ms} ms since the Unix epoch")]

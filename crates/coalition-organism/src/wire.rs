@@ -16,6 +16,12 @@ pub(crate) const MAX_RANGE_BYTES: usize = 1 << 20;
 /// Writes in one request, at most.
 pub(crate) const MAX_WRITES: usize = 256;
 
+/// Tiles of leaf hashes in one answer to [`HashesRequest`], at most: 1 MiB.
+pub(crate) const MAX_TILES: u64 = 128;
+
+/// Code of the refusal of a member whose engine has no anchor to offer.
+pub(crate) const NO_ANCHOR: &str = "no_anchor";
+
 /// Code of the refusal of a member that keeps no state a reader could start from.
 pub(crate) const NO_STATE: &str = "no_state";
 
@@ -30,6 +36,8 @@ pub(crate) mod method {
     pub(crate) const EVIDENCE: &str = "organism.evidence";
     pub(crate) const STATE: &str = "organism.state";
     pub(crate) const STATE_PART: &str = "organism.state_part";
+    pub(crate) const HASHES: &str = "organism.hashes";
+    pub(crate) const ANCHOR: &str = "organism.anchor";
 }
 
 /// A command as the ordering engine carries it.
@@ -253,6 +261,23 @@ pub(crate) struct StatePartRequest {
     pub(crate) offset: u64,
 }
 
+/// `organism.hashes`: leaf hashes of the log, from a tile of 256 on; the answer is the hashes of that tile and as many of the
+/// tiles after it as are full and were asked for, [`MAX_TILES`] at most.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct HashesRequest {
+    pub(crate) organism: UniqueId,
+    pub(crate) tile: u64,
+    pub(crate) tiles: u64,
+}
+
+/// `organism.anchor`: where the engine of an epoch may be started by a member that has the effects of all batches up to a time;
+/// the answer is a [`coalition_order::Anchor`]'s bytes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct AnchorRequest {
+    pub(crate) epoch: u64,
+    pub(crate) time_ms: u64,
+}
+
 /// Bytes that are not the message they should be.
 #[derive(Debug, thiserror::Error)]
 #[error("message of {bytes} bytes is not a {expected}")]
@@ -279,6 +304,15 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn what_members_ask_of_members_is_pinned() {
+        let organism = UniqueId::from_bytes([0x11; 32]);
+        let hashes = encode(&HashesRequest { organism, tile: 300, tiles: 2 });
+        assert_eq!(hashes[hashes.len() - 3..], [0xAC, 0x02, 2]);
+        assert_eq!(hashes.len(), 35);
+        assert_eq!(encode(&AnchorRequest { epoch: 1, time_ms: 300 }), [1, 0xAC, 0x02]);
+    }
 
     #[test]
     fn the_wire_forms_are_pinned() {
@@ -321,6 +355,8 @@ mod tests {
             let _ = decode::<Handovers>(&bytes);
             let _ = decode::<HeadAnswer>(&bytes);
             let _ = decode::<FollowAnswer>(&bytes);
+            let _ = decode::<HashesRequest>(&bytes);
+            let _ = decode::<AnchorRequest>(&bytes);
             let head = HeadRequest { organism: UniqueId::from_bytes([1; 32]), newer_than: None, epoch: 0, wait_ms: 1 };
             let mut longer = encode(&head);
             longer.push(0);

@@ -19,7 +19,8 @@ use coalition_log::{
 };
 use coalition_order::OrderError;
 use coalition_organism::{
-    AddressBook, Member, MemberError, MemberKeys, MemberSetup, OrderSetup, Organism, OrganismSetup, TickOf,
+    AddressBook, BatchKeeping, Member, MemberError, MemberKeys, MemberSetup, OrderSetup, Organism, OrganismSetup,
+    TickOf,
 };
 use coalition_universe::{Node, NodeConfig, NodeKey, PeerAddress, Relay, UNIVERSE};
 use ed25519_dalek::SigningKey;
@@ -80,9 +81,12 @@ pub struct Committee {
     /// Where the ordering engines listen, by consensus key.
     book: Book,
     dir: tempfile::TempDir,
-    heartbeat_ms: u64,
+    /// See [`OrderSetup::heartbeat_ms`]; counts for members started from now on.
+    pub heartbeat_ms: u64,
     /// See [`MemberSetup::retain_entries`]; counts for members started from now on.
     pub retain_entries: Option<u64>,
+    /// See [`MemberSetup::batches`]; counts for members started from now on.
+    pub batches: BatchKeeping,
 }
 
 const START: Duration = Duration::from_secs(30);
@@ -126,6 +130,11 @@ fn roster_member(member: usize) -> RosterMember {
 impl Committee {
     /// Starts `n` members that carry the given organisms, and waits until all take part.
     pub async fn start(n: usize, carried: Vec<Carried>) -> Self {
+        Self::start_with(n, carried, |_| {}).await
+    }
+
+    /// As [`start`](Self::start), after `set` has set what the members start with.
+    pub async fn start_with(n: usize, carried: Vec<Carried>, set: impl FnOnce(&mut Self)) -> Self {
         let relay = Relay::start(SocketAddr::from(([127, 0, 0, 1], 0))).await.expect("relay");
         let seats: Vec<Seat> = (0..n).map(|_| Seat { running: None, address: free_port() }).collect();
         let book = (0..n).zip(&seats).map(|(member, seat)| (*key(member, 2).peer_id().as_bytes(), seat.address));
@@ -142,7 +151,9 @@ impl Committee {
             dir,
             heartbeat_ms: 1_000,
             retain_entries: None,
+            batches: BatchKeeping::default(),
         };
+        set(&mut committee);
         for member in 0..n {
             committee.start_member(member).await;
         }
@@ -204,6 +215,7 @@ impl Committee {
             data_dir: self.member_dir(member),
             organisms: organisms.collect(),
             retain_entries: self.retain_entries,
+            batches: self.batches,
         }
     }
 
@@ -272,6 +284,12 @@ impl Committee {
     #[must_use]
     pub fn member(&self, member: usize) -> Option<&Member> {
         self.seats[member].running.as_ref().map(|(_, running)| running)
+    }
+
+    /// The node of a running member.
+    #[must_use]
+    pub fn node_of(&self, member: usize) -> Option<&Arc<Node>> {
+        self.seats[member].running.as_ref().map(|(node, _)| node)
     }
 
     /// Where the committee's nodes meet, and how its members can be reached: what a client in another process needs.

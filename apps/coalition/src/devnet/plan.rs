@@ -18,7 +18,9 @@ use super::{
 };
 use crate::{
     names::{ALMANAC_SERVICE, BRIDGE_ROLE, COMPUTE_SERVICE, UNSEAL_ROLE, UNSEAL_SERVICE},
-    roles::config::{HostConfig, MemberConfig, NetworkConfig, RelayConfig, UniverseConfig, UnsealConfig},
+    roles::config::{
+        HostConfig, MemberConfig, NetworkConfig, RelayConfig, UniverseConfig, UnsealConfig, default_retain_batches,
+    },
 };
 
 /// First bytes of the compute bridge's published content: a magic and the version of the layout.
@@ -182,6 +184,7 @@ impl Plan<'_> {
             joins: false,
             heartbeat_ms: 1_000,
             retain_entries: None,
+            retain_batches: default_retain_batches(),
             peers: self.member_peers(),
             network: self.network(name, ports.member_nodes[index]),
         }

@@ -8,6 +8,7 @@ use std::{
 };
 
 use coalition::{PublishedConfig, Roster, UniqueId};
+use coalition_organism::BatchKeeping;
 use coalition_universe::{NodeError, NodeKey, PeerAddress};
 use serde::{Deserialize, Serialize};
 
@@ -87,11 +88,27 @@ pub struct MemberConfig {
     /// them. Without it all are kept.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retain_entries: Option<u64>,
+    /// How many of the newest ordered batches are kept at least, for members that were away for a while and replay them; who was
+    /// away longer reads the logs. Older ones are dropped once every log has a certified state behind them, which is every 8,192
+    /// batches.
+    #[serde(default = "default_retain_batches")]
+    pub retain_batches: u64,
     /// Where the members' nodes can be reached, by name. Without it this member reports no clock readings.
     #[serde(default)]
     pub peers: BTreeMap<String, PeerAddress>,
     /// The universe.
     pub network: NetworkConfig,
+}
+
+pub(crate) fn default_retain_batches() -> u64 {
+    BatchKeeping::default().retain
+}
+
+impl MemberConfig {
+    /// What the member keeps of ordered batches.
+    pub(super) fn batches(&self) -> BatchKeeping {
+        BatchKeeping { retain: self.retain_batches, ..BatchKeeping::default() }
+    }
 }
 
 const fn default_heartbeat_ms() -> u64 {

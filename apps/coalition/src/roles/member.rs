@@ -60,6 +60,7 @@ pub(super) async fn start(path: &Path) -> Result<Running> {
         data_dir,
         organisms: carried.organisms()?,
         retain_entries: config.retain_entries,
+        batches: config.batches(),
     };
     let member = Member::start(setup)
         .await

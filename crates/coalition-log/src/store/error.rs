@@ -244,6 +244,22 @@ pub enum StoreError {
         /// When, Unix milliseconds.
         at_ms: u64,
     },
+    /// What others served for a takeover is not the certified tree, or not one that this log is the beginning of.
+    #[error(
+        "the hashes and entries served for a state of {covers} entries are not the certified tree that this log begins"
+    )]
+    TakeoverTree {
+        /// Entries the state covers.
+        covers: u64,
+    },
+    /// What others served for a takeover has another length than it must.
+    #[error("the {what} served for a takeover are not the {expected} there are")]
+    TakeoverLength {
+        /// Which part.
+        what: &'static str,
+        /// How many there must be.
+        expected: u64,
+    },
     /// The entry is durable here and not certified yet.
     #[error("entry {index} is not certified yet, {certified} entries are")]
     NotCertifiedYet {

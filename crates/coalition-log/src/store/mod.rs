@@ -8,6 +8,7 @@
 //! * `handovers`: proofs of the changes of the roster, if there were any.
 //! * `state/…`: the last two states of the fold, each certified by an entry of the log.
 //! * `pruned`: below which index entries have been dropped.
+//! * `start`: the state a log begins with whose first entries were never here.
 //! * `lock`: held while the directory is open.
 //!
 //! Rotation syncs tiles in a thread of its own, so that no append waits for hundreds of them.
@@ -24,6 +25,7 @@ mod pruning;
 mod reader;
 mod rotation;
 mod states;
+mod takeover;
 mod tiles;
 
 #[cfg(test)]
@@ -46,6 +48,7 @@ pub use journal::JOURNAL_FILE;
 pub use pruning::Pruned;
 pub use reader::{Head, Reader};
 pub use states::States;
+pub use takeover::{Checked, Takeover};
 pub use tiles::{TILE_WIDTH, TileKind, decode_bundle, decode_hashes, encode_bundle, encode_hashes, tile_path};
 
 pub use files::replace_durably;
@@ -178,7 +181,7 @@ impl Store {
                 return Err(StoreError::WrongHeight { last, found: batch.height });
             }
             height = Some(batch.height);
-            encode_batch(batch, first, &mut encoded)?;
+            encode_entries(batch.entries, first, &mut encoded)?;
             plan.push(Some((batch.height, batch.entries.len())));
         }
         let bytes: usize = encoded.iter().map(|entry| 4 + entry.len()).sum();
@@ -255,14 +258,20 @@ impl Store {
         Ok(())
     }
 
-    /// Keeps the state after `covers` entries durably beside the log, and drops all but the last two.
+    /// Keeps the state after `covers` entries durably beside the log, and drops all but the last two and the newest that the
+    /// certificate kept here confirms: the next start may need it.
     ///
     /// # Errors
     /// Fatal write errors.
     pub fn put_state(&mut self, covers: u64, state: &[u8]) -> Result<(), StoreError> {
         self.check_poisoned()?;
-        let written = self.reader.states().put(covers, state);
+        let written = self.usable_state().and_then(|usable| self.reader.states().put(covers, state, usable));
         self.poison_on_error(written)
+    }
+
+    /// The newest state that a start would use now.
+    fn usable_state(&self) -> Result<Option<u64>, StoreError> {
+        Ok(self.reader.states().list()?.into_iter().find(|covers| self.reader.confirms_state(*covers)))
     }
 
     /// Writes the partial tiles of the last certified checkpoint, so that the directory as it stands can be served to
@@ -351,8 +360,8 @@ impl Store {
     }
 }
 
-fn encode_batch(batch: &Batch<'_>, first: u64, out: &mut Vec<Arc<[u8]>>) -> Result<(), StoreError> {
-    for entry in batch.entries {
+fn encode_entries(entries: &[Entry], first: u64, out: &mut Vec<Arc<[u8]>>) -> Result<(), StoreError> {
+    for entry in entries {
         let expected = first + out.len() as u64;
         if entry.index != expected {
             return Err(StoreError::WrongIndex { expected, found: entry.index });

@@ -11,6 +11,7 @@ use super::journal::{self, Base, Journal, Recovered};
 use super::reader::{Reader, State, read_tile};
 use super::{
     CHECKPOINT_FILE, HANDOVERS_FILE, IDENTITY_FILE, JOURNAL_FILE, Store, StoreError, StoreOptions, TILE_WIDTH, pruning,
+    takeover,
 };
 use crate::checkpoint::{CertifiedCheckpoint, SignedCheckpoint, parse_decimal, parse_id};
 use crate::handover::{RosterChain, proofs_from_text};
@@ -44,6 +45,8 @@ pub(super) fn open(
         check_certified(&reader, &certified)?;
         reader.shared.state_mut().certified = Some(certified);
     }
+    let start = takeover::recover(dir, base)?;
+    reader.shared.state_mut().start = start;
     reader.shared.state_mut().pruned = pruning::recover(dir)?;
     let journal = Journal::resume(dir, &recovered)?;
     let mut store =

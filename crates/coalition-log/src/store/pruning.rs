@@ -47,8 +47,7 @@ impl Store {
 
     fn drop_bundles(&self, from: u64, pruned: Pruned) -> Result<Pruned, StoreError> {
         let dir = self.reader.dir();
-        let text = format!("{HEADER}\nbelow {}\nat {}\n", pruned.below, pruned.at_ms);
-        replace_durably(&dir.join(PRUNED_FILE), text.as_bytes())?;
+        write_pruned(dir, pruned)?;
         self.reader.shared.state_mut().pruned = Some(pruned);
         for number in from / TILE_WIDTH..pruned.below / TILE_WIDTH {
             remove_bundle(dir, number)?;
@@ -59,18 +58,32 @@ impl Store {
 
 /// What was dropped from the log in `dir`, after finishing what a crash interrupted.
 pub(super) fn recover(dir: &Path) -> Result<Option<Pruned>, StoreError> {
-    let path = dir.join(PRUNED_FILE);
-    let Some(bytes) = read_if_there(&path)? else { return Ok(None) };
-    let text = String::from_utf8_lossy(&bytes);
-    let pruned = parse(&text).ok_or_else(|| {
-        let reason = "it does not say what was pruned";
-        StoreError::Malformed { path, offset: 0, reason }
-    })?;
+    let Some(pruned) = read(dir)? else { return Ok(None) };
     let mut number = pruned.below / TILE_WIDTH;
     while number > 0 && remove_bundle(dir, number - 1)? {
         number -= 1;
     }
     Ok(Some(pruned))
+}
+
+/// What the file says.
+pub(super) fn read(dir: &Path) -> Result<Option<Pruned>, StoreError> {
+    let path = dir.join(PRUNED_FILE);
+    let Some(bytes) = read_if_there(&path)? else { return Ok(None) };
+    let pruned = parse(&String::from_utf8_lossy(&bytes));
+    let reason = "it does not say what was pruned";
+    pruned.map(Some).ok_or(StoreError::Malformed { path, offset: 0, reason })
+}
+
+/// Says durably what is gone.
+pub(super) fn write_pruned(dir: &Path, pruned: Pruned) -> Result<(), StoreError> {
+    let text = format!("{HEADER}\nbelow {}\nat {}\n", pruned.below, pruned.at_ms);
+    replace_durably(&dir.join(PRUNED_FILE), text.as_bytes())
+}
+
+/// Removes every bundle below an index, wherever they begin and end.
+pub(super) fn drop_all_bundles(dir: &Path, below: u64) -> Result<(), StoreError> {
+    (0..below / TILE_WIDTH).try_for_each(|number| remove_bundle(dir, number).map(drop))
 }
 
 fn parse(text: &str) -> Option<Pruned> {

@@ -13,6 +13,7 @@ use super::StoreError;
 use super::files::unreadable;
 use super::pruning::Pruned;
 use super::states::States;
+use super::takeover::FETCHED;
 use super::tiles::{TILE_WIDTH, TileKind, decode_bundle, decode_hashes, encode_bundle, encode_hashes, tile_path};
 use crate::checkpoint::CertifiedCheckpoint;
 use crate::entry::{Entry, leaf_hash};
@@ -45,13 +46,16 @@ pub(super) struct State {
     pub(super) height: Option<u64>,
     pub(super) certified: Option<CertifiedCheckpoint>,
     pub(super) pruned: Option<Pruned>,
+    /// Entries covered by the state this log begins with; `None` for one that has had all its entries.
+    pub(super) start: Option<u64>,
 }
 
 impl State {
     /// A log whose first `base` entries are in tiles with the given upper levels (`levels[0]` empty).
     pub(super) fn new(base: u64, levels: Vec<Vec<Hash>>, height: Option<u64>) -> Option<Self> {
         let frontier = Frontier::new();
-        let mut state = Self { base, tail: Vec::new(), levels, frontier, height, certified: None, pruned: None };
+        let tail = Vec::new();
+        let mut state = Self { base, tail, levels, frontier, height, certified: None, pruned: None, start: None };
         let bits = (TILE_BITS..u64::BITS).rev().filter(|bit| base >> bit & 1 == 1);
         let peaks = bits.map(|bit| state.upper_node(bit, (base >> bit) - 1)).collect::<Option<Vec<_>>>()?;
         state.frontier = Frontier::from_peaks(base, peaks)?;
@@ -176,6 +180,34 @@ impl Reader {
     /// Height of the last batch that was appended; `None` before the first.
     pub fn last_height(&self) -> Option<u64> {
         self.shared.state().height
+    }
+
+    /// Whether the last entries were fetched from others: then no batch is known that they end with, and they may end within one.
+    pub fn is_fetched(&self) -> bool {
+        self.last_height() == Some(FETCHED)
+    }
+
+    /// Entries covered by the state this log was started with instead of its first entries. That state was verified before, as
+    /// was the entry that certifies it; the certificate may be of more entries than are here.
+    pub fn starts_with(&self) -> Option<u64> {
+        self.shared.state().start
+    }
+
+    /// Whether a state after `covers` entries was certified, as far as is durable here, and the entries after it are here.
+    pub fn confirms_state(&self, covers: u64) -> bool {
+        let state = self.shared.state();
+        let certified = state.certified.as_ref().map_or(0, CertifiedCheckpoint::size);
+        let kept_from = state.pruned.map_or(0, |pruned| pruned.below);
+        (kept_from..certified).contains(&covers) || state.start == Some(covers)
+    }
+
+    /// Leaf hashes from `from` on, which is not below the first entry in the journal.
+    pub(super) fn leaves_from(&self, from: u64) -> Result<Vec<Hash>, StoreError> {
+        let state = self.shared.state();
+        let beyond = StoreError::OutOfRange { index: from, size: state.size() };
+        let at = from.checked_sub(state.base).and_then(|at| usize::try_from(at).ok());
+        let leaves = state.levels.first().map(Vec::as_slice).unwrap_or_default();
+        at.and_then(|at| leaves.get(at..)).map(<[Hash]>::to_vec).ok_or(beyond)
     }
 
     /// The last certified checkpoint that was put here.

@@ -80,6 +80,13 @@ impl Store {
 
 /// The base of a journal that begins after the first `size` entries, and what it must carry.
 fn describe(state: &State, size: u64) -> (Base, Option<Record>) {
+    let entries = state.tail[position(size - state.base)..].to_vec();
+    let carried = (!entries.is_empty()).then(|| Record { height: state.height.unwrap_or(0), first: size, entries });
+    (base_at(state, size), carried)
+}
+
+/// The base of a journal that begins after the first `size` entries.
+pub(super) fn base_at(state: &State, size: u64) -> Base {
     let edge = |(i, hashes): (usize, &Vec<_>)| {
         let count = size >> (8 * (i + 1));
         hashes[position(full(count))..position(count)].to_vec()
@@ -88,9 +95,7 @@ fn describe(state: &State, size: u64) -> (Base, Option<Record>) {
     while edges.last().is_some_and(Vec::is_empty) {
         edges.pop();
     }
-    let entries = state.tail[position(size - state.base)..].to_vec();
-    let carried = (!entries.is_empty()).then(|| Record { height: state.height.unwrap_or(0), first: size, entries });
-    (Base { size, height: state.height, edges }, carried)
+    Base { size, height: state.height, edges }
 }
 
 /// The largest multiple of a tile's width that is not above `count`.

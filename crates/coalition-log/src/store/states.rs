@@ -79,14 +79,14 @@ impl States {
         read().map_err(unreadable(&path))
     }
 
-    /// Keeps a state durably, and drops all but the last two.
-    pub(super) fn put(&self, covers: u64, state: &[u8]) -> Result<(), StoreError> {
+    /// Keeps a state durably, and drops all but the last two and the one that `usable` names.
+    pub(super) fn put(&self, covers: u64, state: &[u8], usable: Option<u64>) -> Result<(), StoreError> {
         if !self.dir.is_dir() {
             fs::create_dir_all(&self.dir).map_err(fatal("create directory", &self.dir))?;
             self.dir.parent().map_or(Ok(()), sync)?;
         }
         replace_durably(&self.path(covers), state)?;
-        for old in self.list()?.into_iter().skip(KEPT) {
+        for old in self.list()?.into_iter().skip(KEPT).filter(|old| Some(*old) != usable) {
             remove(&self.path(old))?;
         }
         self.drop_unfinished()

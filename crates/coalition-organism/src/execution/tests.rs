@@ -387,3 +387,47 @@ fn a_handover_that_ends_at_a_multiple_brings_a_state_too() {
     let kinds: Vec<&str> = done.entries.iter().map(|entry| entry.kind.as_str()).collect();
     assert_eq!((kinds, done.state.map(|state| state.covers)), (vec![STATE_KIND, HANDOVER_KIND], Some(2)));
 }
+
+#[test]
+fn every_log_has_a_state_at_a_common_point_whatever_else_it_writes() {
+    let fresh = || Execution::new(Box::<Counter>::default(), epochs()).with_common_every(4);
+    let (mut idle, mut busy) = (fresh(), fresh());
+    let mut states = Vec::new();
+    for height in 1..=9 {
+        assert_eq!((idle.has_executed(height * 10), busy.has_executed(height * 10)), (false, false));
+        let (quiet, written) =
+            (run(&mut idle, height, &[]), run(&mut busy, height, &[(u8::try_from(height).unwrap(), 2)]));
+        assert_eq!(quiet.state.is_some(), height % 4 == 0, "{height}");
+        assert_eq!(
+            (quiet.state.is_some(), quiet.entries.len()),
+            (written.state.is_some(), usize::from(height % 4 == 0))
+        );
+        assert!(busy.has_executed(height * 10) && !busy.has_executed(height * 10 + 1));
+        // Who reads the idle log knows of nothing after the common point.
+        assert_eq!((idle.has_executed(height / 4 * 40), idle.has_executed(height / 4 * 40 + 1)), (height >= 4, false));
+        states.extend(quiet.state.map(|state| (state, quiet.entries[0].clone())));
+    }
+    assert_eq!(states.iter().map(|(state, _)| state.covers).collect::<Vec<_>>(), [0, 1]);
+    // An epoch counts anew, and a state takes the place of whatever was folded before.
+    let next = Context { height: first_height(3) + 4, time_ms: 1_000, tick: 0 };
+    assert!(idle.execute(&next, None, std::iter::empty()).unwrap().state.is_some());
+    let (state, certifies) = &states[1];
+    busy.resume(certifies, &state.bytes).unwrap();
+    assert_eq!((busy.next_index(), busy.last_time_ms(), busy.known_write(WriteId([1; 16]))), (1, None, None));
+    busy.restore(certifies);
+    assert_eq!((busy.next_index(), busy.last_time_ms()), (2, Some(80)));
+}
+
+#[test]
+fn a_state_leaves_nothing_of_the_handovers_folded_before() {
+    let fresh = || Execution::new(Box::<Counter>::default(), epochs()).with_state_every(2);
+    let mut handed_over = fresh();
+    let state = run(&mut handed_over, 1, &[(1, 2)]);
+    one(&mut handed_over, 2, 2, &hand_over(&[0, 1, 2]));
+    assert_eq!(handed_over.epoch(), 1);
+    let (bytes, certifies) = (state.state.unwrap().bytes, state.entries.last().unwrap());
+    handed_over.resume(certifies, &bytes).unwrap();
+    let mut other = fresh();
+    other.resume(certifies, &bytes).unwrap();
+    assert_eq!((handed_over.epoch(), handed_over.state()), (0, other.state()));
+}

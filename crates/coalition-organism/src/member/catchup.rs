@@ -13,45 +13,59 @@ use coalition_log::{
     handover::{HANDOVER_KIND, HandoverProof, RosterChain},
     tree::{Frontier, verify_consistency},
 };
-use coalition_universe::{Node, PeerId};
+use coalition_universe::{CallError, Node, PeerId};
 
 use crate::{
-    member::{MemberError, executor::first_height, hosted::Hosted},
+    member::{MemberError, hosted::Hosted},
+    pruned,
     wire::{self, FollowAnswer, FollowRequest, HeadAnswer, HeadRequest, method},
 };
 
 /// Longest time one call may take.
 const CALL: Duration = Duration::from_secs(4);
-/// Set in the heights under which fetched entries are stored: above everything the epoch's engine delivers, so that a
-/// member which began to catch up never executes a batch of that engine again.
-const FETCHED: u64 = 1 << 39;
 
 /// What one poll of one member led to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Polled {
-    /// The log or its rosters are further than before.
-    Progress,
-    /// Nothing new.
-    Idle,
+pub(super) struct Polled {
+    /// Whether the log or its rosters are further than before.
+    pub(super) progress: bool,
+    /// Size of the member's certified head.
+    pub(super) head: u64,
+}
+
+/// Why a poll led to nothing.
+#[derive(Clone, Debug)]
+pub(super) enum Failed {
+    /// The member has dropped the entries that come next.
+    Pruned(String),
+    /// It cannot be reached, has nothing, or what it serves does not verify.
+    Otherwise(String),
+}
+
+/// How far a peer can prove to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct News {
+    /// Handovers.
+    pub(super) epoch: u64,
+    /// Entries certified.
+    pub(super) size: u64,
 }
 
 /// What a peer's answer proves beyond this member's log.
-struct News {
+struct Verified {
     handovers: Vec<HandoverProof>,
     chain: RosterChain,
     head: CertifiedCheckpoint,
     entries: Vec<Entry>,
 }
 
-/// Asks one peer for what comes after this member's log of one organism, and takes what it proves: up to the last handover
-/// if `joins` says that this member has a seat in the engine that begins there, else all of it.
+/// Asks one peer for what comes after this member's log of one organism, and takes what it proves.
 pub(super) async fn poll(
     node: &Node,
     peer: PeerId,
     organism: &Hosted,
     wait_ms: u32,
-    joins: impl Fn(&RosterChain) -> bool,
-) -> Result<Result<Polled, String>, MemberError> {
+) -> Result<Result<Polled, Failed>, MemberError> {
     let size = organism.log.size();
     let tree = organism.log.frontier_at(size).map_err(|source| organism.store_failed(source))?;
     let request = FollowRequest {
@@ -63,28 +77,28 @@ pub(super) async fn poll(
     };
     let answer = match node.call(peer, method::FOLLOW, wire::encode(&request), CALL).await {
         Ok(bytes) => wire::decode::<FollowAnswer>(&bytes).map_err(|error| error.to_string()),
+        Err(CallError::Refused(fault)) if pruned::is_pruned(&fault) => return Ok(Err(Failed::Pruned(fault.message))),
         Err(error) => Err(error.to_string()),
     };
     match answer.and_then(|answer| verify(organism, &tree, &answer)) {
-        Ok(news) => {
-            let joins = joins(&news.chain);
-            take(organism, news, joins).map(Ok)
-        }
-        Err(reason) => Ok(Err(reason)),
+        Ok(verified) => take(organism, verified).map(Ok),
+        Err(reason) => Ok(Err(Failed::Otherwise(reason))),
     }
 }
 
-/// The newest epoch of one organism that a peer can prove; only that is asked, no entries.
-pub(super) async fn newest_epoch(node: &Node, peer: PeerId, organism: &Hosted) -> Option<u64> {
+/// How far a peer can prove to be with one organism; only that is asked, no entries.
+pub(super) async fn newest(node: &Node, peer: PeerId, organism: &Hosted) -> Option<News> {
     let mut chain = RosterChain::clone(&organism.log.chain());
     let request = HeadRequest { organism: organism.id, newer_than: None, epoch: chain.epoch(), wait_ms: 0 };
     let bytes = node.call(peer, method::HEAD, wire::encode(&request), CALL).await.ok()?;
     let answer: HeadAnswer = wire::decode(&bytes).ok()?;
     chain.extend_all(&answer.handovers).ok()?;
-    Some(chain.epoch())
+    let note = answer.head.and_then(|head| SignedCheckpoint::parse(head.as_bytes()).ok());
+    let head = note.and_then(|note| chain.certify(&note).ok());
+    Some(News { epoch: chain.epoch(), size: head.map_or(0, |head| head.size()) })
 }
 
-fn verify(organism: &Hosted, tree: &Frontier, answer: &FollowAnswer) -> Result<News, String> {
+fn verify(organism: &Hosted, tree: &Frontier, answer: &FollowAnswer) -> Result<Verified, String> {
     let mut chain = RosterChain::clone(&organism.log.chain());
     chain.extend_all(&answer.handovers).map_err(|error| error.to_string())?;
     let note = SignedCheckpoint::parse(answer.head.as_bytes()).map_err(|error| error.to_string())?;
@@ -99,37 +113,27 @@ fn verify(organism: &Hosted, tree: &Frontier, answer: &FollowAnswer) -> Result<N
         Err(error) => Err(format!("entry {index}: {error}")),
     };
     let entries = answer.entries.iter().zip(tree.size()..).map(read).collect::<Result<_, _>>()?;
-    Ok(News { handovers: answer.handovers.clone(), chain, head, entries })
+    Ok(Verified { handovers: answer.handovers.clone(), chain, head, entries })
 }
 
-fn take(organism: &Hosted, news: News, joins: bool) -> Result<Polled, MemberError> {
+fn take(organism: &Hosted, verified: Verified) -> Result<Polled, MemberError> {
     let before = (organism.log.size(), organism.log.chain().epoch());
-    let mut entries = news.entries;
-    let stop = stop_at(&news.chain, &entries, joins);
+    let mut entries = verified.entries;
+    let stop = stop_at(&verified.chain, &entries);
     entries.truncate(usize::try_from(stop.saturating_sub(before.0)).unwrap_or(usize::MAX));
     if !entries.is_empty() {
-        let last = entries.last().map_or(0, |entry| entry.index);
-        let epoch = news.chain.epoch_at(last + 1);
-        organism.take_entries(first_height(epoch) | FETCHED | (last + 1), &entries)?;
+        organism.take_entries(&entries)?;
     }
-    let size = organism.log.size();
-    let reached =
-        news.handovers.iter().filter(|proof| Entry::decode(&proof.entry).is_ok_and(|entry| entry.index < size));
-    let reached: Vec<HandoverProof> = reached.cloned().collect();
-    if !reached.is_empty() {
-        organism.keep_handovers(&reached)?;
+    organism.keep_handovers_reached(&verified.handovers)?;
+    if verified.head.size() <= organism.log.size() {
+        organism.take_head(&verified.head)?;
     }
-    if news.head.size() <= size {
-        organism.take_head(&news.head)?;
-    }
-    let after = (size, organism.log.chain().epoch());
-    Ok(if after == before { Polled::Idle } else { Polled::Progress })
+    let after = (organism.log.size(), organism.log.chain().epoch());
+    Ok(Polled { progress: after != before, head: verified.head.size() })
 }
 
-/// Size up to which entries are taken. An engine starts right behind its handover, and delivers what it has ordered since;
-/// and nothing is taken over a handover that is not proven.
-fn stop_at(chain: &RosterChain, entries: &[Entry], joins: bool) -> u64 {
+/// Size up to which entries are taken: nothing is taken over a handover that is not proven.
+fn stop_at(chain: &RosterChain, entries: &[Entry]) -> u64 {
     let unproven = |entry: &&Entry| entry.kind == HANDOVER_KIND && chain.leaf_at(entry.index).is_none();
-    let open = entries.iter().find(unproven).map_or(u64::MAX, |entry| entry.index + 1);
-    if joins { chain.begins_after().min(open) } else { open }
+    entries.iter().find(unproven).map_or(u64::MAX, |entry| entry.index + 1)
 }

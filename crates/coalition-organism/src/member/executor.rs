@@ -11,10 +11,11 @@ use coalition_order::{Batch, Delivery, OrderHandle};
 use tokio::sync::mpsc;
 
 use crate::{
-    execution::Command,
+    execution::{Command, first_height},
     member::{
         MemberError,
         hosted::{Hosted, lock},
+        retention::Retention,
     },
     wire::{self, Gossip, Ordered},
 };
@@ -26,19 +27,34 @@ pub(crate) struct Executor {
     /// The epoch whose engine delivers.
     pub(crate) epoch: u64,
     pub(crate) order: OrderHandle,
+    /// Which ordered batches are kept.
+    pub(crate) retention: Retention,
 }
 
 impl Executor {
     /// Executes deliveries until the channel closes or something fails; failure is final.
-    pub(crate) fn run(self, mut deliveries: mpsc::Receiver<Delivery>) -> Result<(), MemberError> {
+    pub(crate) fn run(mut self, mut deliveries: mpsc::Receiver<Delivery>) -> Result<(), MemberError> {
         while let Some(delivery) = deliveries.blocking_recv() {
             let (mut batch, ack) = delivery.into_parts();
+            let of_engine = batch.height;
+            self.retention.begins_with(of_engine, || sizes(&self.organisms));
             // An engine counts from 1 in every epoch; heights go on over all of them.
             batch.height += first_height(self.epoch);
             self.batch(&batch)?;
             ack.acknowledge();
+            self.prune(of_engine);
         }
         Ok(())
+    }
+
+    /// Drops ordered batches that nobody needs who can read the logs.
+    fn prune(&mut self, height: u64) {
+        self.retention.executed(height, || sizes(&self.organisms));
+        let certified = || self.organisms.iter().map(Hosted::certified_size).collect();
+        if let Some(below) = self.retention.prune_below(height, certified) {
+            tracing::debug!(epoch = self.epoch, below, "dropping ordered batches");
+            self.order.prune(below);
+        }
     }
 
     fn batch(&self, batch: &Batch) -> Result<(), MemberError> {
@@ -49,8 +65,8 @@ impl Executor {
             if organism.epoch() > self.epoch {
                 continue;
             }
-            // A batch that was executed before a crash and is delivered again: its entries are in the log.
-            if organism.log.last_height().is_some_and(|last| last >= batch.height) {
+            // A batch that was executed before a crash and is delivered again, or whose entries were fetched from others.
+            if lock(&organism.execution).has_executed(batch.time_ms) {
                 continue;
             }
             let cx = self.context(batch);
@@ -91,9 +107,8 @@ impl Executor {
     }
 }
 
-/// The height before the first of an epoch. Heights only have to grow, and to be the same on all members.
-pub(crate) const fn first_height(epoch: u64) -> u64 {
-    epoch << 40
+fn sizes(organisms: &[Hosted]) -> Vec<u64> {
+    organisms.iter().map(|organism| organism.log.size()).collect()
 }
 
 /// Records the head in the sign guard, then signs it. `time_ms` is the committee's time of the head.

@@ -15,7 +15,7 @@ use coalition_log::{
     entry::WriteId,
     handover::HandoverProof,
     state::StateRecord,
-    store::{Reader, Store, StoreError, TILE_WIDTH},
+    store::{Checked, Reader, Store, StoreError, TILE_WIDTH},
 };
 use tokio::sync::{oneshot, watch};
 
@@ -285,10 +285,51 @@ impl Hosted {
         known.map_or(Ok(()), |known| self.publish(&known))
     }
 
+    /// Whether the log ends where a batch does: an engine may execute what comes next. Entries fetched from others end so where a
+    /// certified head does, because that is where members sign.
+    pub(crate) fn ends_with_a_batch(&self) -> bool {
+        let (size, chain) = (self.log.size(), self.log.chain());
+        let certified = self.log.certified().is_some_and(|head| head.size() == size);
+        !self.log.is_fetched() || certified || chain.last_handover().is_some_and(|head| head.size() == size)
+    }
+
+    /// How many of the newest entries are kept at least, if not all.
+    pub(crate) const fn retain(&self) -> Option<u64> {
+        self.retain
+    }
+
+    /// Puts a state in the place of everything folded so far, and makes the log begin with it.
+    pub(crate) fn take_state(
+        &self,
+        checked: Checked,
+        certifies: &Entry,
+        state: &[u8],
+        now_ms: u64,
+    ) -> Result<(), MemberError> {
+        let mut execution = lock(&self.execution);
+        execution.resume(certifies, state).map_err(|source| MemberError::UnusableState {
+            organism: self.name.clone(),
+            covers: certifies.index,
+            source: Box::new(source),
+        })?;
+        self.with_store(|store| store.finish_takeover(checked, state, now_ms))?;
+        execution.restore(certifies);
+        self.epoch.store(execution.epoch(), Relaxed);
+        Ok(())
+    }
+
+    /// Keeps those of the proofs whose handovers this log has reached.
+    pub(crate) fn keep_handovers_reached(&self, proofs: &[HandoverProof]) -> Result<(), MemberError> {
+        let size = self.log.size();
+        let is_reached = |proof: &&HandoverProof| Entry::decode(&proof.entry).is_ok_and(|entry| entry.index < size);
+        let reached: Vec<HandoverProof> = proofs.iter().filter(is_reached).cloned().collect();
+        if reached.is_empty() { Ok(()) } else { self.keep_handovers(&reached) }
+    }
+
     /// Takes entries of the certified log that other members served and that were verified: durable first, then folded. The
     /// states certified among them are kept.
-    pub(crate) fn take_entries(&self, height: u64, entries: &[Entry]) -> Result<(), MemberError> {
-        self.with_store(|store| store.append(height, entries))?;
+    pub(crate) fn take_entries(&self, entries: &[Entry]) -> Result<(), MemberError> {
+        self.with_store(|store| store.append_fetched(entries))?;
         for entry in entries {
             let state = self.state_of(entry)?;
             let mut execution = lock(&self.execution);
@@ -333,6 +374,22 @@ impl Hosted {
         let mut store = lock(&self.store);
         let store = store.as_mut().ok_or(MemberError::Ended("log"))?;
         act(store).map_err(|source| self.store_failed(source))
+    }
+
+    /// As [`Hosted::with_store`], for what others served: that the store refuses it is no failure of this member.
+    pub(crate) fn with_store_unless_refused<R>(
+        &self,
+        act: impl FnOnce(&mut Store) -> Result<R, StoreError>,
+    ) -> Result<Result<R, StoreError>, MemberError> {
+        let mut refused = None;
+        let done = self.with_store(|store| match act(store) {
+            Err(error) if !error.is_fatal() => {
+                refused = Some(error);
+                Ok(None)
+            }
+            done => done.map(Some),
+        })?;
+        Ok(done.ok_or_else(|| refused.expect("it was refused if it was not done")))
     }
 
     /// Releases the log's directory. Readers that still hold a handle keep what they have.

@@ -1,12 +1,17 @@
 //! A committee member: orders, executes, certifies and serves the organisms its committee carries.
 
+mod anchor;
 mod catchup;
 mod executor;
 mod gossip;
 mod hosted;
+mod progress;
+mod reading;
 mod resume;
+mod retention;
 mod seat;
 mod service;
+mod takeover;
 
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
@@ -14,15 +19,15 @@ use coalition::{Roster, RosterMember, UniqueId};
 use coalition_log::{
     Machine,
     checkpoint::{CertifiedCheckpoint, RosterError},
-    state::STATE_EVERY,
+    state::{STATE_EVERY, StateError},
     store::{Store, StoreError, StoreOptions},
 };
 use coalition_order::{OrderError, OrderHandle};
 use coalition_universe::{Node, NodeKey, Service};
 use tokio::sync::watch;
 
-pub use self::seat::Standing;
 use self::{hosted::Hosted, seat::Driver, service::OrganismService};
+pub use self::{retention::BatchKeeping, seat::Standing};
 use crate::{
     epochs::Epochs,
     execution::{Execution, ExecutionError},
@@ -88,6 +93,8 @@ pub struct MemberSetup {
     /// How many of the newest entries of each log this member keeps at least; `None` keeps all. What lies before them and before
     /// the older of its two states is dropped; the tree stays whole.
     pub retain_entries: Option<u64>,
+    /// What this member keeps of ordered batches.
+    pub batches: BatchKeeping,
 }
 
 /// Why a member did not start, or had to stop.
@@ -169,6 +176,17 @@ pub enum MemberError {
         /// First index that is still there.
         below: u64,
     },
+    /// A certified state that other members served cannot be read by this build.
+    #[error("{organism}: the state certified after {covers} entries is not usable; use the build the committee runs")]
+    UnusableState {
+        /// The organism's name.
+        organism: String,
+        /// Entries the state covers.
+        covers: u64,
+        /// The cause.
+        #[source]
+        source: Box<StateError>,
+    },
     /// A part of the member ended unexpectedly.
     #[error("the member's {0} ended unexpectedly")]
     Ended(&'static str),
@@ -207,7 +225,8 @@ impl Member {
     pub async fn start(setup: MemberSetup) -> Result<Self, MemberError> {
         check(&setup)?;
         let (data_dir, roster, retain) = (setup.data_dir.clone(), setup.roster.clone(), setup.retain_entries);
-        let opening = move || open_all(&data_dir, &roster, setup.organisms, retain);
+        let common_every = setup.batches.common_every;
+        let opening = move || open_all(&data_dir, &roster, setup.organisms, retain, common_every);
         let opened = tokio::task::spawn_blocking(opening).await.map_err(|_| MemberError::Ended("start"))?;
         let organisms = Arc::new(opened?);
         let (engine, engine_now) = watch::channel(None);
@@ -219,6 +238,8 @@ impl Member {
             order: setup.order,
             data_dir: setup.data_dir,
             node: setup.node,
+            batches: setup.batches,
+            turn: 0,
             engine,
             standing,
             stop: stopping,
@@ -226,7 +247,7 @@ impl Member {
         if !setup.joins && matches!(driver.find_standing(), Standing::Following { .. }) {
             return Err(no_seat(&setup.roster, &setup.name, &driver.keys));
         }
-        let engaged = driver.engage_if_seated()?;
+        let engaged = driver.engage_if_seated(false).await?;
         let (report, failure) = watch::channel(None);
         let engine = driver.engine.clone();
         let driver = tokio::spawn(async move {
@@ -311,6 +332,7 @@ fn check(setup: &MemberSetup) -> Result<(), MemberError> {
     if let Some(organism) = setup.organisms.iter().find(|organism| organism.state_every == 0) {
         return wrong(format!("{}: a state after every 0 entries; at least 1, normally {STATE_EVERY}", organism.name));
     }
+    setup.batches.check().map_err(MemberError::Setup)?;
     if setup.organisms.iter().skip(1).any(|organism| organism.clock.is_some()) {
         return wrong("the Almanac must be the first organism".into());
     }
@@ -335,23 +357,24 @@ fn open_all(
     roster: &Roster,
     organisms: Vec<OrganismSetup>,
     retain: Option<u64>,
+    common_every: u64,
 ) -> Result<Vec<Hosted>, MemberError> {
     let committee: Arc<[UniqueId]> = organisms.iter().map(|organism| organism.id).collect();
-    organisms.into_iter().map(|setup| open(data_dir, (roster, &committee), setup, retain)).collect()
+    organisms.into_iter().map(|setup| open(data_dir, (roster, &committee), setup, (retain, common_every))).collect()
 }
 
 fn open(
     data_dir: &std::path::Path,
     (roster, committee): (&Roster, &Arc<[UniqueId]>),
     setup: OrganismSetup,
-    retain: Option<u64>,
+    (retain, common_every): (Option<u64>, u64),
 ) -> Result<Hosted, MemberError> {
     let epochs = Epochs::new(setup.id, roster, Arc::clone(committee))?;
     let failed = |source| MemberError::Store { organism: setup.name.clone(), source: Box::new(source) };
     let store = Store::open(&data_dir.join("logs").join(&setup.name), setup.id, roster, StoreOptions::default())
         .map_err(failed)?;
-    let mut execution =
-        Execution::new(setup.machine, epochs).with_clock(setup.clock).with_state_every(setup.state_every);
+    let execution = Execution::new(setup.machine, epochs).with_clock(setup.clock).with_state_every(setup.state_every);
+    let mut execution = execution.with_common_every(common_every);
     resume::resume(&setup.name, &mut execution, &store)?;
     Ok(Hosted::new(setup.id, setup.name, execution, store, retain))
 }

@@ -3,7 +3,6 @@
 
 use coalition_log::{
     Entry,
-    checkpoint::CertifiedCheckpoint,
     store::{Store, StoreError},
 };
 
@@ -30,9 +29,8 @@ pub(super) fn resume(name: &str, execution: &mut Execution, store: &Store) -> Re
 }
 
 fn restore_newest(name: &str, execution: &mut Execution, store: &Store) -> Result<(), StoreError> {
-    let certified = store.certified().as_ref().map_or(0, CertifiedCheckpoint::size);
-    let (states, kept_from) = (store.states(), store.pruned().map_or(0, |pruned| pruned.below));
-    for covers in states.list()?.into_iter().filter(|covers| (kept_from..certified).contains(covers)) {
+    let states = store.states();
+    for covers in states.list()?.into_iter().filter(|covers| store.confirms_state(*covers)) {
         let certifies = store.entry(covers)?;
         let reason = match states.read(covers) {
             Ok(bytes) => match execution.resume(&certifies, &bytes) {

@@ -4,14 +4,13 @@
 //! instant resumes where it was. An engine has its own namespace and storage in every epoch, and ends once the roster that
 //! hands over has certified the handover in every log.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use coalition::{Roster, UniqueId, hash_many};
 use coalition_log::{checkpoint::Cosigner, handover::RosterChain, state::STATE_EVERY};
-use coalition_order::{OrderConfig, OrderHandle, OrderMember};
-use coalition_universe::{Node, PeerId};
+use coalition_order::{Anchor, OrderConfig, OrderHandle, OrderMember};
+use coalition_universe::Node;
 use ed25519_dalek::SigningKey;
-use futures::{StreamExt as _, stream::FuturesUnordered};
 use tokio::{
     sync::watch,
     task::JoinHandle,
@@ -20,13 +19,17 @@ use tokio::{
 use zeroize::Zeroizing;
 
 use super::{
-    MemberError, MemberKeys, OrderSetup,
-    catchup::{Polled, newest_epoch, poll},
+    MemberError, MemberKeys, OrderSetup, anchor,
     executor::Executor,
     gossip::Gossiper,
     hosted::{Complaints, Hosted, lock},
+    reading::Behind,
+    retention::{BatchKeeping, Retention},
 };
-use crate::wire::{self, Gossip};
+use crate::{
+    execution::COMMON_EVERY,
+    wire::{self, Gossip},
+};
 
 /// How often it is checked whether a handover is certified. A counter is read.
 const CHECK: Duration = Duration::from_millis(100);
@@ -34,14 +37,14 @@ const CHECK: Duration = Duration::from_millis(100);
 const SILENCE: Duration = Duration::from_secs(3);
 /// The same once the handover is in the log: what is lacking is its certificate, and the others may have gone with it.
 const SILENCE_AT_THE_END: Duration = Duration::from_secs(1);
+/// A gap that nobody fills for so long is one that nobody can fill, although no log is longer than this member's.
+const GAP_PATIENCE: Duration = Duration::from_secs(12);
 /// Longest time an engine may take to end.
 const ENGINE_STOP: Duration = Duration::from_secs(10);
 /// How long an engine that has handed over still tells the others.
 const FAREWELL: Duration = Duration::from_millis(300);
 /// How long a member without a seat lets others hold its calls, in milliseconds.
 const WAIT_MS: u32 = 1_000;
-/// Pause of a reader whose peers have nothing or fail.
-const PAUSE: Duration = Duration::from_millis(200);
 /// Where a seat is reached of which no address is known: it has to reach this member.
 const NOWHERE: std::net::SocketAddr = std::net::SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 9);
 
@@ -79,6 +82,8 @@ impl Standing {
 enum Ended {
     HandedOver,
     LeftBehind(u64),
+    /// The others have dropped batches that this engine lacks.
+    Stranded(u64),
     Stopped,
 }
 
@@ -89,6 +94,9 @@ pub(super) struct Driver {
     pub(super) order: OrderSetup,
     pub(super) data_dir: std::path::PathBuf,
     pub(super) node: Arc<Node>,
+    pub(super) batches: BatchKeeping,
+    /// Whom to ask next.
+    pub(super) turn: usize,
     pub(super) engine: watch::Sender<Option<OrderHandle>>,
     pub(super) standing: watch::Sender<Standing>,
     pub(super) stop: watch::Receiver<bool>,
@@ -110,18 +118,18 @@ impl Driver {
     }
 
     /// The furthest epoch that any log has reached.
-    fn newest(&self) -> u64 {
+    pub(super) fn newest(&self) -> u64 {
         self.organisms.iter().map(|organism| organism.log.chain().epoch()).max().unwrap_or(0)
     }
 
     /// The rosters as the furthest log knows them.
-    fn chain(&self) -> Arc<RosterChain> {
+    pub(super) fn chain(&self) -> Arc<RosterChain> {
         let chains = self.organisms.iter().map(|organism| organism.log.chain());
         chains.max_by_key(|chain| chain.epoch()).expect("a member carries at least one organism")
     }
 
     /// This member's place in a roster.
-    fn seat_in(&self, roster: &Roster) -> Option<usize> {
+    pub(super) fn seat_in(&self, roster: &Roster) -> Option<usize> {
         let (checkpoint, consensus) = (self.keys.checkpoint.peer_id(), self.keys.consensus.peer_id());
         roster.members().iter().position(|member| {
             member.checkpoint_key == *checkpoint.as_bytes() && member.consensus_key == *consensus.as_bytes()
@@ -140,11 +148,17 @@ impl Driver {
         }
     }
 
-    /// Takes the seat of the epoch in force, if there is one.
-    pub(super) fn engage_if_seated(&mut self) -> Result<Option<Engaged>, MemberError> {
-        let standing = self.find_standing();
+    /// Takes the seat of the epoch in force, if there is one and the logs end where batches do. After reading the logs from
+    /// others, the engine starts above the batches whose effects they have.
+    pub(super) async fn engage_if_seated(&mut self, has_read: bool) -> Result<Option<Engaged>, MemberError> {
+        let standing = match self.find_standing() {
+            Standing::Seated { epoch, .. } if !self.organisms.iter().all(Hosted::ends_with_a_batch) => {
+                Standing::Following { epoch }
+            }
+            standing => standing,
+        };
         let engaged = match standing {
-            Standing::Seated { epoch, seat } => Some(self.engage(epoch, seat)?),
+            Standing::Seated { epoch, seat } => Some(self.engage(epoch, seat, has_read).await?),
             Standing::Following { .. } | Standing::Left { .. } => None,
         };
         tracing::info!(?standing, "where this member stands");
@@ -158,17 +172,29 @@ impl Driver {
         self.drop_storage().await;
         loop {
             let Some(engine) = engaged.take() else {
-                if self.follow(1, WAIT_MS).await? {
+                if self.follow(0, WAIT_MS).await? {
                     return Ok(());
                 }
-                engaged = self.engage_if_seated()?;
+                self.drop_storage().await;
+                engaged = self.engage_if_seated(true).await?;
                 continue;
             };
             match self.serve_engine(engine).await? {
                 Ended::Stopped => return Ok(()),
                 Ended::HandedOver => {
                     self.drop_storage().await;
-                    engaged = self.engage_if_seated()?;
+                    engaged = self.engage_if_seated(false).await?;
+                }
+                Ended::Stranded(epoch) => {
+                    tracing::info!(
+                        epoch,
+                        "the others have dropped ordered batches that this member lacks; reading the log from them"
+                    );
+                    if self.follow(epoch, 0).await? {
+                        return Ok(());
+                    }
+                    self.drop_storage().await;
+                    engaged = self.engage_if_seated(true).await?;
                 }
                 Ended::LeftBehind(epoch) => {
                     tracing::info!(
@@ -179,17 +205,21 @@ impl Driver {
                         return Ok(());
                     }
                     self.drop_storage().await;
-                    engaged = self.engage_if_seated()?;
+                    engaged = self.engage_if_seated(true).await?;
                 }
             }
         }
     }
 
-    fn engage(&mut self, epoch: u64, seat: usize) -> Result<Engaged, MemberError> {
+    async fn engage(&mut self, epoch: u64, seat: usize, has_read: bool) -> Result<Engaged, MemberError> {
         let chain = self.chain();
         let at = usize::try_from(epoch).unwrap_or(usize::MAX);
         let roster = chain.rosters().nth(at).ok_or(MemberError::Ended("succession of rosters"))?.clone();
-        let config = self.order_config(epoch, &roster)?;
+        let mut config = self.order_config(epoch, &roster)?;
+        if has_read {
+            config.floor = anchor::newest(&self.node, &self.peers(), &self.organisms, &config, epoch).await;
+            tracing::info!(epoch, floor = config.floor.as_ref().map(Anchor::height), "where the engine starts");
+        }
         let (order, deliveries) = coalition_order::start(config)?;
         let inbox = order.gossip_inbox().ok_or(MemberError::Ended("gossip inbox"))?;
         let name = roster.members()[seat].name.clone();
@@ -203,8 +233,13 @@ impl Driver {
             order: order.clone(),
             faults: Complaints::default(),
         };
-        let executor =
-            Executor { organisms: Arc::clone(&self.organisms), cosigners: cosigners(), epoch, order: order.clone() };
+        let executor = Executor {
+            organisms: Arc::clone(&self.organisms),
+            cosigners: cosigners(),
+            epoch,
+            order: order.clone(),
+            retention: Retention::new(self.batches),
+        };
         let executor = tokio::task::spawn_blocking(move || executor.run(deliveries));
         let gossiper = tokio::spawn(gossiper.run(inbox));
         self.engine.send_replace(Some(order.clone()));
@@ -216,7 +251,7 @@ impl Driver {
         let mut check = interval(CHECK);
         check.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let silence = SILENCE + Duration::from_millis(2 * self.order.heartbeat_ms);
-        let (mut delivered, mut since) = (0, Instant::now());
+        let (mut delivered, mut since, mut asked) = (0, Instant::now(), Instant::now());
         let mut stop = self.stop.clone();
         let mut failed = Box::pin({
             let order = engaged.order.clone();
@@ -242,15 +277,23 @@ impl Driver {
                         break Ended::HandedOver;
                     }
                     let patience = if self.is_at_the_end(engaged.epoch) { SILENCE_AT_THE_END } else { silence };
-                    let now = engaged.order.status().delivered_height;
+                    let status = engaged.order.status();
+                    let now = status.delivered_height;
+                    // What is final and not delivered is behind a gap, unless this member's own consumer is at work.
+                    let reached = now.max(status.resumed_height);
+                    let has_gap = status.finalized_height > reached && status.acknowledged_height == now;
                     if now != delivered {
-                        (delivered, since) = (now, Instant::now());
-                    } else if since.elapsed() > patience {
-                        since = Instant::now();
+                        (delivered, since, asked) = (now, Instant::now(), Instant::now());
+                    } else if has_gap && since.elapsed() > GAP_PATIENCE + silence && !self.peers().is_empty() {
+                        break Ended::Stranded(engaged.epoch);
+                    } else if asked.elapsed() > patience {
+                        asked = Instant::now();
                         tokio::select! {
                             () = told(&mut stop) => break Ended::Stopped,
-                            is_left = self.is_left_behind(engaged.epoch) => if is_left {
-                                break Ended::LeftBehind(engaged.epoch);
+                            behind = self.is_behind(engaged.epoch, has_gap) => match behind {
+                                Some(Behind::Epoch) => break Ended::LeftBehind(engaged.epoch),
+                                Some(Behind::Log) => break Ended::Stranded(engaged.epoch),
+                                None => {}
                             }
                         }
                     }
@@ -326,110 +369,6 @@ impl Driver {
         self.organisms.iter().any(|organism| organism.epoch() > epoch)
     }
 
-    /// Whether some other member can prove a later epoch. All are asked at once.
-    async fn is_left_behind(&self, epoch: u64) -> bool {
-        let peers = self.peers();
-        let pairs = peers.iter().flat_map(|(_, peer)| self.organisms.iter().map(move |organism| (*peer, organism)));
-        let asked = pairs.map(|(peer, organism)| newest_epoch(&self.node, peer, organism));
-        let mut asked: FuturesUnordered<_> = asked.collect();
-        while let Some(newest) = asked.next().await {
-            if newest.is_some_and(|newest| newest > epoch) {
-                return true;
-            }
-        }
-        false
-    }
-
-    /// Everybody who is or was a member, the newest first.
-    fn peers(&self) -> Vec<(String, PeerId)> {
-        let (chain, me) = (self.chain(), self.node.peer_id());
-        let rosters: Vec<&Roster> = chain.rosters().collect();
-        let members = rosters.into_iter().rev().flat_map(Roster::members);
-        let mut peers = BTreeMap::new();
-        for member in members {
-            if let Ok(peer) = PeerId::from_bytes(member.peer_id)
-                && peer != me
-            {
-                peers.entry(peer).or_insert_with(|| member.name.clone());
-            }
-        }
-        peers.into_iter().map(|(peer, name)| (name, peer)).collect()
-    }
-
-    /// Reads the logs from others until this member can take a seat in epoch `least` or a later one. A member that has nothing
-    /// new may hold a call for `wait_ms`. Answers whether it was told to stop instead.
-    async fn follow(&mut self, least: u64, wait_ms: u32) -> Result<bool, MemberError> {
-        let mut stop = self.stop.clone();
-        let (mut turn, mut failures, complaints) = (0, 0, Complaints::default());
-        loop {
-            if *stop.borrow() {
-                return Ok(true);
-            }
-            if self.newest() >= least && self.can_take_a_seat() {
-                return Ok(false);
-            }
-            self.standing.send_if_modified(|standing| {
-                let now = match self.find_standing() {
-                    Standing::Seated { epoch, .. } => Standing::Following { epoch },
-                    other => other,
-                };
-                std::mem::replace(standing, now) != now
-            });
-            let peers = self.peers();
-            let Some((name, peer)) = peers.get(turn % peers.len().max(1)) else {
-                return Err(MemberError::Setup("this member is alone, and has no seat".into()));
-            };
-            let asked = tokio::select! {
-                asked = self.poll_all(*peer, wait_ms) => asked?,
-                () = told(&mut stop) => return Ok(true),
-            };
-            match asked {
-                Ok(Polled::Progress) => failures = 0,
-                Ok(Polled::Idle) => {
-                    // It may be as far behind as this member.
-                    failures = 0;
-                    turn += 1;
-                    tokio::time::sleep(PAUSE).await;
-                }
-                Err(reason) => {
-                    failures += 1;
-                    if failures >= peers.len() && complaints.is_worth_telling() {
-                        tracing::warn!(member = name, %reason, "nobody gives this member the log; it tries on");
-                    }
-                    tracing::debug!(member = name, %reason, "asking the next member for the log");
-                    turn += 1;
-                    tokio::time::sleep(PAUSE).await;
-                }
-            }
-        }
-    }
-
-    async fn poll_all(&self, peer: PeerId, wait_ms: u32) -> Result<Result<Polled, String>, MemberError> {
-        let organisms = Arc::clone(&self.organisms);
-        let mut polled = Polled::Idle;
-        for organism in organisms.iter() {
-            let newest = self.newest();
-            let joins = |chain: &RosterChain| chain.epoch() >= newest && self.seat_in(chain.roster()).is_some();
-            let asked = poll(&self.node, peer, organism, wait_ms, joins).await?;
-            match asked {
-                Ok(Polled::Progress) => polled = Polled::Progress,
-                Ok(Polled::Idle) => {}
-                Err(reason) => return Ok(Err(reason)),
-            }
-        }
-        Ok(Ok(polled))
-    }
-
-    /// Whether every log stands at the beginning of the newest epoch known, and this member has a seat in it.
-    fn can_take_a_seat(&self) -> bool {
-        let newest = self.newest();
-        let chain = self.chain();
-        let all = self.organisms.iter().all(|organism| {
-            organism.is_over() || (organism.log.chain().epoch() == newest && organism.epoch() == newest)
-        });
-        all && self.seat_in(chain.roster()).is_some()
-    }
-
     /// The engine of an epoch: its namespace, storage and start follow from the logs alone.
     fn order_config(&self, epoch: u64, roster: &Roster) -> Result<OrderConfig, MemberError> {
         let address = |member| {
@@ -449,6 +388,7 @@ impl Driver {
             storage_dir: self.storage_dir(epoch),
             heartbeat_ms: self.order.heartbeat_ms,
             starts_after_ms: self.ended_at_ms(epoch)?,
+            batches_per_file: self.batches.per_file,
             ..OrderConfig::default()
         })
     }
@@ -480,7 +420,7 @@ impl Driver {
 }
 
 /// Resolves when the member is told to stop, or dropped.
-async fn told(stop: &mut watch::Receiver<bool>) {
+pub(super) async fn told(stop: &mut watch::Receiver<bool>) {
     let _ = stop.wait_for(|stop| *stop).await;
 }
 
@@ -495,6 +435,11 @@ fn namespace(epoch: u64, roster: &Roster, organisms: &[Hosted]) -> Vec<u8> {
     let bytes: Vec<[u8; 8]> = cadences.iter().map(|cadence| cadence.to_be_bytes()).collect();
     if cadences.iter().any(|cadence| *cadence != STATE_EVERY) {
         parts.extend(bytes.iter().map(|cadence| &cadence[..]));
+    }
+    let common_every = organisms.first().map_or(COMMON_EVERY, |organism| lock(&organism.execution).common_every());
+    let common_bytes = common_every.to_be_bytes();
+    if common_every != COMMON_EVERY {
+        parts.extend([b"common", &common_bytes[..]]);
     }
     if epoch > 0 {
         parts.push(b"epoch");

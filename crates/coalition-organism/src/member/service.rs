@@ -4,8 +4,12 @@ use std::{sync::Arc, time::Duration};
 
 use coalition::UniqueId;
 use coalition_log::{
-    Refusal, checkpoint::CertifiedCheckpoint, entry::WriteId, evidence::Evidence, handover::HandoverProof,
-    store::StoreError,
+    Refusal,
+    checkpoint::CertifiedCheckpoint,
+    entry::WriteId,
+    evidence::Evidence,
+    handover::HandoverProof,
+    store::{StoreError, TILE_WIDTH, TileKind},
 };
 use coalition_order::{OrderHandle, SubmitError};
 use coalition_universe::{Fault, PeerId, Service};
@@ -18,15 +22,15 @@ use tokio::{
 use crate::{
     execution::{Outcome, pointers},
     member::{
-        Standing,
+        Standing, anchor,
         hosted::{Hosted, lock},
     },
     pruned::Pruned,
     receipt,
     wire::{
-        self, EvidenceRequest, FollowAnswer, FollowRequest, HeadAnswer, HeadRequest, MAX_COMMAND_BYTES,
-        MAX_RANGE_BYTES, MAX_WAIT_MS, MAX_WRITES, Malformed, NO_STATE, Ordered, StateAnswer, StatePartRequest,
-        StateRequest, Write, WriteAnswer, WriteRequest, method,
+        self, EvidenceRequest, FollowAnswer, FollowRequest, HashesRequest, HeadAnswer, HeadRequest, MAX_COMMAND_BYTES,
+        MAX_RANGE_BYTES, MAX_TILES, MAX_WAIT_MS, MAX_WRITES, Malformed, NO_STATE, Ordered, StateAnswer,
+        StatePartRequest, StateRequest, Write, WriteAnswer, WriteRequest, method,
     },
 };
 
@@ -44,7 +48,7 @@ pub(crate) struct OrganismService {
 }
 
 impl Service for OrganismService {
-    fn call(&self, _caller: PeerId, method: String, body: Vec<u8>) -> BoxFuture<'static, Result<Vec<u8>, Fault>> {
+    fn call(&self, caller: PeerId, method: String, body: Vec<u8>) -> BoxFuture<'static, Result<Vec<u8>, Fault>> {
         let call = Call {
             organisms: Arc::clone(&self.organisms),
             engine: self.engine.clone(),
@@ -59,6 +63,11 @@ impl Service for OrganismService {
                 method::EVIDENCE => call.evidence(&read(&body)?),
                 method::STATE => call.state(&read(&body)?),
                 method::STATE_PART => call.state_part(&read(&body)?),
+                method::HASHES => call.hashes(&read(&body)?),
+                method::ANCHOR => {
+                    anchor::check_member(&call.organisms, caller)?;
+                    anchor::serve(&call.engine, &call.standing, &read(&body)?).await
+                }
                 _ => Err(Fault::new("unknown_method", format!("this node does not answer {method}"))),
             }
         })
@@ -203,6 +212,16 @@ impl Call {
         let organism = self.organism(request.organism)?;
         let part = organism.log.states().read_part(request.covers, request.offset, MAX_RANGE_BYTES);
         part.map_err(|_| Fault::new(NO_STATE, format!("this member keeps no state of {} entries", request.covers)))
+    }
+
+    /// Leaf hashes, for a member that takes over a state. They stay when entries go.
+    fn hashes(&self, request: &HashesRequest) -> Result<Vec<u8>, Fault> {
+        let organism = self.organism(request.organism)?;
+        let full = organism.log.size() / TILE_WIDTH;
+        let to = request.tile.saturating_add(request.tiles.min(MAX_TILES)).min(full);
+        let tile = |number| organism.log.tile(TileKind::Level(0), number, TILE_WIDTH);
+        let tiles: Result<Vec<Vec<u8>>, StoreError> = (request.tile..to).map(tile).collect();
+        tiles.map(|tiles| tiles.concat()).map_err(|error| self.failed(organism, &error))
     }
 
     fn range(

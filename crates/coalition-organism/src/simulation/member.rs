@@ -406,7 +406,7 @@ impl World {
         let time_ms = if own_clock { self.now.max(1) } else { batch.time_ms };
         let cx = Context { height: batch.height, time_ms, tick: tick.unwrap_or(0) };
         let hosted = &mut p.organisms[organism];
-        let again = hosted.last_height.is_some_and(|last| last >= batch.height);
+        let again = hosted.execution.has_executed(batch.time_ms);
         if again && !self.plan.has(Mutation::ExecuteTwice) {
             return None;
         }

@@ -4,7 +4,7 @@ use std::{io::Read, net::SocketAddr, path::PathBuf, process::ExitCode, time::Dur
 
 use coalition::{UniqueId, codec};
 use coalition_log::{Context, Draft, Entry, Machine, Refusal, SnapshotError, state::MAX_STATE_BYTES};
-use coalition_organism::{Member, MemberKeys, MemberSetup, OrderSetup, OrganismSetup};
+use coalition_organism::{BatchKeeping, Member, MemberKeys, MemberSetup, OrderSetup, OrganismSetup};
 use coalition_testkit::{key, roster};
 use coalition_universe::{Node, NodeConfig, UNIVERSE};
 
@@ -115,6 +115,7 @@ async fn run(
         data_dir,
         organisms: vec![organism],
         retain_entries: None,
+        batches: BatchKeeping::default(),
     };
     let member = Member::start(setup).await.map_err(|error| in_full(&error))?;
     node.serve(member.service());
