@@ -196,7 +196,10 @@ mod tests {
         let anchor = check(&bytes).unwrap();
         assert_eq!((anchor.height(), anchor.time_ms(), anchor.committee()), (7, 1_234, &COMMITTEE));
         assert_eq!(bytes.len(), 315);
-        assert_eq!(blake3::hash(&bytes).to_string(), "8d39d1915bc6ceb5d20788a37f1bd7495512694b6a0adacef2ef57b1398a43ab");
+        assert_eq!(
+            blake3::hash(&bytes).to_string(),
+            "8d39d1915bc6ceb5d20788a37f1bd7495512694b6a0adacef2ef57b1398a43ab"
+        );
     }
 
     #[test]

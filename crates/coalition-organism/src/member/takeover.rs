@@ -29,7 +29,7 @@ use crate::{
 /// Longest time one call may take.
 const CALL: Duration = Duration::from_secs(10);
 /// Bytes of a tile of leaf hashes.
-const TILE_BYTES: usize = 32 * TILE_WIDTH as usize;
+const TILE_BYTES: usize = 8_192;
 
 /// Either it was taken, or this is why not.
 pub(super) type Taken = Result<Result<(), String>, MemberError>;
