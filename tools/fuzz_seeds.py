@@ -159,7 +159,6 @@ def order():
     commands = [b"a", b"bc", b"", bytes(60)]
     header = struct.pack(">Q32sQQI", 7, bytes([9] * 32), 3, 1_700_000_000_000, len(commands))
     put("order_block", header + b"".join(struct.pack(">I", len(c)) + c for c in commands), header[:56] + bytes(4))
-    put("order_anchor", b"\x00", b"\x00\x00\x00\x30\x01", b"\x01" + struct.pack(">I", 3) + b"abc" + header)
     put("order_frames", b"".join(struct.pack(">I", len(c)) + c for c in commands))
     create = struct.pack(">BQHBB", 1, 1, 0, 1, 1) + b"p\x01"
     write = struct.pack(">BQQI", 2, 1, 0, 3) + b"abc"
