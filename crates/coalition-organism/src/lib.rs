@@ -15,6 +15,7 @@
 //!
 //! Committed and certified are different words here: an acknowledged write is certified.
 
+mod beginning;
 mod certifier;
 mod client;
 mod ending;
@@ -23,10 +24,12 @@ mod error;
 mod execution;
 mod folded;
 mod follower;
+mod lineage;
 mod member;
 mod outbox;
 mod pruned;
 mod receipt;
+mod retired;
 #[cfg(test)]
 mod simulation;
 mod wire;
@@ -37,6 +40,7 @@ pub use error::{ReadError, WriteError};
 pub use execution::ExecutionError;
 pub use folded::TickOf;
 pub use follower::{Follower, Start, When};
+pub use lineage::{Lineage, LineageFollower, Link, Moved};
 pub use member::{
     AddressBook, Member, MemberError, MemberKeys, MemberSetup, OrderSetup, OrganismSetup, OrganismStatus, Standing,
 };

@@ -60,6 +60,7 @@ pub fn published(manifest: &Manifest, secrets: &Secrets, unseal: &PublicParams) 
         service: service.to_owned(),
         roster: roster.clone(),
         params,
+        predecessor: None,
     };
     let almanac = content(ALMANAC_SERVICE, &committee, AlmanacParams::new(ALMANAC_CADENCE_MS)?.to_bytes());
     let mut market = ComputeParams::standard(ALMANAC_CADENCE_MS);
@@ -184,6 +185,7 @@ impl Plan<'_> {
             retain_entries: None,
             peers: self.member_peers(),
             network: self.network(name, ports.member_nodes[index]),
+            predecessor: None,
         }
     }
 
