@@ -214,6 +214,7 @@ fn decode(bytes: &[u8]) -> Result<(Kept, &[u8]), &'static str> {
 
 #[cfg(test)]
 mod tests {
+    use coalition::{PublishedConfig, RetirementInstant, RetirementMarker};
     use coalition_log::handover::HandoverProof;
     use proptest::prelude::*;
 
@@ -247,6 +248,24 @@ mod tests {
         let mut none = [b"CLOGFOL\x02", &[7; 32][..], &length, none.as_bytes(), &plain[at..plain.len() - 32]].concat();
         none.extend_from_slice(&sha256(&none).0);
         assert_eq!(decode(&none), Err("its handovers are none"));
+    }
+
+    #[test]
+    fn the_file_with_a_successors_config_is_pinned() {
+        let marker = RetirementMarker::retired(RetirementInstant::AtSequence(4)).to_bytes();
+        let next = Successor::new(PublishedConfig::builder("next").build().unwrap(), vec![]).unwrap();
+        let announced = Retirement::from_bytes(&marker).unwrap().with_config(Some(next.clone()));
+        for (is_over, stage) in [(false, 3), (true, 4)] {
+            let kept = Kept { ending: Ending { announced: Some(announced.clone()), is_over }, ..kept() };
+            let (bytes, plain) = (encode(&kept, b"fold"), encode(&self::kept(), b"fold"));
+            let at = plain.len() - 32 - 4 - 8 - 4 - 1;
+            let length = |bytes: &[u8]| u32::try_from(bytes.len()).unwrap().to_be_bytes();
+            let successor = next.to_bytes();
+            let ending = [&[stage][..], &length(&marker), &marker, &length(&successor), &successor].concat();
+            let expected = [&plain[..at], &ending, &[0, 0, 0, 0, 0, 0, 0, 4], b"fold"].concat();
+            assert_eq!(bytes[..bytes.len() - 32], expected);
+            assert_eq!(decode(&bytes).unwrap(), (kept, &b"fold"[..]));
+        }
     }
 
     #[test]
