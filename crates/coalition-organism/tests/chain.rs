@@ -265,6 +265,8 @@ async fn a_successor_may_start_after_the_end_and_retries_write_once() {
     let named = Predecessor::of(named.claimed_entry()).unwrap().verify(id(&old_config)).unwrap();
     assert_eq!(named.size(), organism.head(SOON).await.unwrap().size(), "the head that ended it");
 
+    assert_eq!(lineage.write(settled, b"settled".to_vec(), SOON).await.unwrap(), first_answer, "asked again, the same");
+
     // A retry by another process finds what is in the old log there, and writes the rest to the new one, once.
     let again = Lineage::follow(organism.clone());
     assert_eq!(again.write_again(settled, b"settled".to_vec(), SOON).await.unwrap(), first_answer);
@@ -273,7 +275,27 @@ async fn a_successor_may_start_after_the_end_and_retries_write_once() {
     assert_eq!(again.write_again(WriteId([3; 16]), b"late".to_vec(), SOON).await.unwrap(), late);
     assert_eq!(again.newest(SOON).await.unwrap().organism().id(), id(&new_config));
     assert_eq!(all(lineage.current().organism()).await, [b"between".to_vec(), b"late".to_vec()]);
-    drop(following);
+
+    // One step further: who knows the first config alone takes both.
+    let third_config = config(2, Some(id(&new_config)));
+    let third = Committee::start_generation(4, 2, carried(&third_config)).await;
+    let second = lineage.current().organism().clone();
+    begin(&third, (&second, &new_config)).await;
+    rotate(&new, &second, id(&third_config), Some(successor(&third_config, &third))).await;
+    following.moved(1).await.unwrap();
+    let far = Lineage::follow(organism.clone());
+    let reading = reader(&far);
+    assert_eq!(far.write_again(WriteId([3; 16]), b"late".to_vec(), SOON).await.unwrap(), late);
+    assert_eq!(far.write_again(settled, b"settled".to_vec(), SOON).await.unwrap(), first_answer);
+    let last = far.write(WriteId([4; 16]), b"last".to_vec(), SOON).await.unwrap();
+    assert_eq!(last.entries[0].organism, id(&third_config));
+    for reader in [&following, &reading] {
+        reader.wait_for(SOON, |notes| (notes.0 == [b"last"]).then_some(())).await.unwrap();
+        let steps: Vec<UniqueId> = reader.moves().iter().map(|moved| moved.to).collect();
+        assert_eq!(steps, [id(&new_config), id(&third_config)]);
+    }
+    drop((following, reading));
+    third.stop().await;
     old.stop().await;
     new.stop().await;
 }

@@ -9,7 +9,7 @@ mod ended;
 mod reader;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, VecDeque},
     sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
     time::Duration,
 };
@@ -18,6 +18,7 @@ use coalition::{PublishedConfig, UniqueId};
 use coalition_log::{
     entry::WriteId,
     retirement::{RETIRED_CODE, Retirement},
+    state::MAX_WRITES,
     successor::Successor,
 };
 use coalition_universe::{PeerAddress, PeerId};
@@ -31,8 +32,6 @@ use crate::{
     wire::{Payload, Write},
 };
 
-/// Writes remembered that were sent and not answered; a further one forgets the oldest.
-const MAX_OPEN: usize = 100_000;
 /// Pause before a log that should have ended is asked again.
 const RETRY: Duration = Duration::from_millis(200);
 
@@ -85,38 +84,30 @@ struct Inner {
     links: RwLock<Vec<Link>>,
     /// Held while the next link is looked for.
     moving: tokio::sync::Mutex<()>,
-    open: Mutex<Open>,
+    sent: Mutex<Sent>,
 }
 
-/// Which link a write that has no answer was sent to first.
+/// Which link each write was sent to first.
 #[derive(Default)]
-struct Open {
-    sent: BTreeMap<WriteId, (u64, usize)>,
-    order: BTreeMap<u64, WriteId>,
-    next: u64,
+struct Sent {
+    first: BTreeMap<WriteId, usize>,
+    order: VecDeque<WriteId>,
 }
 
-impl Open {
+impl Sent {
     /// The link where the write was sent first, which is `newest` unless it was sent before.
     fn begin(&mut self, id: WriteId, newest: usize) -> usize {
-        if let Some((_, link)) = self.sent.get(&id) {
+        if let Some(link) = self.first.get(&id) {
             return *link;
         }
-        if self.sent.len() == MAX_OPEN
-            && let Some((_, oldest)) = self.order.pop_first()
+        if self.order.len() == MAX_WRITES
+            && let Some(oldest) = self.order.pop_front()
         {
-            self.sent.remove(&oldest);
+            self.first.remove(&oldest);
         }
-        self.sent.insert(id, (self.next, newest));
-        self.order.insert(self.next, id);
-        self.next += 1;
+        self.first.insert(id, newest);
+        self.order.push_back(id);
         newest
-    }
-
-    fn settle(&mut self, id: WriteId) {
-        if let Some((at, _)) = self.sent.remove(&id) {
-            self.order.remove(&at);
-        }
     }
 }
 
@@ -125,8 +116,8 @@ impl Lineage {
     #[must_use]
     pub fn follow(first: Organism) -> Self {
         let first = Link { number: 0, organism: first, config: None };
-        let (links, moving, open) = (RwLock::new(vec![first]), tokio::sync::Mutex::new(()), Mutex::default());
-        Self { inner: Arc::new(Inner { links, moving, open }) }
+        let (links, moving, sent) = (RwLock::new(vec![first]), tokio::sync::Mutex::new(()), Mutex::default());
+        Self { inner: Arc::new(Inner { links, moving, sent }) }
     }
 
     /// The newest organism of the chain as far as this handle has come.
@@ -166,8 +157,8 @@ impl Lineage {
 
     /// Writes a command and waits until its entries are certified, in the log of whichever organism of the chain works. When the
     /// log ends meanwhile, the write is sent to the successor under the same id, unless the ended log has it: so it takes effect
-    /// once. This holds as well when this handle is asked again with an id that it sent before and got no answer for.
-    /// The entries' pointers name the organism.
+    /// once. An id that this handle sent before is asked for where it was sent first, answered or not; of those the last 100,000
+    /// are remembered, as many as a committee does. The entries' pointers name the organism.
     ///
     /// # Errors
     /// As [`Organism::write`]; [`WriteError::Retired`] when there is no successor to go on with.
@@ -177,7 +168,7 @@ impl Lineage {
         command: Vec<u8>,
         deadline: Duration,
     ) -> Result<Committed, WriteError> {
-        let first = self.open().begin(write_id, self.current().number);
+        let first = self.sent().begin(write_id, self.current().number);
         self.write_from(first, write_id, command, deadline).await
     }
 
@@ -192,7 +183,7 @@ impl Lineage {
         command: Vec<u8>,
         deadline: Duration,
     ) -> Result<Committed, WriteError> {
-        self.open().begin(write_id, 0);
+        self.sent().begin(write_id, 0);
         self.write_from(0, write_id, command, deadline).await
     }
 
@@ -216,15 +207,10 @@ impl Lineage {
                     tokio::time::sleep(RETRY.min(left())).await;
                     continue;
                 }
-                open @ Err(WriteError::Deadline { .. }) => return open,
-                answered => {
-                    self.open().settle(write_id);
-                    return answered;
-                }
+                other => return other,
             };
             let write = Write { write_id, payload: Payload::Command(command.clone()) };
             if let Some(committed) = ended::find(&link.organism, &write, left()).await? {
-                self.open().settle(write_id);
                 return Ok(committed);
             }
             link = self.after(&link, retirement, left()).await.map_err(|error| match error {
@@ -251,12 +237,14 @@ impl Lineage {
         let started = Instant::now();
         loop {
             let left = deadline.saturating_sub(started.elapsed());
-            if let Some(retirement) = link.organism.retirement(left.min(CALL_TIMEOUT * 2)).await? {
-                return Ok(retirement);
-            }
+            let last = match link.organism.retirement(left.min(CALL_TIMEOUT * 2)).await {
+                Ok(Some(retirement)) => return Ok(retirement),
+                Ok(None) => Some("no member shows the log's last entry".to_owned()),
+                Err(ReadError::Deadline { last, .. }) => last,
+                Err(error) => return Err(error),
+            };
             let left = deadline.saturating_sub(started.elapsed());
             if left.is_zero() {
-                let last = Some("no member shows the log's last entry".to_owned());
                 return Err(ReadError::Deadline { waited_ms: millis(deadline), last });
             }
             let shared = link.organism.shared();
@@ -301,8 +289,8 @@ impl Lineage {
         self.inner.links.read().unwrap_or_else(PoisonError::into_inner).get(link.number + 1).cloned()
     }
 
-    fn open(&self) -> MutexGuard<'_, Open> {
-        self.inner.open.lock().unwrap_or_else(PoisonError::into_inner)
+    fn sent(&self) -> MutexGuard<'_, Sent> {
+        self.inner.sent.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -322,16 +310,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_write_without_an_answer_keeps_its_first_link() {
-        let mut open = Open::default();
+    fn a_write_keeps_its_first_link() {
+        let mut sent = Sent::default();
         let id = |n: u64| WriteId((u128::from(n) + 1).to_be_bytes());
-        assert_eq!((open.begin(id(0), 0), open.begin(id(0), 2)), (0, 0));
-        open.settle(id(0));
-        assert_eq!(open.begin(id(0), 2), 2);
-        for n in 1..=MAX_OPEN as u64 {
-            open.begin(id(n), 1);
+        assert_eq!((sent.begin(id(0), 0), sent.begin(id(0), 2)), (0, 0));
+        for n in 1..=MAX_WRITES as u64 {
+            sent.begin(id(n), 1);
         }
-        assert_eq!((open.sent.len(), open.order.len()), (MAX_OPEN, MAX_OPEN));
-        assert_eq!((open.begin(id(0), 3), open.begin(id(5), 3)), (3, 1), "the oldest is forgotten first");
+        assert_eq!((sent.first.len(), sent.order.len()), (MAX_WRITES, MAX_WRITES));
+        assert_eq!((sent.begin(id(5), 3), sent.begin(id(0), 3)), (1, 3), "the oldest is forgotten first");
     }
 }
