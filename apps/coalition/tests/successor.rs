@@ -127,7 +127,7 @@ fn a_coalition_is_succeeded_and_its_readers_move() {
 
     // The old logs name it; one after the other, and only both together move anybody.
     let mut universe = read(&env.home().join("universe.toml"));
-    universe.insert("peers".into(), Value::Table(plan.peers.clone()));
+    universe.insert("peers".into(), Value::Table(plan.peers));
     write(&env.path().join("next-universe.toml"), &universe);
     let retire = |service: &str| {
         let named = ["--successor", "next.hex", "--peers", "next-universe.toml"];

@@ -33,7 +33,7 @@ const KINDS: [ModuleKind; 2] = [ModuleKind::Almanac, ModuleKind::Compute];
 pub async fn run(home: &Home, command: &SuccessorCommand, output: &Output) -> Result<()> {
     match command {
         SuccessorCommand::Config(args) => config(home, args, output),
-        SuccessorCommand::Move(args) => move_on(home, args, output).await,
+        SuccessorCommand::Move(args) => Box::pin(move_on(home, args, output)).await,
     }
 }
 
@@ -41,7 +41,7 @@ fn config(home: &Home, args: &SuccessorConfigArgs, output: &Output) -> Result<()
     let old = read_published(&args.config.clone().unwrap_or_else(|| home.config_hex()))?;
     let draft = args.from.as_deref().map(read_published).transpose()?.unwrap_or_else(|| old.clone());
     let roster = args.roster.as_deref().map(read_roster).transpose()?;
-    let next = succeed(&old, &draft, args.name.as_deref(), roster)?;
+    let next = succeed(&old, &draft, args.name.as_deref(), roster.as_ref())?;
     let value = json!({ "fingerprint": next.fingerprint(), "hex": next.to_hex() });
     output.answer(&value, |_| if args.toml { next.to_toml() } else { next.to_hex() });
     Ok(())
@@ -55,7 +55,7 @@ pub fn succeed(
     old: &PublishedConfig,
     draft: &PublishedConfig,
     name: Option<&str>,
-    roster: Option<Roster>,
+    roster: Option<&Roster>,
 ) -> Result<PublishedConfig> {
     let mut next = PublishedConfigBuilder::from_published(draft);
     if let Some(name) = name {
@@ -65,7 +65,7 @@ pub fn succeed(
         let unusable = || format!("the {} of the configs cannot succeed one another", kind.str_name());
         let content = draft.committee(kind).or_input("config_invalid", unusable)?;
         let module = old.module(kind).ok_or_else(|| CliError::input("config_invalid", unusable()))?;
-        let roster = roster.clone().unwrap_or(content.roster);
+        let roster = roster.cloned().unwrap_or(content.roster);
         next = next.module_content(kind, &CommitteeContent { roster, predecessor: Some(module.id), ..content });
     }
     next.build().or_input("config_invalid", || "the new config is none".into())
