@@ -5,7 +5,8 @@
 //! organism's certified log (`coalition-log`), cosigns the head, and serves readers and writers.
 //!
 //! A *client* needs the organism's id and roster, both pinned by the published config: [`Organism`] writes and fetches
-//! proofs, [`Follower`] keeps a verified fold of the log current. Neither trusts any member.
+//! proofs, [`Follower`] keeps a verified fold of the log current. Neither trusts any member. Both are pinned to that config; a
+//! [`Lineage`] goes on with the organism that succeeds it.
 //!
 //! # A complete organism
 //!

@@ -105,10 +105,13 @@ async fn begin(committee: &Committee, old: (&Organism, &PublishedConfig)) {
     new.succeed(random_write_id(), old, SOON).await.unwrap();
 }
 
-/// Writers that never stop until told, and are never restarted: what was acknowledged, and by which organism.
+/// What was acknowledged, and by which organism.
+type Written = Vec<(UniqueId, Vec<u8>)>;
+
+/// Writers that never stop until told, and are never restarted.
 struct Load {
     go_on: Arc<AtomicBool>,
-    tasks: Vec<tokio::task::JoinHandle<Vec<(UniqueId, Vec<u8>)>>>,
+    tasks: Vec<tokio::task::JoinHandle<Written>>,
 }
 
 impl Load {
@@ -133,7 +136,7 @@ impl Load {
         Self { go_on, tasks }
     }
 
-    async fn stop(self) -> Vec<(UniqueId, Vec<u8>)> {
+    async fn stop(self) -> Written {
         self.go_on.store(false, Relaxed);
         let mut all = Vec::new();
         for task in self.tasks {
