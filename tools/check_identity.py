@@ -162,7 +162,8 @@ def short(text):
 
 
 def committee_content(c):
-    out = b"CCOM\x01" + short(c["service"]) + bytes([len(c["roster"])])
+    out = b"CCOM\x01" if "predecessor" not in c else b"CCOM\x02" + unhex(c["predecessor"])
+    out += short(c["service"]) + bytes([len(c["roster"])])
     for m in c["roster"]:
         out += short(m["name"]) + unhex(m["checkpoint_key"]) + unhex(m["consensus_key"]) + unhex(m["peer_id"])
     params = unhex(c["params"])

@@ -102,6 +102,10 @@ def identity():
         name, _, body = section.partition("\n")
         if name == "coalition.hex":
             config = bytes.fromhex(body.strip())
+            length = struct.pack(">I", len(config))
+            place = b"\x01\x00\x0b127.0.0.1:1"
+            put("log_chain", b"\x00" + length + config + place, b"\x02" + length + config + bytes(6))
+            put("log_chain", *(bytes([which, 0, 0, at, 9]) for which in (1, 3) for at in (0, 60, 250)))
             put("config_binary", config, config[9:-32], body.strip())
         elif name == "coalition.toml":
             put("config_toml", body)

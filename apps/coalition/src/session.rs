@@ -4,7 +4,7 @@ use std::{net::ToSocketAddrs, sync::Arc, time::Duration};
 
 use coalition::PublishedConfig;
 use coalition_compute::{At, MarketView};
-use coalition_log::Entry;
+use coalition_log::{Entry, retirement::Retirement};
 use coalition_organism::{Follower, Organism, ReadError};
 use coalition_shuffle::RotatingPeer;
 use coalition_universe::{Node, NodeConfig, NodeKey, PeerId};
@@ -160,11 +160,20 @@ fn relay_address(relay: &str) -> Option<String> {
     address.to_socket_addrs().ok()?.next().map(|_| address)
 }
 
+/// What to do about a service that has retired.
+pub(crate) fn where_next(retirement: &Retirement) -> &'static str {
+    if retirement.config().is_some() {
+        "run `coalition successor move`: the old log carries the new config"
+    } else {
+        "get the successor's config from its operator"
+    }
+}
+
 /// A read that failed, as a person reads it.
 pub(crate) fn unanswered(error: ReadError, what: &str) -> CliError {
     if let ReadError::Retired(retirement) = &error {
         let message = format!("the coalition's {what} has retired ({retirement})");
-        return CliError::new(Kind::Refused, "retired", message).hint("get the successor's config from its operator");
+        return CliError::new(Kind::Refused, "retired", message).hint(where_next(retirement));
     }
     CliError::new(Kind::Unreachable, "no_answer", format!("the coalition's {what} does not answer"))
         .because(error)

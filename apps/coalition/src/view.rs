@@ -19,6 +19,8 @@ pub struct AlmanacPart {
     pub roster: Roster,
     /// Its parameters.
     pub params: AlmanacParams,
+    /// The organism it succeeds.
+    pub predecessor: Option<UniqueId>,
 }
 
 /// The market of a coalition.
@@ -30,6 +32,8 @@ pub struct ComputePart {
     pub roster: Roster,
     /// Its parameters.
     pub params: ComputeParams,
+    /// The organism it succeeds.
+    pub predecessor: Option<UniqueId>,
 }
 
 /// The unseal committee of a coalition.
@@ -50,7 +54,7 @@ pub struct UnsealPart {
 pub fn almanac(config: &PublishedConfig) -> Result<AlmanacPart> {
     let (id, content) = module(config, ModuleKind::Almanac, ALMANAC_SERVICE)?;
     let params = AlmanacParams::from_bytes(&content.params).or_input("config_invalid", unusable)?;
-    Ok(AlmanacPart { id, roster: content.roster, params })
+    Ok(AlmanacPart { id, roster: content.roster, params, predecessor: content.predecessor })
 }
 
 /// The Compute market of a config.
@@ -60,7 +64,7 @@ pub fn almanac(config: &PublishedConfig) -> Result<AlmanacPart> {
 pub fn compute(config: &PublishedConfig) -> Result<ComputePart> {
     let (id, content) = module(config, ModuleKind::Compute, COMPUTE_SERVICE)?;
     let params = ComputeParams::from_bytes(&content.params).or_input("config_invalid", unusable)?;
-    Ok(ComputePart { id, roster: content.roster, params })
+    Ok(ComputePart { id, roster: content.roster, params, predecessor: content.predecessor })
 }
 
 /// The unseal committee of a config.

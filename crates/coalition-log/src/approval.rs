@@ -71,6 +71,11 @@ impl Approvals {
 
     /// Reads the canonical form, all of `bytes`; nothing is verified yet.
     pub(crate) fn read(bytes: &[u8]) -> Option<Self> {
+        Self::read_first(bytes).filter(|(_, rest)| rest.is_empty()).map(|(approvals, _)| approvals)
+    }
+
+    /// The same of what `bytes` begin with; answers what follows, too.
+    pub(crate) fn read_first(bytes: &[u8]) -> Option<(Self, &[u8])> {
         let (&count, mut rest) = bytes.split_first()?;
         let mut approvals: Vec<Approval> = Vec::new();
         for _ in 0..count {
@@ -82,7 +87,7 @@ impl Approvals {
             approvals.push(Approval { member, signature: *signature });
             rest = after;
         }
-        (rest.is_empty() && approvals.len() <= MAX_APPROVALS).then_some(Self(approvals))
+        (approvals.len() <= MAX_APPROVALS).then_some((Self(approvals), rest))
     }
 
     pub(crate) const fn len(&self) -> usize {

@@ -14,6 +14,8 @@
 //! * [`handover`]: epochs: how the roster changes under one config, and who certifies which size. Pure.
 //! * [`state`]: certified states, from which members and readers go on without folding the whole log. Pure.
 //! * [`retirement`]: the end of a log: approvals, announcement, last entry. Pure.
+//! * [`successor`]: the next config, as the log it replaces carries it. Pure.
+//! * [`predecessor`]: the beginning of a log that succeeds another: the head of that one. Pure.
 //! * [`store`]: the durable log of one member: journal, tiles, sign guard.
 
 mod approval;
@@ -25,9 +27,11 @@ pub mod follow;
 pub mod handover;
 mod lines;
 pub mod machine;
+pub mod predecessor;
 pub mod retirement;
 pub mod state;
 pub mod store;
+pub mod successor;
 pub mod tree;
 
 pub use entry::{Entry, EntryError};

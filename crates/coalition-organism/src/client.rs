@@ -15,7 +15,7 @@ use coalition_log::{
     entry::WriteId,
     evidence::Evidence,
     handover::{ApprovedHandover, HandoverProof, RosterChain},
-    retirement::{ApprovedRetirement, RETIRED_CODE, RETIRED_KIND, Retirement},
+    retirement::{ApprovedRetirement, RETIRED_CODE},
 };
 use coalition_universe::{CallError, Node, PeerId};
 use tokio::time::Instant;
@@ -295,7 +295,7 @@ impl Organism {
         self.write_payload(write_id, Payload::Handover(wire::encode(&wire::Handovers(all))), deadline).await
     }
 
-    async fn write_payload(
+    pub(crate) async fn write_payload(
         &self,
         write_id: WriteId,
         payload: Payload,
@@ -316,18 +316,6 @@ impl Organism {
             }
             other => other,
         }
-    }
-
-    /// The retirement in effect, by the log's certified last entry; `None` while the organism works.
-    ///
-    /// # Errors
-    /// [`ReadError`] when no member gives a head and its last entry in time.
-    pub async fn retirement(&self, deadline: Duration) -> Result<Option<Retirement>, ReadError> {
-        let started = Instant::now();
-        let Some(last) = self.head(deadline).await?.size().checked_sub(1) else { return Ok(None) };
-        let evidence = self.evidence(last, deadline.saturating_sub(started.elapsed())).await?;
-        let entry = evidence.claimed_entry();
-        Ok(Retirement::of(entry).filter(|_| entry.kind == RETIRED_KIND))
     }
 
     /// The newest certified head.

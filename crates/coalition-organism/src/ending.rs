@@ -4,7 +4,7 @@ use coalition::{EvidencePointer, RetirementInstant};
 use coalition_log::{
     Context, Draft, Entry, Refusal,
     checkpoint::RosterVerifier,
-    retirement::{ANNOUNCED_KIND, ApprovedRetirement, RETIRED_CODE, RETIRED_KIND, Retirement},
+    retirement::{ANNOUNCED_KIND, ApprovalError, ApprovedRetirement, RETIRED_CODE, RETIRED_KIND, Retirement},
 };
 
 use crate::error::describe;
@@ -47,7 +47,10 @@ impl Ending {
         }
         let approved = ApprovedRetirement::from_bytes(command);
         let approved = approved.map_err(|error| Refusal::new("malformed", describe(&error)))?;
-        approved.verify(roster).map_err(|error| Refusal::new("not_approved", describe(&error)))?;
+        approved.verify(roster).map_err(|error| {
+            let code = if matches!(error, ApprovalError::NotApproved(_)) { "not_approved" } else { "bad_successor" };
+            Refusal::new(code, describe(&error))
+        })?;
         Ok(vec![Draft::new(ANNOUNCED_KIND, approved.to_bytes())])
     }
 

@@ -13,6 +13,12 @@ pub enum WriteError {
     /// The organism has retired: its certified log has its last entry. Nothing was written.
     #[error("the organism has retired ({0})")]
     Retired(Box<Retirement>),
+    /// The predecessor's head could not be had, or cannot be committed.
+    #[error("the predecessor's head cannot be named: {reason}")]
+    Predecessor {
+        /// Why.
+        reason: String,
+    },
     /// The deadline passed. The write may still commit; retry with the same id to find out.
     #[error("not certified within {waited_ms} ms{}; retrying with the same id is safe", detail(.last))]
     Deadline {

@@ -15,6 +15,7 @@ use coalition_log::{
 };
 
 use crate::{
+    beginning::Beginning,
     ending::Ending,
     epochs::Epochs,
     folded::{Clock, TickOf, WriteTable},
@@ -93,6 +94,7 @@ pub(crate) struct Execution {
     /// The genesis roster's, for starting anew from a state.
     genesis: Epochs,
     epochs: Epochs,
+    beginning: Beginning,
     ending: Ending,
     /// The host's own entries, those of states excepted.
     host_entries: Vec<Entry>,
@@ -112,6 +114,7 @@ impl Execution {
             machine,
             genesis: epochs.clone(),
             epochs,
+            beginning: Beginning::default(),
             ending: Ending::default(),
             host_entries: Vec::new(),
             clock: None,
@@ -126,6 +129,12 @@ impl Execution {
     /// The same for the organism that is the coalition's clock.
     pub(crate) fn with_clock(mut self, tick_of: Option<TickOf>) -> Self {
         self.clock = tick_of.map(|tick_of| (tick_of, Clock::default()));
+        self
+    }
+
+    /// The same for an organism whose config names a predecessor.
+    pub(crate) fn with_predecessor(mut self, predecessor: Option<UniqueId>) -> Self {
+        self.beginning = Beginning::after(predecessor);
         self
     }
 
@@ -204,6 +213,11 @@ impl Execution {
         self.ending.is_over()
     }
 
+    /// Whether the log waits for its predecessor's head.
+    pub(crate) const fn awaits_predecessor(&self) -> bool {
+        self.beginning.is_awaited()
+    }
+
     /// Entries between two states.
     pub(crate) const fn state_every(&self) -> u64 {
         self.state_every
@@ -214,6 +228,18 @@ impl Execution {
         self.common_every
     }
 
+    /// What became of a write as far as no batch can change it: what an earlier one with this id produced, or that the log has
+    /// ended without it.
+    pub(crate) fn settled(&self, id: WriteId) -> Option<Outcome> {
+        let ended = || self.ending.is_over().then(|| Outcome::Refused(self.ending.refusal()));
+        self.known_write(id).or_else(ended)
+    }
+
+    /// One of the host's own entries, which are never forgotten; states excepted.
+    pub(crate) fn host_entry(&self, index: u64) -> Option<&Entry> {
+        self.host_entries.iter().find(|entry| entry.index == index)
+    }
+
     /// What an earlier write with this id produced.
     pub(crate) fn known_write(&self, id: WriteId) -> Option<Outcome> {
         self.writes.get(id).map(|(first, count)| Outcome::Written { first, count })
@@ -221,7 +247,7 @@ impl Execution {
 
     /// When the machine next needs a batch without commands.
     pub(crate) fn wake_at_ms(&self, cx: &Context) -> Option<u64> {
-        if self.ending.is_over() {
+        if self.ending.is_over() || self.beginning.is_awaited() {
             return None;
         }
         self.machine.wake_at_ms(cx).into_iter().chain(self.ending.wake_at_ms()).min()
@@ -245,7 +271,7 @@ impl Execution {
             done.outcomes.extend(outcome.map(|outcome| (command.write_id, outcome)));
         }
         self.rounds(cx, tick, &mut done)?;
-        if !self.ending.is_over() {
+        if !self.ending.is_over() && !self.beginning.is_awaited() {
             self.certify_state_if_due(size_before, cx, tick, &mut done);
         }
         self.hand_over(cx, tick, &mut done);
@@ -253,6 +279,9 @@ impl Execution {
     }
 
     fn rounds(&mut self, cx: &Context, tick: Option<u64>, done: &mut Executed) -> Result<(), ExecutionError> {
+        if self.beginning.is_awaited() {
+            return Ok(());
+        }
         for _ in 0..MAX_ROUNDS {
             self.end_if_due(cx, tick, &mut done.entries);
             if self.ending.is_over() {
@@ -322,7 +351,11 @@ impl Execution {
         if self.ending.is_over() {
             return Err(self.ending.refusal());
         }
+        if self.beginning.is_awaited() && !matches!(payload, Payload::Succeed(_)) {
+            return Err(self.beginning.refusal());
+        }
         let bytes = match payload {
+            Payload::Succeed(predecessor) => return self.beginning.succeed(predecessor),
             Payload::Retire(approved) => return self.ending.announce(approved, self.epochs.verifier()),
             Payload::Handover(_) => return Ok(Vec::new()),
             Payload::Command(bytes) => bytes,
@@ -420,6 +453,7 @@ impl Execution {
         if entry.kind == STATE_KIND {
             return;
         }
+        self.beginning.fold(&entry);
         self.ending.fold(&entry, self.epochs.verifier());
         self.epochs.fold(&entry);
         self.host_entries.push(entry);

@@ -5,7 +5,8 @@
 //! organism's certified log (`coalition-log`), cosigns the head, and serves readers and writers.
 //!
 //! A *client* needs the organism's id and roster, both pinned by the published config: [`Organism`] writes and fetches
-//! proofs, [`Follower`] keeps a verified fold of the log current. Neither trusts any member.
+//! proofs, [`Follower`] keeps a verified fold of the log current. Neither trusts any member. Both are pinned to that config; a
+//! [`Lineage`] goes on with the organism that succeeds it.
 //!
 //! # A complete organism
 //!
@@ -15,6 +16,7 @@
 //!
 //! Committed and certified are different words here: an acknowledged write is certified.
 
+mod beginning;
 mod certifier;
 mod client;
 mod ending;
@@ -23,10 +25,12 @@ mod error;
 mod execution;
 mod folded;
 mod follower;
+mod lineage;
 mod member;
 mod outbox;
 mod pruned;
 mod receipt;
+mod retired;
 #[cfg(test)]
 mod simulation;
 mod wire;
@@ -37,6 +41,7 @@ pub use error::{ReadError, WriteError};
 pub use execution::{COMMON_EVERY, ExecutionError};
 pub use folded::TickOf;
 pub use follower::{Follower, Start, When};
+pub use lineage::{Lineage, LineageFollower, Link, Moved};
 pub use member::{
     AddressBook, BatchKeeping, Member, MemberError, MemberKeys, MemberSetup, OrderSetup, OrganismSetup, OrganismStatus,
     Standing,

@@ -66,6 +66,8 @@ pub(crate) enum Payload {
     Retire(Vec<u8>),
     /// The committee's own: a [`Handovers`], encoded. Meant for every organism the committee carries.
     Handover(Vec<u8>),
+    /// The committee's own: a [`coalition_log::predecessor::Predecessor`].
+    Succeed(Vec<u8>),
 }
 
 /// For each organism of a committee, its [`coalition_log::handover::ApprovedHandover`].
@@ -83,6 +85,7 @@ impl Payload {
             Self::Command(bytes) => (b"command", bytes),
             Self::Retire(bytes) => (b"retire\0", bytes),
             Self::Handover(bytes) => (b"handover", bytes),
+            Self::Succeed(bytes) => (b"succeed", bytes),
         };
         let bound = hash_many(&[b"coalition.write.v1", &chosen.0, kind, bytes]);
         let mut id = [0; 16];
@@ -92,7 +95,7 @@ impl Payload {
 
     pub(crate) fn len(&self) -> usize {
         match self {
-            Self::Command(bytes) | Self::Retire(bytes) | Self::Handover(bytes) => bytes.len(),
+            Self::Command(bytes) | Self::Retire(bytes) | Self::Handover(bytes) | Self::Succeed(bytes) => bytes.len(),
         }
     }
 }

@@ -92,7 +92,14 @@ fn almanac() -> Carried {
         let keys = roster.members().iter().map(|member| member.checkpoint_key).collect();
         Box::new(AlmanacMachine::new(params, id, Observers::Keys(keys))) as Box<dyn Machine>
     };
-    Carried { id, name: "almanac", machine: Box::new(machine), clock: Some(tick_of), state_every: STATE_EVERY }
+    Carried {
+        id,
+        name: "almanac",
+        machine: Box::new(machine),
+        clock: Some(tick_of),
+        state_every: STATE_EVERY,
+        predecessor: None,
+    }
 }
 
 async fn note(organism: &Organism, text: &str) -> u64 {

@@ -16,6 +16,7 @@ use coalition_log::{
     retirement::{Approval, ApprovedRetirement},
     state::STATE_EVERY,
     store::StoreError,
+    successor::Successor,
 };
 use coalition_order::OrderError;
 use coalition_organism::{
@@ -40,6 +41,8 @@ pub struct Carried {
     pub clock: Option<TickOf>,
     /// See [`OrganismSetup::state_every`].
     pub state_every: u64,
+    /// See [`OrganismSetup::predecessor`].
+    pub predecessor: Option<UniqueId>,
 }
 
 impl Carried {
@@ -52,6 +55,7 @@ impl Carried {
             machine: Box::new(machine),
             clock: None,
             state_every: STATE_EVERY,
+            predecessor: None,
         }
     }
 
@@ -74,6 +78,7 @@ type Book = Arc<Mutex<Vec<([u8; 32], SocketAddr)>>>;
 pub struct Committee {
     /// Who certifies.
     pub roster: Roster,
+    generation: u8,
     relay: Relay,
     carried: Vec<Carried>,
     seats: Vec<Seat>,
@@ -91,12 +96,16 @@ pub struct Committee {
 
 const START: Duration = Duration::from_secs(30);
 
-/// A member's secret key for a purpose: 1 checkpoint, 2 consensus, 3 node.
+/// A member's secret key for a purpose: 1 checkpoint, 2 consensus, 3 node; three more for each generation.
 #[must_use]
 pub fn key(member: usize, purpose: u8) -> NodeKey {
     let mut seed = [purpose; 32];
     seed[0] = u8::try_from(member).expect("small committees");
     NodeKey::from_bytes(seed)
+}
+
+fn consensus_key(member: usize, generation: u8) -> [u8; 32] {
+    *key(member, 2 + 3 * generation).peer_id().as_bytes()
 }
 
 fn is_held(error: &MemberError) -> bool {
@@ -119,11 +128,17 @@ fn free_port() -> SocketAddr {
 /// The roster of a test committee of `n`.
 #[must_use]
 pub fn roster(n: usize) -> Roster {
-    Roster::new((0..n).map(roster_member).collect()).expect("distinct keys")
+    roster_of_generation(n, 0)
 }
 
-fn roster_member(member: usize) -> RosterMember {
-    let public = |purpose| *key(member, purpose).peer_id().as_bytes();
+/// The roster of a test committee of `n` that shares no key with those of other generations.
+#[must_use]
+pub fn roster_of_generation(n: usize, generation: u8) -> Roster {
+    Roster::new((0..n).map(|member| roster_member(member, generation)).collect()).expect("distinct keys")
+}
+
+fn roster_member(member: usize, generation: u8) -> RosterMember {
+    let public = |purpose| *key(member, purpose + 3 * generation).peer_id().as_bytes();
     RosterMember { name: format!("m{member}"), checkpoint_key: public(1), consensus_key: public(2), peer_id: public(3) }
 }
 
@@ -135,14 +150,29 @@ impl Committee {
 
     /// As [`start`](Self::start), after `set` has set what the members start with.
     pub async fn start_with(n: usize, carried: Vec<Carried>, set: impl FnOnce(&mut Self)) -> Self {
+        Self::start_generation_with(n, 0, carried, set).await
+    }
+
+    /// As [`start`](Self::start), under the keys of [`roster_of_generation`], so that several committees are apart.
+    pub async fn start_generation(n: usize, generation: u8, carried: Vec<Carried>) -> Self {
+        Self::start_generation_with(n, generation, carried, |_| {}).await
+    }
+
+    async fn start_generation_with(
+        n: usize,
+        generation: u8,
+        carried: Vec<Carried>,
+        set: impl FnOnce(&mut Self),
+    ) -> Self {
         let relay = Relay::start(SocketAddr::from(([127, 0, 0, 1], 0))).await.expect("relay");
         let seats: Vec<Seat> = (0..n).map(|_| Seat { running: None, address: free_port() }).collect();
-        let book = (0..n).zip(&seats).map(|(member, seat)| (*key(member, 2).peer_id().as_bytes(), seat.address));
+        let book = (0..n).zip(&seats).map(|(member, seat)| (consensus_key(member, generation), seat.address));
         let book = Arc::new(Mutex::new(book.collect()));
         let dir = tempfile::tempdir().expect("temporary directory");
-        let roster = roster(n);
+        let roster = roster_of_generation(n, generation);
         let mut committee = Self {
             roster,
+            generation,
             relay,
             carried,
             seats,
@@ -169,7 +199,7 @@ impl Committee {
     /// Starts one member on its directory, which may hold an earlier life. Answers how long opening and folding its logs and joining
     /// took, its node apart.
     pub async fn start_member(&mut self, member: usize) -> Duration {
-        let node = self.node(key(member, 3)).await;
+        let node = self.node(self.key(member, 3)).await;
         for (other, _) in self.seats.iter().filter_map(|seat| seat.running.as_ref()) {
             node.introduce(other.address());
             other.introduce(node.address());
@@ -200,13 +230,14 @@ impl Committee {
             machine: (carried.machine)(&self.roster),
             clock: carried.clock,
             state_every: carried.state_every,
+            predecessor: carried.predecessor,
         });
         MemberSetup {
             roster: self.roster.clone(),
             name: format!("m{member}"),
             joins: member >= self.roster.len(),
             node: Arc::clone(node),
-            keys: MemberKeys { consensus: key(member, 2), checkpoint: key(member, 1) },
+            keys: MemberKeys { consensus: self.key(member, 2), checkpoint: self.key(member, 1) },
             order: OrderSetup {
                 addresses: self.address_book(),
                 listen: self.seats[member].address,
@@ -224,7 +255,7 @@ impl Committee {
     /// epoch later know its address.
     pub fn add_seat(&mut self) -> usize {
         let seat = Seat { running: None, address: free_port() };
-        lock(&self.book).push((*key(self.seats.len(), 2).peer_id().as_bytes(), seat.address));
+        lock(&self.book).push((consensus_key(self.seats.len(), self.generation), seat.address));
         self.seats.push(seat);
         self.seats.len() - 1
     }
@@ -239,7 +270,8 @@ impl Committee {
     /// The roster with these members.
     #[must_use]
     pub fn roster_of(&self, members: &[usize]) -> Roster {
-        Roster::new(members.iter().map(|member| roster_member(*member)).collect()).expect("distinct keys")
+        Roster::new(members.iter().map(|member| roster_member(*member, self.generation)).collect())
+            .expect("distinct keys")
     }
 
     /// The consent of `approving` to a handover from the roster of `now` to that of `next`, for every organism carried.
@@ -255,7 +287,7 @@ impl Committee {
         let approve = |organism: UniqueId| {
             let sign = |member: &usize| {
                 let seat = now.iter().position(|seat| seat == member).expect("a member of the roster in force");
-                let checkpoint = SigningKey::from_bytes(key(*member, 1).expose());
+                let checkpoint = SigningKey::from_bytes(self.key(*member, 1).expose());
                 let seat = u8::try_from(seat).expect("small committees");
                 handover.approve(&checkpoint, seat, organism, &roster)
             };
@@ -334,8 +366,25 @@ impl Committee {
     /// A member's consent to retire one of the carried organisms.
     #[must_use]
     pub fn approval(&self, member: usize, organism: UniqueId, marker: &RetirementMarker<'_>) -> Approval {
-        let checkpoint = SigningKey::from_bytes(key(member, 1).expose());
-        ApprovedRetirement::approve(&checkpoint, u8::try_from(member).expect("small committees"), organism, marker)
+        self.approval_with(member, organism, marker, None)
+    }
+
+    /// The same of a marker and the successor's config with it.
+    #[must_use]
+    pub fn approval_with(
+        &self,
+        member: usize,
+        organism: UniqueId,
+        marker: &RetirementMarker<'_>,
+        successor: Option<&Successor>,
+    ) -> Approval {
+        let checkpoint = SigningKey::from_bytes(self.key(member, 1).expose());
+        let seat = u8::try_from(member).expect("small committees");
+        ApprovedRetirement::approve_with(&checkpoint, seat, organism, marker, successor)
+    }
+
+    fn key(&self, member: usize, purpose: u8) -> NodeKey {
+        key(member, purpose + 3 * self.generation)
     }
 
     /// Stops everything cleanly.

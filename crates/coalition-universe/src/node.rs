@@ -197,6 +197,18 @@ impl Node {
         lock(&self.addresses).insert(address.peer, address);
     }
 
+    /// The same for an address from a source that knows less than who was asked first: counts only if no address of the peer was
+    /// introduced.
+    pub fn suggest(&self, address: PeerAddress) {
+        lock(&self.addresses).entry(address.peer).or_insert(address);
+    }
+
+    /// The address a peer was introduced with, or that was suggested.
+    #[must_use]
+    pub fn introduced(&self, peer: PeerId) -> Option<PeerAddress> {
+        lock(&self.addresses).get(&peer).cloned()
+    }
+
     /// Calls a method of a peer and waits for its answer, at most `timeout` in all. Dropping the future cancels the call
     /// at the peer.
     ///

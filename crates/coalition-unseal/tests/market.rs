@@ -46,8 +46,14 @@ async fn committee() -> Committee {
         let params = AlmanacParams::new(CADENCE_MS).unwrap();
         Box::new(AlmanacMachine::new(params, id, Observers::Keys(keys))) as Box<dyn Machine>
     };
-    let almanac =
-        Carried { id, name: "almanac", machine: Box::new(almanac), clock: Some(tick_of), state_every: STATE_EVERY };
+    let almanac = Carried {
+        id,
+        name: "almanac",
+        machine: Box::new(almanac),
+        clock: Some(tick_of),
+        state_every: STATE_EVERY,
+        predecessor: None,
+    };
     let compute = || ComputeMachine::new(compute_id(), ComputeParams::standard(CADENCE_MS)).unwrap();
     Committee::start(4, vec![almanac, Carried::new("compute", compute)]).await
 }

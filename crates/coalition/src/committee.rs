@@ -19,6 +19,8 @@ pub const MAX_PARAMS_BYTES: usize = 64 * 1024;
 const TAG_ROSTER: &[u8] = b"coalition/roster";
 /// First bytes of a committee's content preimage: a magic and the version of the layout.
 const CONTENT_MAGIC: &[u8; 5] = b"CCOM\x01";
+/// The same for a committee that succeeds another; the predecessor's id follows.
+const SUCCESSOR_MAGIC: &[u8; 5] = b"CCOM\x02";
 
 /// Why a roster or a committee's content is refused.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -47,7 +49,7 @@ pub enum CommitteeError {
         found: usize,
     },
     /// The bytes do not begin as a committee's content does.
-    #[error("these bytes are no committee content of layout version 1")]
+    #[error("these bytes are no committee content of layout version 1 or 2")]
     Magic,
     /// The bytes end early.
     #[error("committee content is cut short")]
@@ -179,6 +181,9 @@ pub struct CommitteeContent {
     pub roster: Roster,
     /// The service's own parameters, in a form the service defines.
     pub params: Vec<u8>,
+    /// The organism this one succeeds: its log begins with a head of that one's (docs/protocol/log.md, section 13).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub predecessor: Option<UniqueId>,
 }
 
 impl CommitteeContent {
@@ -197,7 +202,14 @@ impl CommitteeContent {
     /// The canonical preimage. Only a value that passes [`CommitteeContent::validate`] can be read back.
     #[must_use]
     pub fn to_bytes(&self) -> Vec<u8> {
-        let mut out = CONTENT_MAGIC.to_vec();
+        let mut out = Vec::new();
+        match self.predecessor {
+            None => out.extend(CONTENT_MAGIC),
+            Some(predecessor) => {
+                out.extend(SUCCESSOR_MAGIC);
+                out.extend(predecessor.as_bytes());
+            }
+        }
         put_str_u8(&mut out, &self.service);
         out.push(u8::try_from(self.roster.len()).expect("a roster has at most 64 members"));
         for member in self.roster.members() {
@@ -215,8 +227,14 @@ impl CommitteeContent {
     /// # Errors
     /// [`CommitteeError`] when the bytes are anything but the encoding of a valid value.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, CommitteeError> {
-        let body = bytes.strip_prefix(CONTENT_MAGIC).ok_or(CommitteeError::Magic)?;
-        let mut reader = Reader::new(body);
+        let (mut reader, predecessor) = match bytes.strip_prefix(CONTENT_MAGIC) {
+            Some(body) => (Reader::new(body), None),
+            None => {
+                let mut reader = Reader::new(bytes.strip_prefix(SUCCESSOR_MAGIC).ok_or(CommitteeError::Magic)?);
+                let predecessor = UniqueId::from_bytes(reader.array("predecessor")?);
+                (reader, Some(predecessor))
+            }
+        };
         let service = reader.string_u8("service name")?;
         let mut members = Vec::new();
         for _ in 0..reader.u8("number of members")? {
@@ -231,7 +249,7 @@ impl CommitteeContent {
         if reader.remaining() > 0 {
             return Err(CommitteeError::Trailing(reader.remaining()));
         }
-        let content = Self { service, roster: Roster::new(members)?, params };
+        let content = Self { service, roster: Roster::new(members)?, params, predecessor };
         content.validate()?;
         Ok(content)
     }

@@ -161,6 +161,7 @@ impl PublishedIssuer {
 ///     service: "compute.v1".to_owned(),
 ///     roster: Roster::new(vec![member])?,
 ///     params: Vec::new(),
+///     predecessor: None,
 /// };
 /// let config = PublishedConfig::builder("dev")
 ///     .module(ModuleKind::Compute, "default", &committee)

@@ -15,6 +15,7 @@ pub mod request;
 pub mod retire;
 pub mod ssh;
 pub mod status;
+pub mod successor;
 pub mod up;
 pub mod verify;
 
@@ -47,6 +48,7 @@ pub fn dispatch(cli: &Cli, output: &Output) -> Result<()> {
         Command::Id(args) => id::run(&home()?, args, output),
         Command::Status(_) => asynchronously(Box::pin(status::run(&home()?, output))),
         Command::Retire(args) => asynchronously(Box::pin(retire::run(&home()?, args, output))),
+        Command::Successor(command) => asynchronously(Box::pin(successor::run(&home()?, command, output))),
         Command::Members(args) => asynchronously(Box::pin(members::run(&home()?, args, output))),
         Command::Run(role) => roles::run(role),
         Command::Completions(args) => {

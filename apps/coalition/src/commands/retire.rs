@@ -6,11 +6,15 @@ use coalition::{ComponentRef, ModuleKind, RetirementInstant, RetirementMarker, R
 use coalition_log::{
     checkpoint::RosterVerifier,
     retirement::{Approval, ApprovedRetirement},
+    successor::Successor,
 };
 use coalition_organism::{Organism, WriteError, random_write_id};
 use serde_json::json;
 
-use super::approvals::{self, Signer, read_roster, signers};
+use super::{
+    approvals::{self, Signer, read_roster, signers},
+    successor,
+};
 use crate::{
     cli::{RetireArgs, RetireReason, RetireService},
     error::{CliError, Context, Kind, Result},
@@ -30,16 +34,26 @@ use crate::{
 pub async fn run(home: &Home, args: &RetireArgs, output: &Output) -> Result<()> {
     let config = read_published(&args.config.clone().unwrap_or_else(|| home.config_hex()))?;
     let service = service_of(&config, args.service)?;
-    let successor = args.successor.as_deref().map(read_published).transpose()?;
-    let marker = marker(args, successor.as_ref())?;
+    let next = args.successor.as_deref().map(read_published).transpose()?;
+    let marker = marker(args, next.as_ref())?;
+    let carried = match &next {
+        Some(config) => successor::carried(config, (service.id, &marker), args.peers.as_deref())?,
+        None => None,
+    };
+    if next.is_some() && carried.is_none() {
+        output
+            .warn("the successor's config names no predecessor: readers learn its id, and do not follow by themselves");
+    }
+    let retiring = Retiring { service, marker, carried };
     if args.approve_only {
+        let service = &retiring.service;
         let roster = args.roster.as_deref().map(read_roster).transpose()?.unwrap_or_else(|| service.roster.clone());
-        return print(&sign(&signers(home, &args.approvers, &roster)?, &service, &marker), &service, output);
+        return print(&retiring.sign(&signers(home, &args.approvers, &roster)?), service, output);
     }
     let mut steps = output.steps();
     steps.begin("joining the coalition");
     let session = Session::open(home).await?;
-    let done = retire(home, args, (&session, &service, &marker), &mut steps).await;
+    let done = retire(home, args, (&session, &retiring), &mut steps).await;
     session.close().await;
     done
 }
@@ -48,17 +62,18 @@ pub async fn run(home: &Home, args: &RetireArgs, output: &Output) -> Result<()> 
 async fn retire(
     home: &Home,
     args: &RetireArgs,
-    (session, service, marker): (&Session, &Service, &RetirementMarker<'_>),
+    (session, retiring): (&Session, &Retiring<'_>),
     steps: &mut Steps,
 ) -> Result<()> {
+    let service = &retiring.service;
     let unusable = || "the service's roster cannot be used".to_owned();
     let organism = Organism::connect(Arc::clone(&session.node), service.id, service.roster.clone());
     let organism = organism.or_input("config_invalid", unusable)?;
     organism.head(READ_WAIT).await.map_err(|error| unanswered(error, "committee"))?;
     let chain = organism.committee();
-    let mut approvals = sign(&signers(home, &args.approvers, chain.roster())?, service, marker);
+    let mut approvals = retiring.sign(&signers(home, &args.approvers, chain.roster())?);
     approvals.extend(approvals::read(&args.approvers, "a member's position and 128 hex digits", "retire", parse)?);
-    let approved = ApprovedRetirement::new(marker, approvals);
+    let approved = ApprovedRetirement::new(&retiring.marker, approvals).with_successor(retiring.carried.clone());
     let verifier = RosterVerifier::new(service.id, chain.roster()).or_input("config_invalid", unusable)?;
     approved.verify(&verifier).or_input("not_approved", || format!("{} cannot retire like this", args.service))?;
     commit(args, &organism, &approved, steps).await
@@ -68,6 +83,24 @@ async fn retire(
 struct Service {
     id: UniqueId,
     roster: Roster,
+}
+
+/// What is approved.
+struct Retiring<'a> {
+    service: Service,
+    marker: RetirementMarker<'a>,
+    /// The successor's config, for the log to carry.
+    carried: Option<Successor>,
+}
+
+impl Retiring<'_> {
+    fn sign(&self, signers: &[Signer]) -> Vec<Approval> {
+        let (organism, next) = (self.service.id, self.carried.as_ref());
+        signers
+            .iter()
+            .map(|by| ApprovedRetirement::approve_with(&by.key, by.seat, organism, &self.marker, next))
+            .collect()
+    }
 }
 
 fn service_of(config: &coalition::PublishedConfig, service: RetireService) -> Result<Service> {
@@ -106,10 +139,6 @@ fn marker<'a>(args: &RetireArgs, successor: Option<&'a coalition::PublishedConfi
             Err(CliError::input("reason_and_successor", message).hint("leave out --reason or --successor"))
         }
     }
-}
-
-fn sign(signers: &[Signer], service: &Service, marker: &RetirementMarker<'_>) -> Vec<Approval> {
-    signers.iter().map(|by| ApprovedRetirement::approve(&by.key, by.seat, service.id, marker)).collect()
 }
 
 /// `member signature`, one a line, in hex.

@@ -8,6 +8,9 @@ use coalition_compute::MarketEntry;
 use coalition_log::{
     Entry,
     evidence::{Evidence, MAX_EVIDENCE_BYTES, VerifiedEntry},
+    predecessor::Predecessor,
+    retirement::Retirement,
+    successor::Successor,
 };
 use coalition_organism::Organism;
 use serde_json::{Value, json};
@@ -183,6 +186,21 @@ fn decode(entry: &Entry) -> Value {
             MarketEntry::Attestation(body) => serde_json::to_value(body),
         };
         return value.unwrap_or_else(|_| opaque());
+    }
+    if let Some(predecessor) = Predecessor::of(entry) {
+        let head = predecessor.head().checkpoint;
+        return json!({
+            "predecessor": head.organism, "coalition": predecessor.config().instance_name(),
+            "fingerprint": predecessor.config().fingerprint(), "head_size": head.size, "head_root": head.root.to_string(),
+            "head_certified": predecessor.verify(head.organism).is_ok(),
+        });
+    }
+    if let Some(retirement) = Retirement::of(entry) {
+        let next = retirement.config().map(Successor::config);
+        return json!({
+            "retirement": retirement.to_string(), "successor": retirement.successor(),
+            "coalition": next.map(PublishedConfig::instance_name), "fingerprint": next.map(PublishedConfig::fingerprint),
+        });
     }
     if entry.kind == coalition_almanac::TICK_KIND
         && let Ok(tick) = AlmanacTickBody::from_bytes(&entry.body)

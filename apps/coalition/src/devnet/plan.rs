@@ -62,6 +62,7 @@ pub fn published(manifest: &Manifest, secrets: &Secrets, unseal: &PublicParams) 
         service: service.to_owned(),
         roster: roster.clone(),
         params,
+        predecessor: None,
     };
     let almanac = content(ALMANAC_SERVICE, &committee, AlmanacParams::new(ALMANAC_CADENCE_MS)?.to_bytes());
     let mut market = ComputeParams::standard(ALMANAC_CADENCE_MS);
@@ -187,6 +188,7 @@ impl Plan<'_> {
             retain_batches: default_retain_batches(),
             peers: self.member_peers(),
             network: self.network(name, ports.member_nodes[index]),
+            predecessor: None,
         }
     }
 

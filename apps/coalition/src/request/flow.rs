@@ -33,7 +33,7 @@ use crate::{
     home::Home,
     image::{self, ImageFacts},
     output::Steps,
-    session::Session,
+    session::{Session, where_next},
     signals::StopSignals,
     values,
 };
@@ -454,7 +454,7 @@ pub(crate) async fn write(market: &Organism, command: &Command) -> Result<Commit
 
 fn retired(retirement: &Retirement) -> CliError {
     CliError::new(Kind::Refused, "retired", format!("the market has retired ({retirement})"))
-        .hint("get the successor's config from its operator")
+        .hint(where_next(retirement))
 }
 
 /// A grant newer than attempt `after`, or how the request ended.

@@ -93,11 +93,24 @@ pub struct MemberConfig {
     /// batches.
     #[serde(default = "default_retain_batches")]
     pub retain_batches: u64,
-    /// Where the members' nodes can be reached, by name. Without it this member reports no clock readings.
+    /// Where the members' nodes can be reached, by name. Without it this member reports no clock readings, and begins no log.
     #[serde(default)]
     pub peers: BTreeMap<String, PeerAddress>,
     /// The universe.
     pub network: NetworkConfig,
+    /// The coalition whose services these succeed, if the published config says so: the logs begin with the heads of those.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub predecessor: Option<PredecessorConfig>,
+}
+
+/// Where to read the heads that the logs begin with.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PredecessorConfig {
+    /// The predecessor's published config: a hex or TOML file.
+    pub coalition: PathBuf,
+    /// Where its members can be reached, by name.
+    pub peers: BTreeMap<String, PeerAddress>,
 }
 
 pub(crate) fn default_retain_batches() -> u64 {

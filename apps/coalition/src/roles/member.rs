@@ -18,7 +18,7 @@ use ed25519_dalek::SigningKey;
 use serde_json::json;
 
 use super::{
-    Running,
+    Running, beginning,
     config::{MemberConfig, load_key, node_error, place_in},
 };
 use crate::{
@@ -66,9 +66,10 @@ pub(super) async fn start(path: &Path) -> Result<Running> {
         .await
         .map_err(|error| CliError::input("member", format!("{} cannot start", config.name)).because(error))?;
     node.serve(member.service());
+    let member = Arc::new(member);
+    let beginning = beginning::start(path, &config, &carried, (&node, &member))?;
     let readings =
         (!config.peers.is_empty()).then(|| tokio::spawn(report_clock(Arc::clone(&node), carried, clock_key)));
-    let member = Arc::new(member);
     let ready =
         json!({ "name": config.name, "node": node.address().to_string(), "order": config.order_listen.to_string() });
     let (watched, gone) = (Arc::clone(&member), Arc::clone(&node));
@@ -79,8 +80,8 @@ pub(super) async fn start(path: &Path) -> Result<Running> {
         }
     };
     let stop = async move {
-        if let Some(readings) = readings {
-            readings.abort();
+        for task in readings.into_iter().chain(beginning) {
+            task.abort();
         }
         say_goodbye(&node).await;
         // The watcher has been dropped by now, so this is the last owner.
@@ -125,11 +126,11 @@ impl std::error::Error for Shared {
 }
 
 /// What the committee carries, from the published config.
-struct Carried {
+pub(super) struct Carried {
     /// Its place in the config's roster; none for a member that joined by a handover.
     index: Option<usize>,
-    almanac: AlmanacPart,
-    compute: ComputePart,
+    pub(super) almanac: AlmanacPart,
+    pub(super) compute: ComputePart,
 }
 
 impl Carried {
@@ -165,6 +166,7 @@ impl Carried {
             machine: Box::new(clock),
             clock: Some(tick_of),
             state_every: STATE_EVERY,
+            predecessor: self.almanac.predecessor,
         };
         let compute = OrganismSetup {
             id: self.compute.id,
@@ -172,6 +174,7 @@ impl Carried {
             machine: Box::new(market),
             clock: None,
             state_every: STATE_EVERY,
+            predecessor: self.compute.predecessor,
         };
         Ok(vec![almanac, compute])
     }

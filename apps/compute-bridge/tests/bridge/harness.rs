@@ -64,6 +64,7 @@ pub(crate) fn coalition_config() -> PublishedConfig {
         service: service.into(),
         roster: roster(seed),
         params,
+        predecessor: None,
     };
     let dealt = DealerOutput::deal(1, 1, &mut OsRng).unwrap();
     let unseal = content("unseal.v1", 0x40, dealt.params.to_bytes().to_vec());

@@ -1,5 +1,7 @@
 //! Batches, retirement, restarts and states.
 
+mod chain;
+
 use coalition::{AlmanacTick, OrganismRef, RetirementInstant, RetirementMarker, Roster, RosterMember};
 use coalition_log::{
     checkpoint::RosterVerifier,

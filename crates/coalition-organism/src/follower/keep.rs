@@ -1,7 +1,8 @@
 //! A reader's own file: the fold, where it stands in the tree, and the head it last accepted.
 //!
 //! Bytes, integers big endian: `434c4f47464f4c01 ‖ organism(32) ‖ u32 length ‖ head as a signed note ‖ u64 size ‖ u8 peaks ‖ peaks, 32
-//! each ‖ u8 ending (0 none, 1 announced, 2 over) ‖ u32 length ‖ marker ‖ u64 length ‖ fold ‖ SHA-256 of all that`. After a handover
+//! each ‖ u8 ending (0 none, 1 announced, 2 over) ‖ u32 length ‖ marker ‖ u64 length ‖ fold ‖ SHA-256 of all that`. When the
+//! announcement brought a successor's config the ending is 3 or 4, and `u32 length ‖ successor` follow the marker. After a handover
 //! of the roster the first eight bytes end in 02, and `u32 length ‖ the proofs of all handovers as text` follow the organism.
 
 use std::{
@@ -16,6 +17,7 @@ use coalition_log::{
     handover::{proofs_from_text, proofs_to_text},
     retirement::Retirement,
     store::{StoreError, replace_durably},
+    successor::Successor,
     tree::{Frontier, Hash, sha256},
 };
 
@@ -130,6 +132,7 @@ fn encode(kept: &Kept, fold: &[u8]) -> Vec<u8> {
     let Kept { organism, saved, ending } = kept;
     let head = saved.head.as_deref().unwrap_or_default();
     let marker = ending.announced.as_ref().map(Retirement::to_bytes).unwrap_or_default();
+    let next = ending.announced.as_ref().and_then(Retirement::config);
     let length = |bytes: usize| u32::try_from(bytes).expect("notes, markers and proofs are bounded").to_be_bytes();
     let mut out = Vec::with_capacity(256 + head.len() + marker.len() + fold.len());
     out.extend_from_slice(if saved.handovers.is_empty() { MAGIC } else { MAGIC_AFTER_HANDOVERS });
@@ -144,9 +147,14 @@ fn encode(kept: &Kept, fold: &[u8]) -> Vec<u8> {
     out.extend_from_slice(&saved.frontier.size().to_be_bytes());
     out.push(u8::try_from(saved.frontier.peaks().len()).expect("a tree has at most 64 peaks"));
     saved.frontier.peaks().iter().for_each(|peak| out.extend_from_slice(&peak.0));
-    out.push(if ending.is_over { 2 } else { u8::from(ending.announced.is_some()) });
+    let stage = if ending.is_over { 2 } else { u8::from(ending.announced.is_some()) };
+    out.push(if next.is_some() { stage + 2 } else { stage });
     out.extend_from_slice(&length(marker.len()));
     out.extend_from_slice(marker);
+    if let Some(next) = next.map(Successor::to_bytes) {
+        out.extend_from_slice(&length(next.len()));
+        out.extend_from_slice(&next);
+    }
     out.extend_from_slice(&(fold.len() as u64).to_be_bytes());
     out.extend_from_slice(fold);
     out.extend_from_slice(&sha256(&out).0);
@@ -185,9 +193,14 @@ fn decode(bytes: &[u8]) -> Result<(Kept, &[u8]), &'static str> {
     let frontier = frontier.ok_or("its tree has not one peak for each set bit of its size")?;
     let stage = take(1)?[0];
     let length = u32::from_be_bytes(take(4)?.try_into().map_err(|_| cut)?) as usize;
-    let announced = Retirement::from_bytes(take(length)?);
-    if stage > 2 || (stage > 0) != announced.is_some() || (stage == 0) != (length == 0) {
+    let mut announced = Retirement::from_bytes(take(length)?);
+    if stage > 4 || (stage > 0) != announced.is_some() || (stage == 0) != (length == 0) {
         return Err("its retirement is none");
+    }
+    if stage > 2 {
+        let length = u32::from_be_bytes(take(4)?.try_into().map_err(|_| cut)?) as usize;
+        let next = Successor::from_bytes(take(length)?).map_err(|_| "its successor's config is none")?;
+        announced = announced.map(|announced| announced.with_config(Some(next)));
     }
     let length = u64::from_be_bytes(take(8)?.try_into().map_err(|_| cut)?);
     let fold = take(usize::try_from(length).unwrap_or(usize::MAX))?;
@@ -196,11 +209,12 @@ fn decode(bytes: &[u8]) -> Result<(Kept, &[u8]), &'static str> {
     }
     let head = (!head.is_empty()).then(|| head.to_owned());
     let saved = Saved { frontier, head, handovers };
-    Ok((Kept { organism, saved, ending: Ending { announced, is_over: stage == 2 } }, fold))
+    Ok((Kept { organism, saved, ending: Ending { announced, is_over: stage == 2 || stage == 4 } }, fold))
 }
 
 #[cfg(test)]
 mod tests {
+    use coalition::{PublishedConfig, RetirementInstant, RetirementMarker};
     use coalition_log::handover::HandoverProof;
     use proptest::prelude::*;
 
@@ -234,6 +248,24 @@ mod tests {
         let mut none = [b"CLOGFOL\x02", &[7; 32][..], &length, none.as_bytes(), &plain[at..plain.len() - 32]].concat();
         none.extend_from_slice(&sha256(&none).0);
         assert_eq!(decode(&none), Err("its handovers are none"));
+    }
+
+    #[test]
+    fn the_file_with_a_successors_config_is_pinned() {
+        let marker = RetirementMarker::retired(RetirementInstant::AtSequence(4)).to_bytes();
+        let next = Successor::new(PublishedConfig::builder("next").build().unwrap(), vec![]).unwrap();
+        let announced = Retirement::from_bytes(&marker).unwrap().with_config(Some(next.clone()));
+        for (is_over, stage) in [(false, 3), (true, 4)] {
+            let kept = Kept { ending: Ending { announced: Some(announced.clone()), is_over }, ..kept() };
+            let (bytes, plain) = (encode(&kept, b"fold"), encode(&self::kept(), b"fold"));
+            let at = plain.len() - 32 - 4 - 8 - 4 - 1;
+            let length = |bytes: &[u8]| u32::try_from(bytes.len()).unwrap().to_be_bytes();
+            let successor = next.to_bytes();
+            let ending = [&[stage][..], &length(&marker), &marker, &length(&successor), &successor].concat();
+            let expected = [&plain[..at], &ending, &[0, 0, 0, 0, 0, 0, 0, 4], b"fold"].concat();
+            assert_eq!(bytes[..bytes.len() - 32], expected);
+            assert_eq!(decode(&bytes).unwrap(), (kept, &b"fold"[..]));
+        }
     }
 
     #[test]

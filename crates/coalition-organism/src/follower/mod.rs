@@ -77,7 +77,12 @@ pub(crate) struct Ending {
 impl Ending {
     pub(crate) fn note<'a>(&mut self, entries: impl IntoIterator<Item = &'a Entry>) {
         for entry in entries {
-            self.announced = Retirement::of(entry).or(self.announced.take());
+            let stated = Retirement::of(entry);
+            // The last entry states the marker alone; the announcement before it may have brought the successor's config.
+            let is_same = |known: &Retirement| stated.as_ref().is_some_and(|now| now.to_bytes() == known.to_bytes());
+            if !(entry.kind == RETIRED_KIND && self.announced.as_ref().is_some_and(is_same)) {
+                self.announced = stated.or(self.announced.take());
+            }
             self.is_over |= entry.kind == RETIRED_KIND;
         }
     }

@@ -100,6 +100,11 @@ impl Hosted {
         lock(&self.execution).is_over()
     }
 
+    /// Whether the log waits for its predecessor's head.
+    pub(crate) fn awaits_predecessor(&self) -> bool {
+        lock(&self.execution).awaits_predecessor()
+    }
+
     /// Watches the newest certificate.
     pub(crate) fn certified(&self) -> watch::Receiver<Option<CertifiedCheckpoint>> {
         self.certified.subscribe()
@@ -174,7 +179,19 @@ impl Hosted {
             waiting.push(tell);
         }
         // Asked after registering: a batch executed in between has answered one way or the other.
-        lock(&self.execution).known_write(id).ok_or(told)
+        lock(&self.execution).settled(id).ok_or(told)
+    }
+
+    /// An entry's bytes. Those of the committee's own outlive pruning: who is away must still learn how the log ended.
+    pub(crate) fn entry_bytes(&self, index: u64) -> Result<Vec<u8>, StoreError> {
+        match self.log.entry_bytes(index) {
+            Ok(bytes) => Ok(bytes.to_vec()),
+            Err(pruned @ StoreError::Pruned { .. }) => {
+                let kept = lock(&self.execution).host_entry(index).and_then(|entry| entry.encode().ok());
+                kept.ok_or(pruned)
+            }
+            Err(error) => Err(error),
+        }
     }
 
     /// Forgets callers that gave up.

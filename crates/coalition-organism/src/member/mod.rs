@@ -48,6 +48,9 @@ pub struct OrganismSetup {
     /// Entries between two certified states: [`STATE_EVERY`], except in tests. The same on every member: another value makes
     /// another committee, whose members do not hear the rest.
     pub state_every: u64,
+    /// The organism it succeeds, from the published config: nothing is written before that one's head
+    /// ([`Organism::succeed`](crate::Organism::succeed)).
+    pub predecessor: Option<UniqueId>,
 }
 
 /// A member's two signing keys. The node's key is a third; the roster names all three.
@@ -203,6 +206,8 @@ pub struct OrganismStatus {
     pub size: u64,
     /// Entries certified.
     pub certified: u64,
+    /// Whether its log waits for the predecessor's head.
+    pub awaits_predecessor: bool,
 }
 
 /// A running member.
@@ -279,6 +284,7 @@ impl Member {
             name: organism.name.clone(),
             size: organism.log.size(),
             certified: organism.certified().borrow().as_ref().map_or(0, CertifiedCheckpoint::size),
+            awaits_predecessor: organism.awaits_predecessor(),
         });
         status.collect()
     }
@@ -373,8 +379,11 @@ fn open(
     let failed = |source| MemberError::Store { organism: setup.name.clone(), source: Box::new(source) };
     let store = Store::open(&data_dir.join("logs").join(&setup.name), setup.id, roster, StoreOptions::default())
         .map_err(failed)?;
-    let execution = Execution::new(setup.machine, epochs).with_clock(setup.clock).with_state_every(setup.state_every);
-    let mut execution = execution.with_common_every(common_every);
+    let mut execution = Execution::new(setup.machine, epochs)
+        .with_clock(setup.clock)
+        .with_state_every(setup.state_every)
+        .with_common_every(common_every)
+        .with_predecessor(setup.predecessor);
     resume::resume(&setup.name, &mut execution, &store)?;
     Ok(Hosted::new(setup.id, setup.name, execution, store, retain))
 }

@@ -178,9 +178,9 @@ impl Call {
         let head =
             head.ok_or_else(|| Fault::new("no_such_entry", format!("entry {} is not certified", request.index)))?;
         let broken = |error| self.failed(organism, &error);
-        let entry = organism.log.entry_bytes(request.index).map_err(broken)?;
+        let entry = organism.entry_bytes(request.index).map_err(broken)?;
         let path = organism.log.inclusion_proof(request.index, head.size()).map_err(broken)?;
-        let evidence = Evidence::new(entry.to_vec(), path, &head).map_err(|e| Fault::new("internal", e.to_string()))?;
+        let evidence = Evidence::new(entry, path, &head).map_err(|e| Fault::new("internal", e.to_string()))?;
         let evidence = evidence.with_handovers(organism.log.chain().proofs(0, head.size()));
         Ok(evidence.to_string().into_bytes())
     }

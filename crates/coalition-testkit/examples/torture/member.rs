@@ -94,6 +94,7 @@ async fn run(
     let node = Node::start(config).await.map_err(|error| error.to_string())?;
     let roster = roster(addresses.len());
     let organism = OrganismSetup {
+        predecessor: None,
         id: UniqueId::from_bytes(ORGANISM),
         name: "register".into(),
         machine: Box::<Register>::default(),

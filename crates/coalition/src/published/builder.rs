@@ -35,6 +35,38 @@ impl PublishedConfigBuilder {
         Ok(Self { draft: from_config(config), invalid: None })
     }
 
+    /// Starts from a published config, to make the next one of it: what is published with its content gets new ids, and keeps
+    /// its pins.
+    #[must_use]
+    pub fn from_published(config: &PublishedConfig) -> Self {
+        let mut draft = Draft::from_published(config);
+        for member in draft.organisms.iter_mut().chain(draft.modules.iter_mut().flatten()) {
+            if member.body.is_some() {
+                member.stable_id = None;
+                member.pin = if member.pin == Pin::Unpinned { Pin::Unpinned } else { Pin::Computed };
+            }
+        }
+        Self { draft, invalid: None }
+    }
+
+    /// Renames the coalition.
+    #[must_use]
+    pub fn instance_name(mut self, name: &str) -> Self {
+        name.clone_into(&mut self.draft.instance_name);
+        self
+    }
+
+    /// Replaces the content of a module that is there with it; its name and access rules stay.
+    #[must_use]
+    pub fn module_content(mut self, kind: ModuleKind, committee: &CommitteeContent) -> Self {
+        self.check(kind.str_name(), committee);
+        let body = self.draft.modules[kind.slot()].as_mut().and_then(|module| module.body.as_mut());
+        if let Some(body) = body {
+            body.content = committee.to_bytes();
+        }
+        self
+    }
+
     /// References a lattice.
     #[must_use]
     pub fn lattice(mut self, stable_id: UniqueId) -> Self {

@@ -107,6 +107,8 @@ struct CommitteeTable {
     service: String,
     #[serde(default, skip_serializing_if = "HexText::is_empty")]
     params: HexText,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    predecessor: Option<Id>,
     roster: Roster,
 }
 
@@ -350,7 +352,12 @@ impl OrganismTable {
 
 impl CommitteeTable {
     fn into_bytes(self, role: &str) -> Result<Vec<u8>, PublishedError> {
-        let content = CommitteeContent { service: self.service, roster: self.roster, params: self.params.0 };
+        let content = CommitteeContent {
+            service: self.service,
+            roster: self.roster,
+            params: self.params.0,
+            predecessor: self.predecessor.map(UniqueId::from),
+        };
         match content.validate() {
             Ok(()) => Ok(content.to_bytes()),
             Err(source) => Err(PublishedError::Committee { role: role.to_owned(), source }),
@@ -362,8 +369,12 @@ impl CommitteeTable {
 fn content_keys(published: &PublishedOrganism) -> (Option<HexText>, Option<CommitteeTable>) {
     match CommitteeContent::from_bytes(&published.content) {
         Ok(content) => {
-            let table =
-                CommitteeTable { service: content.service, params: HexText(content.params), roster: content.roster };
+            let table = CommitteeTable {
+                service: content.service,
+                params: HexText(content.params),
+                predecessor: content.predecessor.map(Id::from),
+                roster: content.roster,
+            };
             (None, Some(table))
         }
         Err(_) => (Some(HexText(published.content.clone())), None),

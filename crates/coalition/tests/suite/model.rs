@@ -33,6 +33,7 @@ pub(crate) fn committee(service: &str, n: usize) -> CommitteeContent {
         service: service.to_owned(),
         roster: Roster::new(members).unwrap(),
         params: b"cadence_ms=1000".to_vec(),
+        predecessor: None,
     }
 }
 

@@ -245,6 +245,13 @@ fn committee_content_refuses_what_it_cannot_read_back() {
     }
     let longer = [bytes.as_slice(), &[0]].concat();
     assert_eq!(CommitteeContent::from_bytes(&longer), Err(CommitteeError::Trailing(1)));
+    // A successor is another content, and reads back, too.
+    let successor = CommitteeContent { predecessor: Some(id(9)), ..content.clone() };
+    let bytes = successor.to_bytes();
+    assert_eq!(bytes[..37], [&b"CCOM\x02"[..], id(9).as_bytes()].concat());
+    assert_eq!(bytes[37..], content.to_bytes()[5..]);
+    assert_eq!(CommitteeContent::from_bytes(&bytes), Ok(successor));
+    (0..bytes.len()).for_each(|cut| assert!(CommitteeContent::from_bytes(&bytes[..cut]).is_err(), "cut at {cut}"));
     let oversized = CommitteeContent { params: vec![0; 65_537], ..content };
     assert_eq!(oversized.validate(), Err(CommitteeError::Params { found: 65_537 }));
     assert!(CommitteeContent::from_bytes(&oversized.to_bytes()).is_err());

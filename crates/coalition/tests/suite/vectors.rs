@@ -10,10 +10,10 @@ use coalition::political_theory::{
     Legitimacy, PoliticalStance, Revocability, SovereigntyClaim,
 };
 use coalition::{
-    AclComposition, AclRule, AlmanacTick, COALITION_ROOT_SEED, CoalitionConfig, ComponentRef, ContentParams,
-    EvidencePointer, LatticeConfig, MemberId, ModuleConfig, ModuleKind, Mrtd, OrganismConfig, OrganismRef, ProviderId,
-    PublishedConfig, RetirementInstant, RetirementMarker, TicketIssuerConfig, UNIVERSE, UniqueId, ZERO_ID,
-    coalition_ticket_issuer_root, derive_stable_id, hash_many,
+    AclComposition, AclRule, AlmanacTick, COALITION_ROOT_SEED, CoalitionConfig, CommitteeContent, ComponentRef,
+    ContentParams, EvidencePointer, LatticeConfig, MemberId, ModuleConfig, ModuleKind, Mrtd, OrganismConfig,
+    OrganismRef, ProviderId, PublishedConfig, RetirementInstant, RetirementMarker, TicketIssuerConfig, UNIVERSE,
+    UniqueId, ZERO_ID, coalition_ticket_issuer_root, derive_stable_id, hash_many,
 };
 use serde_json::{Value, json};
 
@@ -257,17 +257,20 @@ fn module(kind: ModuleKind, root: UniqueId, body: &ModuleConfig<'_>) -> Value {
 }
 
 fn committees() -> Vec<Value> {
-    [1, 4]
+    [(1, None), (4, None), (1, Some(id(7)))]
         .into_iter()
-        .flat_map(|n| {
-            let content = committee("compute.v1", n);
-            let name = format!("{n} members");
+        .flat_map(|(n, predecessor)| {
+            let content = CommitteeContent { predecessor, ..committee("compute.v1", n) };
+            let name = format!("{n} members{}", if predecessor.is_some() { ", a successor" } else { "" });
             let members = serde_json::to_value(&content.roster).unwrap();
-            let input = json!({
+            let mut input = json!({
                 "service": content.service,
                 "roster": members,
                 "params": hex::encode(&content.params),
             });
+            if let Some(predecessor) = content.predecessor {
+                input["predecessor"] = json!(predecessor);
+            }
             [
                 vector("roster", &name, json!({ "members": members }), json!({ "id": content.roster.fingerprint() })),
                 vector("committee_content", &name, input, json!({ "bytes": hex::encode(content.to_bytes()) })),
