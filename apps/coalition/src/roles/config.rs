@@ -91,7 +91,7 @@ pub struct MemberConfig {
     /// How many of the newest ordered batches are kept at least, for members that were away for a while and replay them; who was
     /// away longer reads the logs. Older ones are dropped once every log has a certified state behind them, which is every 8,192
     /// batches.
-    #[serde(default = "default_retain_batches")]
+    #[serde(default = "default_retain_batches", skip_serializing_if = "is_default_retain_batches")]
     pub retain_batches: u64,
     /// Where the members' nodes can be reached, by name. Without it this member reports no clock readings, and begins no log.
     #[serde(default)]
@@ -115,6 +115,11 @@ pub struct PredecessorConfig {
 
 pub(crate) fn default_retain_batches() -> u64 {
     BatchKeeping::default().retain
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes references")]
+fn is_default_retain_batches(batches: &u64) -> bool {
+    *batches == default_retain_batches()
 }
 
 impl MemberConfig {

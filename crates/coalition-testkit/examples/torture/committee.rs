@@ -31,7 +31,10 @@ pub struct Places {
 
 impl Places {
     pub fn loopback(members: usize) -> Self {
-        let held: Vec<TcpListener> = (0..=2 * members).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+        // Below those the system gives to connections, for some are bound only later.
+        let first = 20_000 + u16::try_from(std::process::id() % 8_000).unwrap();
+        let held = (first..32_000).filter_map(|port| TcpListener::bind((Ipv4Addr::LOCALHOST, port)).ok());
+        let held: Vec<TcpListener> = held.take(2 * members + 1).collect();
         let mut free = held.iter().map(|listener| listener.local_addr().unwrap());
         let order = free.by_ref().take(members).collect();
         let nodes = free.by_ref().take(members).collect();
@@ -55,15 +58,21 @@ impl Places {
     }
 
     pub fn peer(&self, member: usize) -> PeerAddress {
-        let peer = key(member, 3).peer_id();
-        PeerAddress { peer, direct: vec![self.nodes[member]], relay: Some(self.relay_url()) }
+        peer(member, self.nodes[member], &self.relay_url())
     }
+}
+
+/// Where a member's node is reached.
+pub fn peer(member: usize, node: SocketAddr, relay: &str) -> PeerAddress {
+    PeerAddress { peer: key(member, 3).peer_id(), direct: vec![node], relay: Some(relay.to_owned()) }
 }
 
 /// The processes.
 pub struct Committee {
     places: Places,
     dir: PathBuf,
+    /// Who is in the roster at first; the others join later.
+    genesis: usize,
     state_every: u64,
     children: Vec<Option<Child>>,
     /// Length of each member's stderr before its last start.
@@ -74,8 +83,21 @@ impl Committee {
     /// Members with a state after every `state_every` entries.
     pub fn new(places: Places, dir: &Path, state_every: u64) -> Self {
         let children = places.order.iter().map(|_| None).collect();
-        let said_before = vec![0; places.order.len()];
-        Self { places, dir: dir.to_owned(), state_every, children, said_before }
+        let (said_before, genesis) = (vec![0; places.order.len()], places.order.len());
+        Self { places, dir: dir.to_owned(), genesis, state_every, children, said_before }
+    }
+
+    /// The same, of which only the first `genesis` are in the roster at first.
+    #[allow(dead_code)]
+    pub fn with_genesis(mut self, genesis: usize) -> Self {
+        self.genesis = genesis;
+        self
+    }
+
+    /// Seats at the end that were never started.
+    #[allow(dead_code)]
+    pub fn unused(&self) -> usize {
+        (0..self.len()).rev().take_while(|member| !self.log_file(*member).exists()).count()
     }
 
     pub fn len(&self) -> usize {
@@ -128,7 +150,7 @@ impl Committee {
 
     fn command(&self, member: usize) -> Command {
         let program = std::env::current_exe().unwrap();
-        let order: Vec<String> = self.places.order.iter().map(ToString::to_string).collect();
+        let list = |places: &[SocketAddr]| places.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
         let mut command = if self.places.namespaces {
             let mut command = Command::new("ip");
             command.args(["netns", "exec", &namespaces::member(member)]).arg(program);
@@ -140,10 +162,11 @@ impl Committee {
             .arg("member")
             .arg(member.to_string())
             .arg(self.member_dir(member))
-            .arg(order.join(","))
-            .arg(self.places.nodes[member].to_string())
+            .arg(list(&self.places.order))
+            .arg(list(&self.places.nodes))
             .arg(self.places.relay_url())
             .arg(self.state_every.to_string())
+            .arg(self.genesis.to_string())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped());
         command
@@ -206,7 +229,7 @@ impl Committee {
     }
 
     pub fn roster(&self) -> coalition::Roster {
-        roster(self.children.len())
+        roster(self.genesis)
     }
 }
 

@@ -2,8 +2,8 @@
 //!
 //! `torture kills --count 1000` sends SIGKILL to members on loopback; `torture partitions --count 200` moves members of a committee
 //! in network namespaces of its own between two bridges (needs root and iproute2). `torture bytes --count 200` damages one stored
-//! file of a stopped member at a time; `torture disks --count 50` fills members' disks under load (needs root). `--seed` repeats a
-//! schedule; the interleaving with the load is the machine's. Exit status 1 means that a promise was broken, 2 that the run
+//! file of a stopped member at a time; `torture disks --count 50` fills members' disks under load (needs root); `torture handovers --count 20`
+//! swaps one member after the other for a new one. `--seed` repeats a schedule; the interleaving with the load is the machine's. Exit status 1 means that a promise was broken, 2 that the run
 //! could not be made; the last line is a JSON summary.
 //!
 //! `cargo run --release -p coalition-testkit --example torture -- kills --count 100`
@@ -19,6 +19,7 @@
 mod committee;
 mod damage;
 mod disks;
+mod handovers;
 mod history;
 mod member;
 mod namespaces;
@@ -32,11 +33,12 @@ use committee::Places;
 use schedule::{Mode, Options, Outcome};
 
 const USAGE: &str = "\
-torture kills|partitions|bytes|disks [--count N] [--members N] [--writers N] [--seed N] [--keep DIR]
+torture kills|partitions|bytes|disks|handovers [--count N] [--members N] [--writers N] [--seed N] [--keep DIR]
   kills        SIGKILL a random member, restart it a moment later; now and then several or all
   partitions   split the committee in two, in network namespaces; needs root
   bytes        kill a member, damage one of its files, start it, repair it as its last words say
-  disks        fill the disks of members, each a small one of its own, and free them; needs root";
+  disks        fill the disks of members, each a small one of its own, and free them; needs root
+  handovers    swap a member for a new one, half of the time while one is killed";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -54,11 +56,11 @@ fn main() -> ExitCode {
     match options.mode {
         Mode::Partitions if !inside => return namespaces::run_inside(options.members),
         Mode::Disks if !inside => return disks::run_inside(),
-        Mode::Kills | Mode::Partitions | Mode::Bytes | Mode::Disks => {}
+        Mode::Kills | Mode::Partitions | Mode::Bytes | Mode::Disks | Mode::Handovers => {}
     }
     let places = match options.mode {
         Mode::Partitions => Places::namespaces(options.members),
-        Mode::Kills | Mode::Bytes | Mode::Disks => Places::loopback(options.members),
+        Mode::Kills | Mode::Bytes | Mode::Disks | Mode::Handovers => Places::loopback(options.seats()),
     };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
     let outcome: Outcome = runtime.block_on(schedule::run(&options, places));

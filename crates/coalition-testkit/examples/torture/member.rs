@@ -1,4 +1,4 @@
-//! One member process: `member INDEX DATA_DIR ORDER_ADDRESSES NODE_ADDRESS RELAY_URL STATE_EVERY`. Says `ready`, ends when stdin closes.
+//! One member process: `member INDEX DATA_DIR ORDER_ADDRESSES NODE_ADDRESSES RELAY_URL STATE_EVERY GENESIS_MEMBERS`. Says `ready`, ends when stdin closes.
 
 use std::{io::Read, net::SocketAddr, path::PathBuf, process::ExitCode, time::Duration};
 
@@ -8,7 +8,7 @@ use coalition_organism::{BatchKeeping, Member, MemberKeys, MemberSetup, OrderSet
 use coalition_testkit::{key, roster};
 use coalition_universe::{Node, NodeConfig, UNIVERSE};
 
-use crate::committee::ORGANISM;
+use crate::committee::{ORGANISM, peer};
 
 /// Commits every command, and refuses the same content twice: a write that took effect twice would show. Keeps a digest of each.
 #[derive(Default)]
@@ -51,17 +51,18 @@ fn digest(content: &[u8]) -> UniqueId {
 }
 
 pub fn main(arguments: &[String]) -> ExitCode {
-    let [index, dir, order, node, relay, state_every] = arguments else { panic!("{arguments:?}") };
-    let addresses: Vec<SocketAddr> = order.split(',').map(|address| address.parse().unwrap()).collect();
+    let [index, dir, order, nodes, relay, state_every, genesis] = arguments else { panic!("{arguments:?}") };
+    let list = |text: &str| text.split(',').map(|address| address.parse().unwrap()).collect::<Vec<SocketAddr>>();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-    let ended = runtime.block_on(run(
-        index.parse().unwrap(),
-        PathBuf::from(dir),
-        addresses,
-        node.parse().unwrap(),
-        relay.clone(),
-        state_every.parse().unwrap(),
-    ));
+    let ended = runtime.block_on(run(Arguments {
+        index: index.parse().unwrap(),
+        data_dir: PathBuf::from(dir),
+        order: list(order),
+        nodes: list(nodes),
+        relay: relay.clone(),
+        state_every: state_every.parse().unwrap(),
+        genesis: genesis.parse().unwrap(),
+    }));
     runtime.shutdown_timeout(Duration::from_millis(200));
     match ended {
         Ok(()) => ExitCode::SUCCESS,
@@ -72,27 +73,31 @@ pub fn main(arguments: &[String]) -> ExitCode {
     }
 }
 
-async fn run(
+struct Arguments {
     index: usize,
     data_dir: PathBuf,
-    addresses: Vec<SocketAddr>,
-    bind: SocketAddr,
+    order: Vec<SocketAddr>,
+    nodes: Vec<SocketAddr>,
     relay: String,
     state_every: u64,
-) -> Result<(), String> {
+    genesis: usize,
+}
+
+async fn run(arguments: Arguments) -> Result<(), String> {
+    let Arguments { index, data_dir, order, nodes, relay, state_every, genesis } = arguments;
     std::fs::create_dir_all(&data_dir).map_err(|error| error.to_string())?;
     let config = NodeConfig {
         network_id: UNIVERSE.derive("torture"),
         key: key(index, 3),
+        bootstrap: (0..nodes.len()).filter(|at| *at != index).map(|at| peer(at, nodes[at], &relay)).collect(),
         relay,
-        bind: Some(bind),
-        bootstrap: Vec::new(),
+        bind: Some(nodes[index]),
         // A member must work while it is cut off from the relay.
         public: false,
         start_timeout: Duration::from_secs(20),
     };
     let node = Node::start(config).await.map_err(|error| error.to_string())?;
-    let roster = roster(addresses.len());
+    let roster = roster(genesis);
     let organism = OrganismSetup {
         predecessor: None,
         id: UniqueId::from_bytes(ORGANISM),
@@ -101,15 +106,15 @@ async fn run(
         clock: None,
         state_every,
     };
-    let listen = addresses[index];
-    let book = roster.members().iter().map(|member| member.consensus_key).zip(addresses).collect::<Vec<_>>();
+    let listen = order[index];
+    let book: Vec<_> = (0..).map(|member| *key(member, 2).peer_id().as_bytes()).zip(order).collect();
     let find = move |member: &coalition::RosterMember| {
         book.iter().find(|(key, _)| *key == member.consensus_key).map(|(_, address)| *address)
     };
     let setup = MemberSetup {
         roster,
         name: format!("m{index}"),
-        joins: false,
+        joins: index >= genesis,
         node: std::sync::Arc::clone(&node),
         keys: MemberKeys { consensus: key(index, 2), checkpoint: key(index, 1) },
         order: OrderSetup { listen, addresses: Box::new(find), heartbeat_ms: 1_000 },

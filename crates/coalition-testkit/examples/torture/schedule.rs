@@ -21,6 +21,7 @@ use crate::{
     committee::{Committee, ORGANISM, Places},
     damage::{self, Unread},
     disks,
+    handovers::{self, Succession},
     history::History,
     namespaces,
     rng::Rng,
@@ -39,6 +40,7 @@ pub enum Mode {
     Partitions,
     Bytes,
     Disks,
+    Handovers,
 }
 
 impl Mode {
@@ -54,7 +56,7 @@ impl Mode {
 
     /// Acknowledged writes for each fault below which a run proves little.
     fn writes_per_fault(self) -> usize {
-        if self == Self::Partitions || self == Self::Kills { 10 } else { 20 }
+        if matches!(self, Self::Partitions | Self::Kills | Self::Handovers) { 10 } else { 20 }
     }
 }
 
@@ -75,6 +77,7 @@ impl Options {
             Some("partitions") => Mode::Partitions,
             Some("bytes") => Mode::Bytes,
             Some("disks") => Mode::Disks,
+            Some("handovers") => Mode::Handovers,
             other => return Err(format!("say what to do, not {other:?}")),
         };
         let mut options = Self { mode, count: 20, members: 4, writers: 8, seed: 1, keep: None };
@@ -93,7 +96,15 @@ impl Options {
         if !(4..=10).contains(&options.members) {
             return Err(format!("--members is {}; it must be 4 to 10", options.members));
         }
+        if mode == Mode::Handovers && options.seats() > 128 {
+            return Err(format!("--count is {}; at most {} members can come", options.count, 128 - options.members));
+        }
         Ok(options)
+    }
+
+    /// Everybody who will ever be a member.
+    pub fn seats(&self) -> usize {
+        self.members + if self.mode == Mode::Handovers { self.count } else { 0 }
     }
 }
 
@@ -107,6 +118,8 @@ pub struct Outcome {
     pub slowest_recovery_ms: u128,
     /// What the faults led to, by kind.
     pub did: BTreeMap<String, usize>,
+    /// The longest wait of writers around each handover without a crash.
+    pub waits_ms: Vec<u64>,
     /// Damaged files that no member has read since.
     pub unread: Vec<Unread>,
     pub violations: Vec<String>,
@@ -123,7 +136,10 @@ impl Outcome {
     }
 
     pub fn to_json(&self) -> serde_json::Value {
+        let mut waits = self.waits_ms.clone();
+        waits.sort_unstable();
         json!({
+            "median_wait_ms": waits.get(waits.len() / 2), "longest_wait_ms": waits.last(),
             "faults": self.faults, "acknowledged": self.acknowledged, "unknown": self.unknown, "entries": self.entries,
             "seconds": self.seconds, "slowest_recovery_ms": u64::try_from(self.slowest_recovery_ms).unwrap_or(u64::MAX),
             "did": self.did, "violations": self.violations,
@@ -137,7 +153,7 @@ pub async fn run(options: &Options, places: Places) -> Outcome {
     std::fs::create_dir_all(&dir).unwrap();
     let started = Instant::now();
     let relay = Relay::start(places.relay).await.unwrap();
-    let mut committee = Committee::new(places.clone(), &dir, STATE_EVERY);
+    let mut committee = Committee::new(places.clone(), &dir, STATE_EVERY).with_genesis(options.members);
     for member in 0..options.members {
         if options.mode == Mode::Disks {
             disks::mount(&committee.member_dir(member)).unwrap();
@@ -151,12 +167,17 @@ pub async fn run(options: &Options, places: Places) -> Outcome {
     progress_until(&writers, 50, &mut outcome, "the start").await;
 
     let mut rng = Rng::new(options.seed);
+    let mut succession = Succession::new(options.members);
     while outcome.faults < options.count && outcome.violations.len() < options.mode.patience() {
         match options.mode {
             Mode::Kills => kill(&mut rng, &mut committee, &mut outcome).await,
             Mode::Partitions => partition(&mut rng, &committee, &mut outcome).await,
             Mode::Bytes => damage::one(&mut rng, &mut committee, &mut outcome).await,
             Mode::Disks => disks::one(&mut rng, &mut committee, &mut outcome).await,
+            Mode::Handovers => {
+                let around = (&mut succession, &writers);
+                handovers::one(&mut rng, &mut committee, &clients[0], around, &mut outcome).await;
+            }
         }
         if let Some((member, status)) = committee.dead() {
             if options.mode == Mode::Disks {
