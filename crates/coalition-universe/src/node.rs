@@ -209,6 +209,12 @@ impl Node {
         lock(&self.addresses).get(&peer).cloned()
     }
 
+    /// Everybody who was introduced or suggested.
+    #[must_use]
+    pub fn acquaintances(&self) -> Vec<PeerId> {
+        lock(&self.addresses).keys().copied().collect()
+    }
+
     /// Calls a method of a peer and waits for its answer, at most `timeout` in all. Dropping the future cancels the call
     /// at the peer.
     ///

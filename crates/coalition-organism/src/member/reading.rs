@@ -1,11 +1,11 @@
 //! A member that reads the logs from others: until it has a seat, or because its engine cannot go on with what the others'
 //! engines still keep.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use coalition::Roster;
 use coalition_universe::PeerId;
-use futures::{StreamExt as _, stream::FuturesUnordered};
+use futures::{StreamExt as _, future::join_all, stream::FuturesUnordered};
 
 use super::{
     MemberError, Standing,
@@ -18,6 +18,8 @@ use super::{
 
 /// Pause of a reader whose peers have nothing or fail.
 const PAUSE: Duration = Duration::from_millis(200);
+/// Longest wait for a sign of life of those that are asked at once.
+const PROBE: Duration = Duration::from_secs(1);
 /// A member that drops old entries anyway takes a state rather than so many entries and more.
 const WORTH_A_STATE: u64 = 16_384;
 
@@ -43,7 +45,7 @@ impl Driver {
     /// later one. A member that has nothing new may hold a call for `wait_ms`. Answers whether it was told to stop instead.
     pub(super) async fn follow(&mut self, least: u64, wait_ms: u32) -> Result<bool, MemberError> {
         let mut stop = self.stop.clone();
-        let (mut failures, complaints) = (0, Complaints::default());
+        let (mut failures, mut answering, complaints) = (0, usize::MAX, Complaints::default());
         let mut progress: Vec<Progress> = self.organisms.iter().map(|o| Progress::from(o.log.size())).collect();
         loop {
             if *stop.borrow() {
@@ -55,7 +57,7 @@ impl Driver {
                 return Err(MemberError::Setup("this member is alone, and has no seat".into()));
             };
             // Those who were asked since the last progress all failed, or had pruned what comes next.
-            let nobody_has_it = failures >= peers.len();
+            let nobody_has_it = failures >= answering.min(peers.len()).max(1);
             let asked = tokio::select! {
                 asked = self.poll_all(*peer, wait_ms, nobody_has_it, &mut progress) => asked?,
                 () = told(&mut stop) => return Ok(true),
@@ -78,7 +80,11 @@ impl Driver {
                         tracing::warn!(member = name, %reason, "nobody gives this member the log; it tries on");
                     }
                     tracing::debug!(member = name, %reason, "asking the next member for the log");
-                    self.turn += 1;
+                    let turn = tokio::select! {
+                        turn = self.next_turn(&peers) => turn,
+                        () = told(&mut stop) => return Ok(true),
+                    };
+                    (self.turn, answering) = turn;
                     tokio::time::sleep(PAUSE).await;
                 }
             }
@@ -157,19 +163,30 @@ impl Driver {
         behind.next().await
     }
 
-    /// Everybody who is or was a member, the newest first.
+    /// Everybody who is or was a member as far as this one knows, the newest first; then whoever else it was introduced to:
+    /// of a committee that has changed since, a newcomer may know nobody who is left.
     pub(super) fn peers(&self) -> Vec<(String, PeerId)> {
         let (chain, me) = (self.chain(), self.node.peer_id());
         let rosters: Vec<&Roster> = chain.rosters().collect();
         let members = rosters.into_iter().rev().flat_map(Roster::members);
-        let mut peers = BTreeMap::new();
-        for member in members {
-            if let Ok(peer) = PeerId::from_bytes(member.peer_id)
-                && peer != me
-            {
-                peers.entry(peer).or_insert_with(|| member.name.clone());
-            }
-        }
-        peers.into_iter().map(|(peer, name)| (name, peer)).collect()
+        let members =
+            members.filter_map(|member| Some((member.name.clone(), PeerId::from_bytes(member.peer_id).ok()?)));
+        let others = self.node.acquaintances().into_iter().map(|peer| (peer.to_string(), peer));
+        let mut known = BTreeSet::from([me]);
+        members.chain(others).filter(|(_, peer)| known.insert(*peer)).collect()
+    }
+
+    /// Whose turn it is after one that failed, and how many answer at all. All are asked at once, so that those who are gone
+    /// cost their time once and together.
+    async fn next_turn(&self, peers: &[(String, PeerId)]) -> (usize, usize) {
+        let Some(organism) = self.organisms.first() else { return (self.turn + 1, 0) };
+        let asked = peers.iter().enumerate().map(|(at, (_, peer))| async move {
+            let news = tokio::time::timeout(PROBE, newest(&self.node, *peer, organism)).await.ok().flatten();
+            news.map(|_| at)
+        });
+        let answering: BTreeSet<usize> = join_all(asked).await.into_iter().flatten().collect();
+        let after = self.turn % peers.len().max(1) + 1;
+        let next = answering.range(after..).next().or_else(|| answering.first()).copied();
+        (next.unwrap_or(after), answering.len())
     }
 }

@@ -52,6 +52,12 @@ fn digest(content: &[u8]) -> UniqueId {
 
 pub fn main(arguments: &[String]) -> ExitCode {
     let [index, dir, order, nodes, relay, state_every, genesis] = arguments else { panic!("{arguments:?}") };
+    // RUST_LOG in the harness's environment has members say more in their files.
+    tracing_subscriber::fmt()
+        .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
+        .with_writer(std::io::stderr)
+        .with_ansi(false)
+        .init();
     let list = |text: &str| text.split(',').map(|address| address.parse().unwrap()).collect::<Vec<SocketAddr>>();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     let ended = runtime.block_on(run(Arguments {
