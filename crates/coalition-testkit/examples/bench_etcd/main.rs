@@ -121,6 +121,8 @@ async fn compare(options: &Options) -> Result<(), String> {
     for members in &options.members {
         let cluster = ours::Cluster::start(&dir.join(format!("ours-{members}")), *members).await?;
         let ours = System::Ours(Box::new(cluster));
+        // Until everybody is connected to everybody.
+        load::run(&ours, 1, Duration::from_secs(60), 20).await?;
         for concurrency in CONCURRENCIES {
             let step = load::run(&ours, concurrency, length, u64::MAX).await?;
             report("-", &ours, concurrency, &step);
