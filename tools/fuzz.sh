@@ -24,10 +24,13 @@ built=${CARGO_TARGET_DIR:-fuzz/target}/$triple/release
 mkdir -p fuzz/artifacts
 failed=0
 ticks=$(getconf CLK_TCK)
-# Interrupts the process once it has used up its seconds; libFuzzer then says what it did and exits with 72.
+# Interrupts the process once it has used up its seconds; libFuzzer then says what it did and exits with 72. Leaves in `used` the
+# ticks that it had.
 interrupt_after() {
-  local used
-  while used=$(sed 's/.*) //' "/proc/$1/stat" 2>/dev/null | awk '{ print $12 + $13 }') && [ -n "$used" ]; do
+  used=0
+  local now
+  while now=$(sed 's/.*) //' "/proc/$1/stat" 2>/dev/null | awk '{ print $12 + $13 }') && [ -n "$now" ]; do
+    used=$now
     if [ "$used" -ge $((seconds * ticks)) ]; then kill -INT "$1" 2>/dev/null || true; return; fi
     sleep 0.2
   done
@@ -50,7 +53,7 @@ for target in ${*:-$(cargo fuzz list --fuzz-dir fuzz)}; do
   stat() { sed -n "s/^stat::$1: *//p" "$log" | tail -1; }
   last=$(grep -E '^#[0-9]+.*cov: ' "$log" | tail -1 || true)
   field() { sed -n "s/.* $1: \([0-9]*\).*/\1/p" <<<"$last"; }
-  printf '%-20s %12s %10s %8s %8s %8s%s\n' "$target" "$(stat number_of_executed_units)" "$seconds" "$(field cov)" \
+  printf '%-20s %12s %10s %8s %8s %8s%s\n' "$target" "$(stat number_of_executed_units)" "$((used / ticks))" "$(field cov)" \
     "$(field ft)" "$(sed -n 's/.* corp: \([0-9]*\).*/\1/p' <<<"$last")" "$ended"
 done
 exit $failed
