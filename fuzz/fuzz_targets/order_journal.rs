@@ -4,6 +4,8 @@
 //! batches, each sealed as it should be unless its first byte says otherwise.
 #![allow(dead_code, unused_imports)]
 
+#[path = "../../crates/coalition-order/tests/support/dice.rs"]
+mod dice;
 #[path = "../../crates/coalition-order/tests/support/disk.rs"]
 mod disk;
 #[path = "../../crates/coalition-order/src/error.rs"]

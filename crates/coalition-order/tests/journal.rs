@@ -4,6 +4,8 @@
 
 #![allow(dead_code, unreachable_pub, unused_imports, clippy::unwrap_used)]
 
+#[path = "support/dice.rs"]
+mod dice;
 #[path = "support/disk.rs"]
 mod disk;
 #[path = "../src/error.rs"]
@@ -22,7 +24,8 @@ use commonware_runtime::{
 use futures::executor::block_on;
 use proptest::prelude::*;
 
-use disk::{Dice, Flaky};
+use dice::Dice;
+use disk::Flaky;
 use error::JournalError;
 pub use error::OrderError;
 use journal::JournaledStorage;

@@ -29,6 +29,8 @@ mod config;
 mod context;
 #[path = "../src/delivery.rs"]
 mod delivery;
+#[path = "support/dice.rs"]
+mod dice;
 #[path = "../src/engine.rs"]
 mod engine;
 #[path = "../src/error.rs"]
@@ -76,11 +78,12 @@ use block::BlockLimits;
 use campaign::{Injected, run_seeds};
 use context::WithStorage;
 use delivery::{Batch, Delivery};
+use dice::Dice;
 use engine::{Channels, Membership, Ports, start_member};
 pub use error::OrderError;
 use handle::{Control, HandleLimits, OrderHandle};
 use mempool::Mempool;
-use ordered::{Dice, Ordered};
+use ordered::Ordered;
 use scenarios::Scenario;
 use shared::Shared;
 use twins::{bundle, forward, route};

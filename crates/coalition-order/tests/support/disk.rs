@@ -5,6 +5,7 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
 
+use crate::dice::Dice;
 use crate::journal::disk::{Disk, DiskFile, DiskLog};
 
 /// Pages are written by themselves.
@@ -78,16 +79,6 @@ pub struct Flaky(Arc<Mutex<Machine>>);
 pub struct FlakyFile {
     disk: Flaky,
     inode: Arc<Mutex<Inode>>,
-}
-
-/// Pseudo-random bits from a seed.
-pub struct Dice(pub u64);
-
-impl Dice {
-    pub fn roll(&mut self, sides: u64) -> u64 {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (self.0 >> 33) % sides
-    }
 }
 
 impl Flaky {

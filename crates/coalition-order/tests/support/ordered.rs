@@ -12,16 +12,6 @@ use commonware_runtime::{
 
 type Id = u64;
 
-/// Pseudo-random numbers from a seed.
-pub struct Dice(pub u64);
-
-impl Dice {
-    pub fn roll(&mut self, sides: u64) -> u64 {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (self.0 >> 33) % sides
-    }
-}
-
 #[derive(Clone, Default)]
 struct Contents {
     names: BTreeMap<String, BTreeMap<Vec<u8>, Id>>,
