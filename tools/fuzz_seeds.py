@@ -162,6 +162,7 @@ def attest():
 def order():
     commands = [b"a", b"bc", b"", bytes(60)]
     header = struct.pack(">Q32sQQI", 7, bytes([9] * 32), 3, 1_700_000_000_000, len(commands))
+    put("order_anchor", *(bytes([which, 0, 0, at, 9]) for which in (0, 1) for at in (0, 70, 250)))
     put("order_block", header + b"".join(struct.pack(">I", len(c)) + c for c in commands), header[:56] + bytes(4))
     put("order_frames", b"".join(struct.pack(">I", len(c)) + c for c in commands))
     create = struct.pack(">BQHBB", 1, 1, 0, 1, 1) + b"p\x01"

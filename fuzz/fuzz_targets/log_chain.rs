@@ -26,7 +26,8 @@ fn id(config: &PublishedConfig) -> UniqueId {
 
 static OLD: LazyLock<PublishedConfig> = LazyLock::new(|| config("old", None));
 static NEW: LazyLock<PublishedConfig> = LazyLock::new(|| config("new", Some(id(&OLD))));
-static VERIFIER: LazyLock<RosterVerifier> = LazyLock::new(|| RosterVerifier::new(id(&OLD), &roster()).expect("a roster"));
+static VERIFIER: LazyLock<RosterVerifier> =
+    LazyLock::new(|| RosterVerifier::new(id(&OLD), &roster()).expect("a roster"));
 
 static ANNOUNCED: LazyLock<Vec<u8>> = LazyLock::new(|| {
     let place = Place { member: 1, at: "127.0.0.1:1".into() };

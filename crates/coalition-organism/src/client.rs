@@ -18,12 +18,13 @@ use coalition_log::{
     retirement::{ApprovedRetirement, RETIRED_CODE},
 };
 use coalition_universe::{CallError, Node, PeerId};
-use tokio::time::Instant;
+use tokio::{sync::mpsc, time::Instant};
 
 use crate::{
     error::{ReadError, WriteError},
     outbox::Outbox,
     pruned::Pruned,
+    search,
     wire::{self, MAX_COMMAND_BYTES, Payload, method},
 };
 
@@ -59,6 +60,7 @@ pub(crate) struct Shared {
     pub(crate) genesis: Roster,
     known: RwLock<Arc<Known>>,
     preferred: AtomicUsize,
+    search: mpsc::Sender<()>,
 }
 
 /// Who the members are, as far as handovers were proven.
@@ -87,6 +89,10 @@ impl Known {
             }
         }
         Self { chain, members, in_force }
+    }
+
+    pub(crate) fn peers(&self) -> impl Iterator<Item = PeerId> {
+        self.members.iter().map(|(_, peer)| *peer)
     }
 }
 
@@ -128,8 +134,12 @@ impl Shared {
 
     /// Moves on from a member that failed; a no-op when somebody else already did.
     pub(crate) fn demote(&self, position: usize) {
-        let next = (position + 1) % self.known().members.len();
-        let _ = self.preferred.compare_exchange(position, next, Ordering::Relaxed, Ordering::Relaxed);
+        let next = (position + 1) % self.members();
+        let moved = self.preferred.compare_exchange(position, next, Ordering::Relaxed, Ordering::Relaxed);
+        if moved.is_ok() {
+            // Perhaps nobody is left of those who are known. A search may be under way.
+            let _ = self.search.try_send(());
+        }
     }
 
     /// Calls members in turn until one gives an answer that `accept` takes.
@@ -224,7 +234,9 @@ impl Organism {
         let known = RwLock::new(Arc::new(Known::new(RosterChain::new(id, &roster)?)));
         // Start at a random member, so that clients spread over the committee.
         let preferred = AtomicUsize::new(rand::random_range(0..roster.members().len()));
-        let shared = Arc::new(Shared { node, id, genesis: roster, known, preferred });
+        let (search, wanted) = mpsc::channel(1);
+        let shared = Arc::new(Shared { node, id, genesis: roster, known, preferred, search });
+        tokio::spawn(search::run(Arc::downgrade(&shared), wanted));
         let outbox = Outbox::start(Arc::clone(&shared));
         Ok(Self { shared, outbox })
     }

@@ -31,6 +31,7 @@ mod outbox;
 mod pruned;
 mod receipt;
 mod retired;
+mod search;
 #[cfg(test)]
 mod simulation;
 mod wire;

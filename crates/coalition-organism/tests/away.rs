@@ -180,6 +180,19 @@ async fn is_needed(committee: &mut Committee, member: usize, without: usize, org
     committee.start_member(without).await;
 }
 
+/// A committee whose others have dropped what member 3 lacks, which is stopped.
+async fn member_3_is_away() -> (Committee, [Organism; 2]) {
+    let mut committee = committee().await;
+    let client = committee.client().await;
+    let (busy, idle) = (committee.organism(&client, "busy"), committee.organism(&client, "idle"));
+    note(&idle, "before").await;
+    let lacks = height(&committee, 3);
+    committee.drop_member(3).await;
+    write_much(&busy).await;
+    all_drop(&committee, &[0, 1, 2], lacks).await;
+    (committee, [busy, idle])
+}
+
 async fn reads_all(organism: &Organism) -> Sum {
     let reader = Follower::start(organism.clone(), Sum::default()).from_state().spawn();
     reader.caught_up(SOON).await.unwrap();
@@ -188,15 +201,7 @@ async fn reads_all(organism: &Organism) -> Sum {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_member_that_slept_past_what_all_dropped_comes_back_by_a_state_and_votes() {
-    let mut committee = committee().await;
-    let client = committee.client().await;
-    let (busy, idle) = (committee.organism(&client, "busy"), committee.organism(&client, "idle"));
-    note(&busy, "before").await;
-    note(&idle, "before").await;
-    let lacks = height(&committee, 3);
-    committee.drop_member(3).await;
-    write_much(&busy).await;
-    all_drop(&committee, &[0, 1, 2], lacks).await;
+    let (mut committee, [busy, idle]) = member_3_is_away().await;
 
     let load = Load::start(busy.clone());
     committee.start_member(3).await;
@@ -213,8 +218,8 @@ async fn a_member_that_slept_past_what_all_dropped_comes_back_by_a_state_and_vot
     committee.start_member(3).await;
     seated(&committee, 3, 0).await;
     is_needed(&mut committee, 3, 1, &[&busy, &idle]).await;
-    // 400, rounded up to whole requests, one before and two after.
-    assert_eq!(reads_all(&busy).await.notes, 416 + 3 + written);
+    // 400, rounded up to whole requests, and two after.
+    assert_eq!(reads_all(&busy).await.notes, 416 + 2 + written);
     assert_eq!(reads_all(&idle).await.notes, 3);
     committee.stop().await;
 }
@@ -274,14 +279,7 @@ async fn newcomers_join_committees_that_dropped_their_beginning() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn crashes_while_a_state_is_taken_over_are_resumed() {
-    let mut committee = committee().await;
-    let client = committee.client().await;
-    let (busy, idle) = (committee.organism(&client, "busy"), committee.organism(&client, "idle"));
-    note(&idle, "before").await;
-    let lacks = height(&committee, 3);
-    committee.drop_member(3).await;
-    write_much(&busy).await;
-    all_drop(&committee, &[0, 1, 2], lacks).await;
+    let (mut committee, [busy, idle]) = member_3_is_away().await;
     let load = Load::start(busy.clone());
     // It first has to notice that its engine stands still, then reads, then starts its engine again.
     for ms in [0, 3_150, 3_300, 3_450, 3_700, 4_000, 500, 1_000] {
@@ -335,14 +333,7 @@ const ANCHOR: &str = "organism.anchor";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn peers_that_lie_about_states_and_anchors_are_refused() {
-    let mut committee = committee().await;
-    let client = committee.client().await;
-    let (busy, idle) = (committee.organism(&client, "busy"), committee.organism(&client, "idle"));
-    note(&idle, "before").await;
-    let lacks = height(&committee, 3);
-    committee.drop_member(3).await;
-    write_much(&busy).await;
-    all_drop(&committee, &[0, 1, 2], lacks).await;
+    let (mut committee, [busy, idle]) = member_3_is_away().await;
     // One after the other is asked, in the order of their ids.
     let told = Arc::new(Mutex::new(BTreeSet::new()));
     let mut members = [0, 1, 2];

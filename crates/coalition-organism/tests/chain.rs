@@ -12,57 +12,18 @@ use std::{
 
 use coalition::{CommitteeContent, OrganismRef, PublishedConfig, RetirementInstant, RetirementMarker, UniqueId};
 use coalition_log::{
-    Context, Draft, Entry, Machine, Refusal, SnapshotError,
     evidence::Evidence,
     predecessor::{Predecessor, SUCCEEDS_KIND},
     retirement::{ApprovedRetirement, Retirement},
     successor::{Place, Successor},
 };
 use coalition_organism::{
-    Fold, FoldFault, Follower, Lineage, LineageFollower, Organism, ReadError, WriteError, WriteId, random_write_id,
+    Follower, Lineage, LineageFollower, Organism, ReadError, WriteError, WriteId, random_write_id,
 };
-use coalition_testkit::{Carried, Committee, roster_of_generation};
+use coalition_testkit::{Carried, Committee, Notes, roster_of_generation};
 use coalition_universe::Node;
 
 const SOON: Duration = Duration::from_secs(60);
-
-/// Keeps what it is told, in order. Refuses nothing, so that whatever is sent twice is there twice.
-#[derive(Default)]
-struct Notes(Vec<Vec<u8>>);
-
-impl Machine for Notes {
-    fn decide(&self, _: &Context, command: &[u8]) -> Result<Vec<Draft>, Refusal> {
-        Ok(vec![Draft::new("note", command.to_vec())])
-    }
-
-    fn round(&self, _: &Context) -> Option<Vec<Draft>> {
-        None
-    }
-
-    fn evolve(&mut self, entry: &Entry) {
-        self.0.push(entry.body.clone());
-    }
-
-    fn wake_at_ms(&self, _: &Context) -> Option<u64> {
-        None
-    }
-
-    fn snapshot(&self) -> Vec<u8> {
-        coalition::codec::encode(&self.0)
-    }
-
-    fn restore(&mut self, snapshot: &[u8]) -> Result<(), SnapshotError> {
-        self.0 = coalition::codec::decode(snapshot, coalition_log::state::MAX_STATE_BYTES)?;
-        Ok(())
-    }
-}
-
-impl Fold for Notes {
-    fn fold(&mut self, entry: &Entry) -> Result<(), FoldFault> {
-        self.0.push(entry.body.clone());
-        Ok(())
-    }
-}
 
 fn config(generation: u8, predecessor: Option<UniqueId>) -> PublishedConfig {
     let roster = roster_of_generation(4, generation);

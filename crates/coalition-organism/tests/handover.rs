@@ -11,70 +11,11 @@ use std::{
     time::Duration,
 };
 
-use coalition::codec;
-use coalition_log::{
-    Context, Draft, Entry, Machine, Refusal, SnapshotError, evidence::Evidence, state::MAX_STATE_BYTES,
-};
-use coalition_organism::{
-    Fold, FoldFault, Follower, FromState, Organism, Persist, Standing, WriteError, random_write_id,
-};
-use coalition_testkit::{Carried, Committee};
+use coalition_log::evidence::Evidence;
+use coalition_organism::{Follower, Organism, Standing, WriteError, random_write_id};
+use coalition_testkit::{Carried, Committee, Notes};
 
 const SOON: Duration = Duration::from_secs(60);
-
-/// Keeps what it is told, in order.
-#[derive(Default)]
-struct Notes(Vec<Vec<u8>>);
-
-impl Machine for Notes {
-    fn decide(&self, _: &Context, command: &[u8]) -> Result<Vec<Draft>, Refusal> {
-        Ok(vec![Draft::new("note", command.to_vec())])
-    }
-
-    fn round(&self, _: &Context) -> Option<Vec<Draft>> {
-        None
-    }
-
-    fn evolve(&mut self, entry: &Entry) {
-        self.0.push(entry.body.clone());
-    }
-
-    fn wake_at_ms(&self, _: &Context) -> Option<u64> {
-        None
-    }
-
-    fn snapshot(&self) -> Vec<u8> {
-        codec::encode(&self.0)
-    }
-
-    fn restore(&mut self, snapshot: &[u8]) -> Result<(), SnapshotError> {
-        self.0 = codec::decode(snapshot, MAX_STATE_BYTES)?;
-        Ok(())
-    }
-}
-
-impl FromState for Notes {
-    fn start_from(&mut self, machine: &[u8]) -> Result<(), SnapshotError> {
-        self.restore(machine)
-    }
-}
-
-impl Persist for Notes {
-    fn save(&self) -> Vec<u8> {
-        self.snapshot()
-    }
-
-    fn load(&mut self, saved: &[u8]) -> Result<(), SnapshotError> {
-        self.restore(saved)
-    }
-}
-
-impl Fold for Notes {
-    fn fold(&mut self, entry: &Entry) -> Result<(), FoldFault> {
-        self.0.push(entry.body.clone());
-        Ok(())
-    }
-}
 
 /// A writer that never stops until told, and is never restarted: what was acknowledged, and where.
 struct Load {
@@ -261,6 +202,44 @@ async fn crashes_around_the_boundary_lose_nothing() {
     }
     assert_eq!(verify(&again, &again.evidence(last, SOON).await.unwrap().to_text()), 3);
     assert_eq!(shows(&reader, shown.len()).await, shown);
+    committee.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nobody_is_left_of_the_genesis_roster() {
+    let mut committee = Committee::start(4, carried()).await;
+    let client = committee.client().await;
+    let notes = committee.organism(&client, "notes");
+    note(&notes, "early").await;
+    let rosters = [[0, 1, 2, 3], [4, 1, 2, 3], [4, 5, 2, 3], [4, 5, 6, 3], [4, 5, 6, 7]];
+    for (epoch, step) in (1u64..).zip(rosters.windows(2)) {
+        let newcomer = committee.add_seat();
+        committee.start_member(newcomer).await;
+        let approvals = committee.handover(epoch, (&step[0], &step[1]), &step[0][1..]);
+        notes.hand_over(random_write_id(), &approvals, SOON).await.unwrap();
+        for member in step[1] {
+            seated(&committee, member, epoch).await;
+        }
+    }
+    for member in rosters[0] {
+        committee.drop_member(member).await;
+    }
+    // A client and a newcomer that know the config, and where everybody is.
+    let fresh = committee.client().await;
+    let late = committee.organism(&fresh, "notes");
+    note(&late, "late").await;
+    assert_eq!(late.committee().roster(), &committee.roster_of(&rosters[4]));
+    let reader = Follower::spawn(committee.organism(&committee.client().await, "notes"), Notes::default());
+    assert_eq!(shows(&reader, 2).await, [b"early".to_vec(), b"late".to_vec()]);
+    let newcomer = committee.add_seat();
+    committee.start_member(newcomer).await;
+    let next = [newcomer, 5, 6, 7];
+    let approvals = committee.handover(5, (&rosters[4], &next), &rosters[4][1..]);
+    late.hand_over(random_write_id(), &approvals, SOON).await.unwrap();
+    seated(&committee, newcomer, 5).await;
+    committee.drop_member(4).await;
+    committee.drop_member(5).await;
+    note(&late, "with the newcomer").await;
     committee.stop().await;
 }
 

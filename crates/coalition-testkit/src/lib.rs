@@ -3,6 +3,8 @@
 
 #![allow(clippy::missing_panics_doc, clippy::expect_used)]
 
+mod notes;
+
 use std::{
     net::{SocketAddr, TcpListener},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -25,6 +27,8 @@ use coalition_organism::{
 };
 use coalition_universe::{Node, NodeConfig, NodeKey, PeerAddress, Relay, UNIVERSE};
 use ed25519_dalek::SigningKey;
+
+pub use notes::Notes;
 
 /// Makes an organism's machine for a committee with this roster.
 pub type MakeMachine = Box<dyn Fn(&Roster) -> Box<dyn Machine> + Send + Sync>;
