@@ -1,7 +1,7 @@
 //! One open blob. Reads and writes go straight to its content, in the caller's thread, and if that is a file, in the
 //! system's page cache.
 
-use std::sync::atomic::{AtomicU64, Ordering::Release};
+use std::sync::atomic::{AtomicU64, Ordering::Acquire, Ordering::Release};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use commonware_runtime::{Blob, BufMut as _, Error, Handle, IoBufMut, IoBufs, IoBufsMut, ReadOptions, WriteOptions};
@@ -21,8 +21,8 @@ pub(crate) struct JournaledBlob<D: Disk> {
     id: u64,
     content: Arc<Staged<D::File>>,
     last: Arc<AtomicU64>,
-    /// Whether a sync waits until the changes are durable, or only for their place in the order.
-    prompt: bool,
+    /// If syncs do not wait until the changes are durable: the batch that what was synced in this partition goes with.
+    deferred: Option<Arc<AtomicU64>>,
     /// Held from a change of the content to its record, so that both come in one order.
     changing: Mutex<()>,
 }
@@ -35,12 +35,12 @@ impl<D: Disk> Drop for JournaledBlob<D> {
 
 impl<D: Disk> JournaledBlob<D> {
     pub(crate) fn new(shared: Arc<Shared<D>>, id: u64, content: Arc<Staged<D::File>>, last: Arc<AtomicU64>) -> Self {
-        Self { shared, id, content, last, prompt: true, changing: Mutex::new(()) }
+        Self { shared, id, content, last, deferred: None, changing: Mutex::new(()) }
     }
 
-    /// The same, whose syncs wait or do not.
-    pub(crate) fn prompt(mut self, prompt: bool) -> Self {
-        self.prompt = prompt;
+    /// The same, whose syncs are deferred if its partition's are.
+    pub(crate) fn deferring(mut self, deferred: Option<Arc<AtomicU64>>) -> Self {
+        self.deferred = deferred;
         self
     }
 
@@ -58,13 +58,18 @@ impl<D: Disk> JournaledBlob<D> {
         self.shared.journal.durable(last_change(&self.last))
     }
 
-    /// A sync: the order of changes is the log's already, so one that need not be prompt only looks for a failure.
+    /// A sync: the order of changes is the log's already, so a deferred one only notes what it promises, and looks for a failure.
     async fn synced(&self) -> Result<(), Error> {
-        match (self.prompt, self.shared.journal.core.failure()) {
-            (true, _) => self.settled().await,
-            (false, Some(failure)) => Err(Error::Io(failure)),
-            (false, None) => Ok(()),
-        }
+        let Some(deferred) = &self.deferred else { return self.settled().await };
+        deferred.fetch_max(last_change(&self.last), Release);
+        self.shared.journal.core.failure().map_or(Ok(()), |failure| Err(Error::Io(failure)))
+    }
+
+    /// What was synced before the next change, but deferred, has to be durable by then: of two copies that are changed in turn, at
+    /// most one may be other than it was synced.
+    async fn before_change(&self) -> Result<(), Error> {
+        let Some(deferred) = &self.deferred else { return Ok(()) };
+        self.shared.journal.durable(deferred.load(Acquire)).await.map_err(Error::Io)
     }
 
     /// Changes the content, then notes the change. A failure in between would leave what the log does not explain.
@@ -141,6 +146,7 @@ impl<D: Disk> Blob for JournaledBlob<D> {
         if bufs.is_empty() {
             return Ok(());
         }
+        self.before_change().await?;
         self.write(offset, bufs.coalesce().as_ref())?;
         if options.contains(WriteOptions::SYNC) {
             self.synced().await?;
@@ -149,6 +155,7 @@ impl<D: Disk> Blob for JournaledBlob<D> {
     }
 
     async fn resize(&self, len: u64) -> Result<(), Error> {
+        self.before_change().await?;
         let put = |to: &mut Vec<u8>| Record::Resize { id: self.id, len }.put(to);
         self.change(|content, disk| content.resize(disk, len), put).map_err(Error::Io)
     }
@@ -158,7 +165,7 @@ impl<D: Disk> Blob for JournaledBlob<D> {
     }
 
     async fn start_sync(&self) -> Handle<()> {
-        if !self.prompt {
+        if self.deferred.is_some() {
             return Handle::ready(self.synced().await);
         }
         let durable = self.durable();

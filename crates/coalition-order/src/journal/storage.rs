@@ -42,6 +42,8 @@ pub(crate) struct Shared<D: Disk> {
 struct Names<F> {
     /// Ids by partition and name. A partition stays, empty, when its last blob is removed by name.
     partitions: BTreeMap<String, BTreeMap<Vec<u8>, u64>>,
+    /// Of the partitions whose syncs are deferred: the batch that what was synced goes with.
+    deferred: HashMap<String, Arc<AtomicU64>>,
     blobs: HashMap<u64, Entry<F>>,
     next_id: u64,
 }
@@ -74,7 +76,9 @@ impl<D: Disk> JournaledStorage<D> {
     /// As [`Self::open_directory`].
     pub(crate) fn open_disk(disk: D, new_key: &[u8; 32], limit: u64) -> Result<Self, JournalError> {
         let recovered = recover(&disk, new_key)?;
-        let mut names = Names { partitions: BTreeMap::new(), blobs: HashMap::new(), next_id: recovered.last.first_id };
+        let next_id = recovered.last.first_id;
+        let (partitions, deferred, blobs) = Default::default();
+        let mut names = Names { partitions, deferred, blobs, next_id };
         for blob in &recovered.blobs {
             names.add(blob.clone(), Weak::new());
         }
@@ -88,13 +92,17 @@ impl<D: Disk> JournaledStorage<D> {
     }
 
     /// Lets the syncs of partitions whose names begin so return at once. All changes become durable in one order, so
-    /// whatever is synced elsewhere later proves them durable, too.
+    /// whatever is synced elsewhere later proves them durable, too. The next change in the same partition waits until they are: it
+    /// may be to what is only safe to change because something else was synced.
     pub(crate) fn deferring(self, prefix: &str) -> Self {
         Self { deferred: Some(prefix.into()), ..self }
     }
 
-    fn is_prompt(&self, partition: &str) -> bool {
-        self.deferred.as_ref().is_none_or(|deferred| !partition.starts_with(&**deferred))
+    /// What was synced in the partition, if its syncs are deferred.
+    fn deferred_of(&self, partition: &str) -> Option<Arc<AtomicU64>> {
+        self.deferred.as_ref().filter(|deferred| partition.starts_with(&***deferred))?;
+        let mut names = self.shared.names();
+        Some(Arc::clone(names.deferred.entry(partition.to_owned()).or_default()))
     }
 
     /// What ended it for good, if something did.
@@ -230,7 +238,7 @@ impl<D: Disk> Storage for JournaledStorage<D> {
     ) -> Result<(Self::Blob, u64, BlobVersion), Error> {
         valid(partition)?;
         let (blob, version, new) = self.shared.open(partition, name, versions)?;
-        let blob = blob.prompt(self.is_prompt(partition));
+        let blob = blob.deferring(self.deferred_of(partition));
         if new {
             return Ok((blob, 0, version));
         }

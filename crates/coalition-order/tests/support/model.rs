@@ -57,13 +57,16 @@ impl History {
 
     /// Notes that all changes of `blob`, and so all before the last of them, are durable.
     pub fn synced(&mut self, blob: usize) {
+        self.durable = self.durable.max(self.of(blob));
+    }
+
+    /// How many changes there are up to the last of `blob`.
+    pub fn of(&self, blob: usize) -> usize {
         let of_blob = |c: &Change| match c {
             Change::Create(_, b) | Change::Write(b, ..) | Change::Resize(b, _) => *b == blob,
             Change::Remove(_) => false,
         };
-        if let Some(last) = self.changes.iter().rposition(of_blob) {
-            self.durable = self.durable.max(last + 1);
-        }
+        self.changes.iter().rposition(of_blob).map_or(0, |last| last + 1)
     }
 
     /// Whether `found` may be what is left of it.

@@ -1,8 +1,8 @@
 //! What the journal promises the engine, without its threads: all changes become durable in one order, and syncs of some
-//! partitions do not wait for that. A member that dies or loses power comes back with what was durable, and of each blob's
-//! later changes none, all or some.
+//! partitions do not wait for that, but the next change there does. A member that dies or loses power comes back with what was
+//! durable, and of each blob's later changes none, all or some, over which the last durable ones were repeated.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeInclusive;
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -11,6 +11,9 @@ use commonware_runtime::{
 };
 
 type Id = u64;
+
+/// Most durable changes that a restart may repeat: what the log holds of what is in the files already.
+const REPEATED: usize = 64;
 
 #[derive(Clone, Default)]
 struct Contents {
@@ -56,6 +59,10 @@ struct State {
     durable: Contents,
     now: Contents,
     pending: Vec<Change>,
+    /// The last that became durable.
+    recent: Vec<Change>,
+    /// Partitions of which something was synced that is not durable.
+    promised: BTreeSet<String>,
     next: Id,
 }
 
@@ -67,8 +74,11 @@ impl State {
 
     fn flush(&mut self) {
         for change in std::mem::take(&mut self.pending) {
-            self.durable.apply(change);
+            self.durable.apply(change.clone());
+            self.recent.push(change);
         }
+        self.recent.drain(..self.recent.len().saturating_sub(REPEATED));
+        self.promised.clear();
     }
 }
 
@@ -105,6 +115,14 @@ impl Ordered {
                 left.apply(change);
             }
         }
+        let recent = std::mem::take(&mut state.recent);
+        let repeated = recent.len() - usize::try_from(dice(recent.len() as u64 + 1)).unwrap();
+        for change in recent.into_iter().skip(repeated) {
+            if matches!(change, Change::Write(..) | Change::Resize(..)) {
+                left.apply(change);
+            }
+        }
+        state.promised.clear();
         let named: Vec<Id> = left.names.values().flat_map(BTreeMap::values).copied().collect();
         left.blobs.retain(|id, _| named.contains(id));
         state.durable = left.clone();
@@ -136,7 +154,8 @@ impl Storage for Ordered {
         });
         let (version, content) = &state.now.blobs[&id];
         let (version, size) = (*version, content.len() as u64);
-        Ok((OrderedBlob { disk: self.clone(), id, prompt: !partition.starts_with(&*self.deferred) }, size, version))
+        let deferred = partition.starts_with(&*self.deferred).then(|| partition.to_owned());
+        Ok((OrderedBlob { disk: self.clone(), id, deferred }, size, version))
     }
 
     async fn remove(&self, partition: &str, name: Option<&[u8]>) -> Result<(), Error> {
@@ -160,7 +179,8 @@ impl Storage for Ordered {
 pub struct OrderedBlob {
     disk: Ordered,
     id: Id,
-    prompt: bool,
+    /// Its partition, if syncs of that are deferred.
+    deferred: Option<String>,
 }
 
 impl OrderedBlob {
@@ -172,9 +192,19 @@ impl OrderedBlob {
     }
 
     fn synced(&self) {
-        if self.prompt {
-            self.disk.state().flush();
+        let mut state = self.disk.state();
+        match &self.deferred {
+            Some(partition) => drop(state.promised.insert(partition.clone())),
+            None => state.flush(),
         }
+    }
+
+    fn change(&self, change: Change) {
+        let mut state = self.disk.state();
+        if self.deferred.as_ref().is_some_and(|partition| state.promised.contains(partition)) {
+            state.flush();
+        }
+        state.change(change);
     }
 }
 
@@ -206,7 +236,7 @@ impl Blob for OrderedBlob {
 
     async fn write_at(&self, offset: u64, bufs: impl Into<IoBufs> + Send, options: WriteOptions) -> Result<(), Error> {
         let bytes = bufs.into().coalesce().as_ref().to_vec();
-        self.disk.state().change(Change::Write(self.id, usize::try_from(offset).unwrap(), bytes));
+        self.change(Change::Write(self.id, usize::try_from(offset).unwrap(), bytes));
         if options.contains(WriteOptions::SYNC) {
             self.synced();
         }
@@ -214,7 +244,7 @@ impl Blob for OrderedBlob {
     }
 
     async fn resize(&self, len: u64) -> Result<(), Error> {
-        self.disk.state().change(Change::Resize(self.id, usize::try_from(len).unwrap()));
+        self.change(Change::Resize(self.id, usize::try_from(len).unwrap()));
         Ok(())
     }
 
