@@ -162,6 +162,11 @@ def attest():
 def order():
     commands = [b"a", b"bc", b"", bytes(60)]
     header = struct.pack(">Q32sQQI", 7, bytes([9] * 32), 3, 1_700_000_000_000, len(commands))
+    spec = b"Spec ID Event03\0" + bytes([0, 0, 0, 0, 0, 2, 0, 2]) + struct.pack("<IHH", 1, 0x0C, 48) + b"\0"
+    log = struct.pack("<II20xI", 0, 3, len(spec)) + spec
+    event = struct.pack("<IIIH", 2, 4, 1, 0x0C) + bytes(48) + struct.pack("<I", 4) + bytes(4)
+    put("attest_predict", b"\0" + log, b"\0" + log + event, b"\0" + log + event + b"\xff" * 8)
+    put("attest_predict", *(bytes([1, 0, at >> 8, at & 255, 9]) for at in (4104, 4128, 4144, 4148, 4170)))
     put("order_anchor", *(bytes([which, 0, 0, at, 9]) for which in (0, 1) for at in (0, 70, 250)))
     put("order_block", header + b"".join(struct.pack(">I", len(c)) + c for c in commands), header[:56] + bytes(4))
     put("order_frames", b"".join(struct.pack(">I", len(c)) + c for c in commands))

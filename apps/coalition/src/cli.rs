@@ -10,7 +10,7 @@ use clap::{Args, Parser, Subcommand, ValueHint};
 use clap_complete::Shell;
 
 pub use self::{
-    attest::{AttestCommand, AttestQuoteArgs, AttestShowArgs, AttestVerifyArgs},
+    attest::{AttestCommand, AttestLogArgs, AttestPredictArgs, AttestQuoteArgs, AttestShowArgs, AttestVerifyArgs},
     retire::{RetireArgs, RetireReason, RetireService},
     successor::{SuccessorCommand, SuccessorConfigArgs, SuccessorMoveArgs},
 };

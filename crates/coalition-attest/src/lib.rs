@@ -6,6 +6,7 @@
 //!   comes from. [`verify`], [`verdict`], [`cache`]: the judgement, what it says, and remembering it.
 //! * [`evidence`]: a quote and its collateral as they travel together.
 //! * [`guest`]: quotes from the hardware this runs on. [`dev`]: quotes from software, under a development root.
+//! * [`predict`]: the registers that a guest will have, and the log of how it came to those it has.
 //! * [`ratls`]: TLS in which both sides show and verify quotes.
 //!
 //! ```
@@ -46,6 +47,7 @@ mod intel_root;
 pub mod measurement;
 pub mod pccs;
 pub mod policy;
+pub mod predict;
 pub mod quote;
 pub mod ratls;
 pub mod root;

@@ -15,6 +15,10 @@ pub enum AttestCommand {
     Show(AttestShowArgs),
     /// Have the TDX guest this runs in quoted
     Quote(AttestQuoteArgs),
+    /// Compute the registers that a guest will have from what it is started with
+    Predict(AttestPredictArgs),
+    /// Replay a guest's event log, and compare it with its quote
+    Log(AttestLogArgs),
 }
 
 /// Arguments of `coalition attest verify`.
@@ -95,4 +99,53 @@ pub struct AttestQuoteArgs {
     /// Where to write the quote [default: hexadecimal on stdout]
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub out: Option<PathBuf>,
+}
+
+/// Arguments of `coalition attest predict`.
+#[derive(Args, Debug, Clone)]
+#[command(after_help = "\
+MRTD follows from the firmware alone, but hypervisors add its pages in one of two orders; RTMR1 and RTMR2 follow from the kernel that \
+QEMU is given directly, its initial file system and command line. RTMR0 depends on the machine: take it from a guest's event log \
+(`coalition attest log`). Put what you trust under [registers] of a policy.
+
+Examples:
+  coalition attest predict --firmware OVMF.fd
+  coalition attest predict --firmware OVMF.fd --kernel bzImage --initrd initrd.img --append 'console=hvc0' --ram-mib 4096")]
+pub struct AttestPredictArgs {
+    /// The firmware, in one file
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub firmware: PathBuf,
+    /// The kernel given to `qemu -kernel`
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, requires = "image")]
+    pub kernel: Option<PathBuf>,
+    /// The file given to `qemu -initrd`
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, requires = "kernel")]
+    pub initrd: Option<PathBuf>,
+    /// The text given to `qemu -append`
+    #[arg(long, value_name = "TEXT", requires = "kernel", default_value = "")]
+    pub append: String,
+    /// The guest's memory: before QEMU 10 it decides what QEMU writes into the kernel
+    #[arg(long, value_name = "MIB", requires = "kernel", group = "image")]
+    pub ram_mib: Option<u64>,
+    /// The firmware is shown the kernel as the file is: QEMU 10 and firmware of 2025 or later
+    #[arg(long, requires = "kernel", group = "image")]
+    pub untouched: bool,
+}
+
+/// Arguments of `coalition attest log`.
+#[derive(Args, Debug, Clone)]
+#[command(after_help = "\
+A guest reads its log from /sys/firmware/acpi/tables/data/CCEL. Nobody signs it: it is worth what it explains. With --quote, \
+exit status 0 only when it replays to all four run-time registers of the quote, 6 otherwise. The quote itself is judged by \
+`coalition attest verify`.
+
+Example:
+  coalition attest log CCEL --quote quote.bin")]
+pub struct AttestLogArgs {
+    /// The event log
+    #[arg(value_name = "LOG", value_hint = ValueHint::FilePath)]
+    pub log: PathBuf,
+    /// The quote whose registers it should explain
+    #[arg(long, value_name = "QUOTE", value_hint = ValueHint::FilePath)]
+    pub quote: Option<PathBuf>,
 }

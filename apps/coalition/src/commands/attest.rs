@@ -1,5 +1,7 @@
 //! `coalition attest`: judge a quote, print one, make one.
 
+mod measured;
+
 use std::{io::Read, path::Path};
 
 use coalition_attest::{
@@ -29,6 +31,8 @@ pub fn run(command: &AttestCommand, output: &Output) -> Result<()> {
         AttestCommand::Verify(args) => verify(args, output),
         AttestCommand::Show(args) => show(args, output),
         AttestCommand::Quote(args) => make(args, output),
+        AttestCommand::Predict(args) => measured::predict(args, output),
+        AttestCommand::Log(args) => measured::log(args, output),
     }
 }
 
@@ -101,12 +105,16 @@ fn report_data(text: &str) -> Result<[u8; 64]> {
 }
 
 fn bytes(path: &Path, what: &str) -> Result<Vec<u8>> {
+    bytes_up_to(path, what, MAX_FILE_BYTES)
+}
+
+fn bytes_up_to(path: &Path, what: &str, most: u64) -> Result<Vec<u8>> {
     let unreadable = || format!("cannot read {what} {}", path.display());
     let file = std::fs::File::open(path).or_input("unreadable", unreadable)?;
     let mut bytes = Vec::new();
-    file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes).or_input("unreadable", unreadable)?;
-    if bytes.len() as u64 > MAX_FILE_BYTES {
-        let message = format!("{} is longer than any {what}: over {MAX_FILE_BYTES} bytes", path.display());
+    file.take(most + 1).read_to_end(&mut bytes).or_input("unreadable", unreadable)?;
+    if bytes.len() as u64 > most {
+        let message = format!("{} is longer than any {what}: over {most} bytes", path.display());
         return Err(CliError::input("too_long", message));
     }
     Ok(bytes)
