@@ -133,7 +133,8 @@ impl Ec2 {
         for _ in 1..TRIES {
             match self.once(action, body).await {
                 Err(error)
-                    if action.is_repeatable() && matches!(error.kind(), ErrorKind::Throttled | ErrorKind::Transient) => {}
+                    if action.is_repeatable()
+                        && matches!(error.kind(), ErrorKind::Throttled | ErrorKind::Transient) => {}
                 done => return done,
             }
             tokio::time::sleep(pause).await;
@@ -144,7 +145,8 @@ impl Ec2 {
 
     async fn once(&self, action: Action, body: &Body) -> Result<Vec<u8>, AwsError> {
         let endpoint = self.endpoint(action.service());
-        let request = self.signed(action, &endpoint, body).map_err(|source| AwsError::Credentials { action, source })?;
+        let request =
+            self.signed(action, &endpoint, body).map_err(|source| AwsError::Credentials { action, source })?;
         let label = endpoint.trim_end_matches('/').to_owned();
         let sent = self.http.execute(request).await;
         let mut answer = sent.map_err(|error| {
@@ -250,7 +252,9 @@ mod tests {
     fn only_encrypted_or_loopback_endpoints() {
         assert!(check_endpoint("http://127.0.0.1:5000").unwrap() && check_endpoint("http://localhost:1").unwrap());
         assert!(!check_endpoint("https://ec2.example.net").unwrap());
-        for wrong in ["http://10.0.0.1", "ftp://127.0.0.1", "https://a:b@c", "https://a/b", "nonsense", "https://a/?q=1"] {
+        for wrong in
+            ["http://10.0.0.1", "ftp://127.0.0.1", "https://a:b@c", "https://a/b", "nonsense", "https://a/?q=1"]
+        {
             assert!(check_endpoint(wrong).is_err(), "{wrong}");
         }
     }

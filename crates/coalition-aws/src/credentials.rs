@@ -56,7 +56,8 @@ impl Credentials {
     /// # Errors
     /// [`CredentialsError::Malformed`].
     pub fn new(id: &str, secret: &str, token: Option<&str>) -> Result<Self, CredentialsError> {
-        let printable = |text: &str| !text.is_empty() && text.len() <= MAX_PART && text.bytes().all(|b| b.is_ascii_graphic());
+        let printable =
+            |text: &str| !text.is_empty() && text.len() <= MAX_PART && text.bytes().all(|b| b.is_ascii_graphic());
         let check = |key: &'static str, text: &str| {
             if printable(text) {
                 return Ok(());
@@ -95,9 +96,8 @@ impl std::fmt::Debug for Credentials {
 /// [`CredentialsError`].
 pub fn from_environment() -> Result<Credentials, CredentialsError> {
     let read = |name: &str| std::env::var(name).ok().map(Zeroizing::new).filter(|value| !value.is_empty());
-    let need = |name: &'static str| {
-        read(name).ok_or(CredentialsError::Missing { place: "the environment".into(), key: name })
-    };
+    let need =
+        |name: &'static str| read(name).ok_or(CredentialsError::Missing { place: "the environment".into(), key: name });
     let (id, secret) = (need("AWS_ACCESS_KEY_ID")?, need("AWS_SECRET_ACCESS_KEY")?);
     Credentials::new(&id, &secret, read("AWS_SESSION_TOKEN").as_ref().map(|token| token.as_str()))
 }

@@ -28,7 +28,7 @@ pub use account::{Identity, STANDARD_VCPUS};
 pub use action::{Action, Service};
 pub use catalogue::{ImageInfo, TypeInfo};
 pub use client::{Ec2, EndpointError, Setup};
-pub use credentials::{Credentials, CredentialsError, CredentialSource, from_environment, from_profile};
+pub use credentials::{CredentialSource, Credentials, CredentialsError, from_environment, from_profile};
 pub use error::{AwsError, ErrorKind, kind_of};
 pub use ids::{IdError, InstanceId, VolumeId};
 pub use instances::{Instance, InstanceState, NewInstance, Termination};

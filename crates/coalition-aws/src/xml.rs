@@ -98,8 +98,9 @@ pub fn parse(bytes: &[u8]) -> Result<Element, XmlError> {
     let mut reader = Reader::from_str(text.strip_prefix('\u{feff}').unwrap_or(text));
     let mut tree = Tree::default();
     loop {
-        let event =
-            reader.read_event().map_err(|error| XmlError::Malformed { at: reader.error_position(), source: Box::new(error) });
+        let event = reader
+            .read_event()
+            .map_err(|error| XmlError::Malformed { at: reader.error_position(), source: Box::new(error) });
         match event? {
             Event::Start(tag) => tree.open(tag.local_name().as_ref())?,
             Event::Empty(tag) => {
