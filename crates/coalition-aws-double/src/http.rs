@@ -1,10 +1,17 @@
 //! The pieces of HTTP and XML a test support needs.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
-/// A client for loopback.
+/// A client for loopback. It trusts nobody: nothing here is encrypted.
 pub(crate) fn client() -> reqwest::Client {
-    reqwest::Client::builder().no_proxy().build().expect("a client without TLS settings can be made")
+    let tls = rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .expect("the provider has the default versions")
+        .with_root_certificates(rustls::RootCertStore::empty())
+        .with_no_client_auth();
+    let builder = reqwest::Client::builder().no_proxy().tls_backend_preconfigured(tls);
+    builder.build().expect("a client for loopback can be made")
 }
 
 /// The parameters of a form.

@@ -1,6 +1,6 @@
 //! In front of moto: fails on demand, remembers client tokens as EC2 does, and adds what moto lacks.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -51,6 +51,7 @@ struct Inner {
     /// By client token: parameters, and the answer that was given.
     tokens: Mutex<BTreeMap<String, (Bytes, Bytes)>>,
     addresses: Mutex<BTreeMap<String, Ipv4Addr>>,
+    ended: Mutex<BTreeSet<String>>,
 }
 
 /// The proxy; ends with the runtime it was started on.
@@ -85,6 +86,7 @@ impl Proxy {
             calls: Mutex::default(),
             tokens: Mutex::default(),
             addresses: Mutex::default(),
+            ended: Mutex::default(),
         });
         let router = Router::new().fallback(handle).with_state(Arc::clone(&inner));
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port is free");
@@ -155,11 +157,9 @@ async fn handle(State(inner): State<Arc<Inner>>, request: Request) -> Response {
     let (status, answer) = match action.as_str() {
         "GetServiceQuota" => (200, quota(inner.quota.load(Ordering::SeqCst))),
         "RunInstances" => run(&inner, &head.headers, &body, &params).await,
+        "TerminateInstances" => terminate(&inner, &head.headers, &body, &params).await,
         _ => forward(&inner, &head.headers, &body).await,
     };
-    if action == "TerminateInstances" && status == 200 {
-        power_off(&inner, &params);
-    }
     match fault {
         Some(Fault::LoseAnswer) => lost(),
         Some(Fault::Garble) => plain(200, Bytes::from_static(b"<Response><unfinished")),
@@ -229,11 +229,33 @@ fn boot(inner: &Inner, id: &str, params: &BTreeMap<String, String>) {
     }
 }
 
-fn power_off(inner: &Inner, params: &BTreeMap<String, String>) {
-    let Some(boot) = &inner.boot else { return };
-    for (_, id) in params.iter().filter(|(key, _)| key.starts_with("InstanceId.")) {
-        boot.power_off(id);
+/// Ending what is over succeeds on EC2; moto stumbles over its network interface.
+async fn terminate(
+    inner: &Inner,
+    headers: &axum::http::HeaderMap,
+    body: &Bytes,
+    params: &BTreeMap<String, String>,
+) -> (u16, Bytes) {
+    let ids: Vec<&String> =
+        params.iter().filter(|(key, _)| key.starts_with("InstanceId.")).map(|(_, id)| id).collect();
+    let ended = lock(&inner.ended).clone();
+    if !ids.is_empty() && ids.iter().all(|id| ended.contains(*id)) {
+        let state = "<currentState><code>48</code><name>terminated</name></currentState>";
+        let item = |id: &&String| format!("<item><instanceId>{id}</instanceId>{state}</item>");
+        let items: String = ids.iter().map(item).collect();
+        let answer = format!("<TerminateInstancesResponse><instancesSet>{items}</instancesSet></TerminateInstancesResponse>");
+        return (200, Bytes::from(answer));
     }
+    let (status, answer) = forward(inner, headers, body).await;
+    if status == 200 {
+        for id in ids {
+            lock(&inner.ended).insert(id.clone());
+            if let Some(boot) = &inner.boot {
+                boot.power_off(id);
+            }
+        }
+    }
+    (status, answer)
 }
 
 /// Moto's answer with the addresses machines have here.

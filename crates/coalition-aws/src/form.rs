@@ -44,11 +44,13 @@ impl Form {
     }
 }
 
-/// Everything but unreserved characters, as RFC 3986 has it: what AWS signs and every decoder of forms reads.
+/// Everything but unreserved characters, and a plus for a space: as forms and boto3 have it.
 fn escape(into: &mut String, text: &str) {
     for byte in text.bytes() {
         if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.' | b'~') {
             into.push(char::from(byte));
+        } else if byte == b' ' {
+            into.push('+');
         } else {
             // Writing to a string cannot fail.
             let _ = write!(into, "%{byte:02X}");
@@ -66,7 +68,7 @@ mod tests {
         form.filter(1, "tag:a b", ["x&y=z", "ü~"]);
         assert_eq!(
             form.into_body(),
-            "Action=DescribeInstances&Version=2016-11-15&Filter.1.Name=tag%3Aa%20b&Filter.1.Value.1=x%26y%3Dz&Filter.1.Value.2=%C3%BC~"
+            "Action=DescribeInstances&Version=2016-11-15&Filter.1.Name=tag%3Aa+b&Filter.1.Value.1=x%26y%3Dz&Filter.1.Value.2=%C3%BC~"
         );
     }
 }

@@ -106,7 +106,7 @@ async fn every_failure_has_its_kind() {
     let missing = NewInstance { image: "ami-00000000000000000", ..new.clone() };
     assert_eq!(kind(ec2.run_instance(&missing).await), ErrorKind::NotFound);
     let size = ec2.run_instance(&NewInstance { instance_type: "z9.huge", ..new.clone() }).await.unwrap_err();
-    assert_eq!(size.kind(), ErrorKind::Fatal, "{size}");
+    assert_eq!(size.kind(), ErrorKind::NotFound, "{size}");
     let ids = [INSTANCE.parse().unwrap()];
     assert_eq!(ec2.terminate(&ids).await.unwrap_err().kind(), ErrorKind::NotFound);
     ec2.delete_volume(&"vol-0123456789abcdef0".parse().unwrap()).await.unwrap();
