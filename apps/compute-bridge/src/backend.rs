@@ -15,6 +15,7 @@ use coalition_host::types::{IsolationLevel, SecretText};
 use coalition_shuffle::SshHostKey;
 use serde::{Deserialize, Serialize};
 
+use crate::check::Finding;
 use crate::platform::Platform;
 
 /// What kind of failure; decides what happens next.
@@ -292,6 +293,9 @@ pub trait Backend: Send + Sync + 'static {
     /// Its name: the offer's on the card.
     fn name(&self) -> &OfferName;
 
+    /// What it charges.
+    fn rates(&self) -> DeclaredRates;
+
     /// What it offers now. Never fails: a backend that cannot be reached offers nothing and says why.
     async fn capabilities(&self) -> Offering;
 
@@ -350,5 +354,16 @@ pub trait Backend: Send + Sync + 'static {
     /// What the last failure or loss of contact was, for the operator.
     fn trouble(&self) -> Option<String> {
         None
+    }
+
+    /// Lets go of connections, when the bridge ends. What runs, runs on.
+    async fn close(&self) {}
+
+    /// Looks over everything a grant needs here, as far as it costs nothing; with `create` also makes one machine and ends it,
+    /// where machines are made.
+    async fn check(&self, _create: bool) -> Vec<Finding> {
+        let offering = self.capabilities().await;
+        let ok = offering.reachable && offering.capabilities.max_instances > 0;
+        vec![Finding::new(format!("machine {}", self.name()), ok, offering.detail)]
     }
 }

@@ -236,14 +236,14 @@ async fn terminate(
     body: &Bytes,
     params: &BTreeMap<String, String>,
 ) -> (u16, Bytes) {
-    let ids: Vec<&String> =
-        params.iter().filter(|(key, _)| key.starts_with("InstanceId.")).map(|(_, id)| id).collect();
+    let ids: Vec<&String> = params.iter().filter(|(key, _)| key.starts_with("InstanceId.")).map(|(_, id)| id).collect();
     let ended = lock(&inner.ended).clone();
     if !ids.is_empty() && ids.iter().all(|id| ended.contains(*id)) {
         let state = "<currentState><code>48</code><name>terminated</name></currentState>";
         let item = |id: &&String| format!("<item><instanceId>{id}</instanceId>{state}</item>");
         let items: String = ids.iter().map(item).collect();
-        let answer = format!("<TerminateInstancesResponse><instancesSet>{items}</instancesSet></TerminateInstancesResponse>");
+        let answer =
+            format!("<TerminateInstancesResponse><instancesSet>{items}</instancesSet></TerminateInstancesResponse>");
         return (200, Bytes::from(answer));
     }
     let (status, answer) = forward(inner, headers, body).await;

@@ -127,6 +127,14 @@ impl BareMetalBackend {
         asked.await.map_err(|error| self.failed(&error, false))
     }
 
+    /// Logs in, if there is no connection yet.
+    ///
+    /// # Errors
+    /// [`BackendError`]; of kind auth when it shows another host key, or lets nobody in.
+    pub async fn connect(&self) -> Result<(), BackendError> {
+        self.ssh.connect().await.map_err(|error| self.failed(&error.into(), false))
+    }
+
     /// Ends the connection to the machine.
     pub async fn disconnect(&self) {
         self.ssh.disconnect().await;
@@ -384,6 +392,10 @@ impl Backend for BareMetalBackend {
         &self.setup.name
     }
 
+    fn rates(&self) -> DeclaredRates {
+        self.setup.rates
+    }
+
     async fn capabilities(&self) -> Offering {
         let rates = self.setup.rates;
         match self.probe().await {
@@ -512,6 +524,10 @@ impl Backend for BareMetalBackend {
     fn adopt(&self, grant: &ComputeGrant, name: &InstanceName) {
         let taken = self.taken(grant);
         self.ledger().insert(name.clone(), taken);
+    }
+
+    async fn close(&self) {
+        self.disconnect().await;
     }
 
     fn trouble(&self) -> Option<String> {

@@ -10,6 +10,7 @@ use serde::Deserialize;
 use serde::de::IgnoredAny;
 use toml::Spanned;
 
+use super::aws::AwsConfig;
 use super::error::{ConfigError, Place, from_toml, key_path};
 use super::values::{PinnedHostKey, Rate};
 
@@ -44,8 +45,9 @@ pub struct BridgeConfig {
     pub baremetal: Option<Spanned<BareMetalConfig>>,
     /// How the bridge attests itself; it does not when absent.
     pub attestation: Option<Spanned<AttestationConfig>>,
-    /// Recognised and refused: no such backend yet.
-    pub(super) aws: Option<Spanned<IgnoredAny>>,
+    /// Regions of AWS.
+    #[serde(default)]
+    pub aws: Vec<Spanned<AwsConfig>>,
     /// Recognised and refused: no such backend yet.
     pub(super) gcp: Option<Spanned<IgnoredAny>>,
     /// Recognised and refused: no such backend yet.
@@ -142,6 +144,8 @@ pub struct ProviderConfig {
 pub struct RatesConfig {
     /// Prices of the operator's own machines, unless a machine names its own.
     pub baremetal: Option<BackendRates>,
+    /// Prices on AWS, unless a section names its own.
+    pub aws: Option<BackendRates>,
 }
 
 /// The two posted rates of a backend.

@@ -183,6 +183,10 @@ impl Backend for FakeBackend {
         &self.name
     }
 
+    fn rates(&self) -> DeclaredRates {
+        DeclaredRates { core_hour: "0.02".parse().unwrap(), gib_hour: RateQ64::ZERO }
+    }
+
     async fn capabilities(&self) -> Offering {
         let total = if *self.visible.lock().unwrap() { 8 } else { 0 };
         Offering {
@@ -196,7 +200,7 @@ impl Backend for FakeBackend {
                 instance_cpu_millicores: 4_000,
                 instance_ram_mib: 4_096,
             },
-            rates: DeclaredRates { core_hour: "0.02".parse().unwrap(), gib_hour: RateQ64::ZERO },
+            rates: self.rates(),
             isolation: Some(IsolationLevel::RootNamespaces),
             detail: "a fable".into(),
             reachable: total > 0,
