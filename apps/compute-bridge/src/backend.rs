@@ -85,6 +85,8 @@ pub struct BackendError {
     pub message: String,
     /// Whether the workload was started, so that the failure is the workload's or the host's and not a lack of room.
     pub started: bool,
+    /// Whether something of it may still run or cost money, until [`Backend::terminate`] confirms that nothing does.
+    pub remains: bool,
     /// What lies below.
     #[source]
     pub source: Option<Box<dyn std::error::Error + Send + Sync>>,
@@ -346,6 +348,11 @@ pub trait Backend: Send + Sync + 'static {
     /// The guest its workloads run in, where that can be quoted. `None` for a plain host.
     fn guest(&self) -> Option<Platform> {
         None
+    }
+
+    /// Instances that are there or about to be.
+    fn load(&self) -> u32 {
+        0
     }
 
     /// Tells the backend of an instance that runs since before this process started, so that it counts its capacity.

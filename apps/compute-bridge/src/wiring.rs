@@ -170,7 +170,7 @@ impl Bridge {
         let committees = Committees::of(&resolved.coalition)?;
         let signer = SigningKey::from_bytes(resolved.key.expose());
         let id = ProviderId::from_public_key(&signer.verifying_key().to_bytes());
-        let fleet = Fleet::new(backends(&resolved, id)?)?;
+        let fleet = Fleet::new(backends(&resolved, id)?)?.ordered(resolved.config.provider.order);
         fleet.check_open(&journal.open_grants(), crate::now_ms())?;
         let provider = &resolved.config.provider;
         let mib = |value: u64| value.saturating_mul(1 << 20);

@@ -26,6 +26,8 @@ pub enum Fault {
     Garble,
     /// Moto is asked, and what it lists is left out: EC2 shows new things late.
     ShowNothing,
+    /// This is answered; moto never hears of it.
+    Answer(String),
 }
 
 /// One call as it came in.
@@ -151,8 +153,10 @@ async fn handle(State(inner): State<Arc<Inner>>, request: Request) -> Response {
         return refuse("ServiceUnavailable", 503);
     }
     let fault = next_fault(&inner, &action);
-    if let Some(Fault::Refuse(code, status)) = fault {
-        return refuse(code, status);
+    match &fault {
+        Some(Fault::Refuse(code, status)) => return refuse(code, *status),
+        Some(Fault::Answer(text)) => return plain(200, Bytes::from(text.clone())),
+        _ => {}
     }
     let (status, answer) = match action.as_str() {
         "GetServiceQuota" => (200, quota(inner.quota.load(Ordering::SeqCst))),

@@ -155,7 +155,7 @@ impl BareMetalBackend {
     }
 
     fn error(&self, kind: FailureKind, message: String, started: bool) -> BackendError {
-        BackendError { backend: self.setup.name.clone(), kind, message, started, source: None }
+        BackendError { backend: self.setup.name.clone(), kind, message, started, remains: started, source: None }
     }
 
     /// Books the instance's capacity, or says that there is none. The market's own reservations always fit; grants that
@@ -519,6 +519,10 @@ impl Backend for BareMetalBackend {
             Some(OwnedInstance { name, running })
         };
         Ok(dirs.lines().filter_map(owned).collect())
+    }
+
+    fn load(&self) -> u32 {
+        u32::try_from(self.ledger().len()).unwrap_or(u32::MAX)
     }
 
     fn adopt(&self, grant: &ComputeGrant, name: &InstanceName) {

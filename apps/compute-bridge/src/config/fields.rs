@@ -13,6 +13,7 @@ use toml::Spanned;
 use super::aws::AwsConfig;
 use super::error::{ConfigError, Place, from_toml, key_path};
 use super::values::{PinnedHostKey, Rate};
+use crate::fleet::policy::OrderPolicy;
 
 /// Most machines one bridge sells: a card has at most 16 offers and each machine is one.
 pub(super) const MAX_MACHINES: usize = coalition_compute::types::MAX_OFFERS;
@@ -134,6 +135,8 @@ pub struct ProviderConfig {
     pub orphan_grace_sec: Spanned<u64>,
     /// What becomes of running grants when the bridge stops.
     pub on_shutdown: OnShutdown,
+    /// In which order backends are tried after the one the market reserved.
+    pub order: OrderPolicy,
     /// Prices per backend.
     pub rates: RatesConfig,
 }
@@ -253,6 +256,7 @@ impl Default for ProviderConfig {
             watch_interval_sec: at_nowhere(2),
             orphan_grace_sec: at_nowhere(30),
             on_shutdown: OnShutdown::Keep,
+            order: OrderPolicy::Declared,
             rates: RatesConfig::default(),
         }
     }

@@ -119,6 +119,12 @@ impl Ledger {
         self.0.remove(name);
     }
 
+    /// Instances booked.
+    #[must_use]
+    pub fn count(&self) -> u32 {
+        u32::try_from(self.0.len()).unwrap_or(u32::MAX)
+    }
+
     /// Virtual CPUs booked.
     #[must_use]
     pub fn vcpus(&self) -> u32 {

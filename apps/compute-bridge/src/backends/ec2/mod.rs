@@ -193,7 +193,7 @@ impl Ec2Backend {
     }
 
     fn error(&self, kind: FailureKind, message: String) -> BackendError {
-        BackendError { backend: self.setup.name.clone(), kind, message, started: false, source: None }
+        BackendError { backend: self.setup.name.clone(), kind, message, started: false, remains: false, source: None }
     }
 
     fn failed(&self, error: &AwsError) -> BackendError {
@@ -436,8 +436,14 @@ impl Backend for Ec2Backend {
             ends_ms: grant.valid_to_ms,
             disk_mib: image_mib.saturating_add(u64::from(order.workload.disk_mib)),
         };
-        let machine = self.obtain(&wanted).await?;
-        let running = machine.provision(name, order).await?;
+        let obtained = async {
+            let machine = self.obtain(&wanted).await?;
+            machine.provision(name, order).await
+        };
+        let running = obtained.await.map_err(|error| {
+            let remains = error.remains || self.launched(name).is_some();
+            BackendError { remains, ..error }
+        })?;
         self.note(None);
         Ok(running)
     }
@@ -503,6 +509,10 @@ impl Backend for Ec2Backend {
             owned.entry(name).or_default();
         }
         Ok(owned.into_iter().map(|(name, running)| OwnedInstance { name, running }).collect())
+    }
+
+    fn load(&self) -> u32 {
+        lock(&self.ledger).count()
     }
 
     fn adopt(&self, grant: &ComputeGrant, name: &InstanceName) {
