@@ -325,7 +325,7 @@ async fn check_asks_everything_makes_nothing_and_makes_one_machine_when_told() {
         |what: &str| plain.iter().find(|f| f.what.contains(what)).unwrap_or_else(|| panic!("{what}: {plain:#?}"));
     assert!(told("credentials").detail.contains("123456789012"));
     assert!(told("quota").detail.contains("4 of the largest size fit"));
-    assert!(told("round trip").detail.contains("for at most 0.025 USD (one m6a.large, 15 min"), "{plain:#?}");
+    assert!(told("round trip").detail.contains("for at most $0.025 (one m6a.large, 15 min"), "{plain:#?}");
     assert_eq!(plain.iter().filter(|finding| finding.what.contains("permission to make")).count(), 4);
     assert!(cloud.live().await.is_empty() && cloud.sshd.running() == 0);
     let made = backend.check(true).await;

@@ -158,11 +158,7 @@ impl Ec2Backend {
     fn cost(&self) -> String {
         let size = self.cheapest();
         let most = size.price_hour.cost_of(ROUND_TRIP_S).map_or_else(|| "(much)".to_owned(), |cost| cost.to_string());
-        format!(
-            "at most {most} USD (one {}, {} min; AWS bills at least a minute)",
-            size.instance_type,
-            ROUND_TRIP_S / 60
-        )
+        format!("at most {most} (one {}, {} min; AWS bills at least a minute)", size.instance_type, ROUND_TRIP_S / 60)
     }
 
     /// One machine under an offer of its own, so that a bridge that runs does not take it for an orphan.
@@ -185,7 +181,7 @@ impl Ec2Backend {
         let wanted = Wanted { name: &name, grant: "none: a check".into(), size, ends_ms, disk_mib: 1_024 };
         let obtained = trial.obtain(&wanted).await.map(|_| started.elapsed());
         let ended = trial.terminate(&name).await;
-        let what = format!("one {} for {}", size.instance_type, self.cost());
+        let what = self.cost();
         match (obtained, ended) {
             (Ok(took), Ok(())) => {
                 let detail = format!(
