@@ -8,6 +8,7 @@ use aws_sigv4::http_request::{SignableBody, SignableRequest, SigningSettings, si
 use aws_sigv4::sign::v4;
 use reqwest::header::{CONTENT_TYPE, HOST, HeaderName, HeaderValue};
 use rustls_platform_verifier::BuilderVerifierExt;
+use zeroize::Zeroizing;
 
 use crate::action::{Action, Service};
 use crate::credentials::{CredentialSource, CredentialsError};
@@ -69,7 +70,8 @@ pub struct Ec2 {
 struct Body {
     content_type: &'static str,
     target: Option<String>,
-    bytes: String,
+    /// Wiped when dropped: user data may hold a key. What the HTTP client copies of it is not.
+    bytes: Zeroizing<String>,
 }
 
 impl Ec2 {
@@ -117,7 +119,7 @@ impl Ec2 {
 
     /// One call of the Query protocol, repeated where that changes nothing.
     pub(crate) async fn query(&self, action: Action, form: Form) -> Result<Element, AwsError> {
-        let body = Body { content_type: FORM, target: None, bytes: form.into_body() };
+        let body = Body { content_type: FORM, target: None, bytes: Zeroizing::new(form.into_body()) };
         let answer = self.again(action, &body).await?;
         xml::parse(&answer).map_err(|error| AwsError::Garbled { action, problem: error.to_string() })
     }
@@ -125,7 +127,8 @@ impl Ec2 {
     /// One call of the JSON protocol.
     pub(crate) async fn json(&self, action: Action, body: &serde_json::Value) -> Result<Vec<u8>, AwsError> {
         let target = format!("{}.{}", action.service().version(), action.name());
-        self.again(action, &Body { content_type: JSON, target: Some(target), bytes: body.to_string() }).await
+        self.again(action, &Body { content_type: JSON, target: Some(target), bytes: Zeroizing::new(body.to_string()) })
+            .await
     }
 
     async fn again(&self, action: Action, body: &Body) -> Result<Vec<u8>, AwsError> {
@@ -217,7 +220,7 @@ impl Ec2 {
             value.set_sensitive(true);
             kept.insert(name, value);
         }
-        *request.body_mut() = Some(body.bytes.clone().into());
+        *request.body_mut() = Some(body.bytes.to_string().into());
         Ok(request)
     }
 }

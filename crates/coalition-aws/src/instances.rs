@@ -22,8 +22,8 @@ const MAX_CONSOLE: usize = 64 << 10;
 /// Longest user data EC2 takes, in bytes before base64.
 const MAX_USER_DATA: usize = 16 << 10;
 
-/// A machine to make.
-#[derive(Clone, Debug)]
+/// A machine to make. `Debug` leaves the user data out, which may hold a key.
+#[derive(Clone)]
 pub struct NewInstance<'a> {
     /// At most 64 ASCII characters; the same token makes the same machine once.
     pub client_token: &'a str,
@@ -49,6 +49,12 @@ pub struct NewInstance<'a> {
     pub sev_snp: bool,
     /// Only asks whether it would be allowed.
     pub dry_run: bool,
+}
+
+impl std::fmt::Debug for NewInstance<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "NewInstance({} of {} in {}, rest redacted)", self.instance_type, self.image, self.subnet)
+    }
 }
 
 /// Where an instance is in its life.

@@ -135,11 +135,6 @@ impl BareMetalBackend {
         self.ssh.connect().await.map_err(|error| self.failed(&error.into(), false))
     }
 
-    /// Ends the connection to the machine.
-    pub async fn disconnect(&self) {
-        self.ssh.disconnect().await;
-    }
-
     fn ledger(&self) -> std::sync::MutexGuard<'_, BTreeMap<InstanceName, Taken>> {
         self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -531,7 +526,7 @@ impl Backend for BareMetalBackend {
     }
 
     async fn close(&self) {
-        self.disconnect().await;
+        self.ssh.disconnect().await;
     }
 
     fn trouble(&self) -> Option<String> {

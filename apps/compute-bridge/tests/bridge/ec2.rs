@@ -122,6 +122,45 @@ async fn a_grant_is_served_metered_and_its_machine_ended() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_bridge_killed_at_any_time_finds_its_machines_and_ends_what_nobody_explains() {
+    let Some((cloud, image)) = cloud_and_image().await else { return };
+    let mut world = World::new(vec![cloud.backend() as _]);
+    world.image = image;
+    let bridge = world.start();
+    world.card().await;
+    // Killed while the machine comes up: it may be there, and the journal only says that it was about to be.
+    let requester = world.ask(1, 600);
+    eventually("a machine to be made", || (cloud.double.proxy.count("RunInstances") > 0).then_some(())).await;
+    bridge.kill().await;
+    // A machine of ours that no grant explains.
+    let orphan = Job::new(&cloud, 9, b"whatever", 60_000);
+    let error = orphan.run(&cloud.backend()).await.unwrap_err();
+    assert!(error.started, "it ran as far as its image goes: {error}");
+    world.backends = vec![cloud.backend() as _];
+    let bridge = world.start();
+    let receipt = world.receipt(&requester).await;
+    world.stage(&requester, "serving", |stage| *stage == GrantStage::Serving).await;
+    for _ in 0..600 {
+        if cloud.live().await.len() == 1 {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let live = cloud.live().await;
+    assert_eq!(live.len(), 1, "{live:?}");
+    assert_eq!(live[0].public_address.unwrap().to_string(), receipt.instance_host);
+    // Killed while it is served: the next process watches the same machine, which noticed nothing.
+    bridge.kill().await;
+    assert_eq!(ssh_into(&receipt, world.path(), "echo alive").await.stdout, b"alive\n");
+    world.backends = vec![cloud.backend() as _];
+    let bridge = world.start();
+    requester.end(&world.market);
+    assert_eq!(world.ended(&requester).await, GrantEnd::Logged(LogEnd::EndedByRequester));
+    assert!(cloud.live().await.is_empty() && cloud.sshd.running() == 0);
+    bridge.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn no_room_goes_to_the_next_subnet_and_then_back() {
     let Some((cloud, image)) = cloud_and_image().await else { return };
     let backend = cloud.backend();

@@ -54,6 +54,8 @@ pub mod tag {
 
 /// How long what the region and the account have is believed.
 const FACTS_AGE: Duration = Duration::from_secs(600);
+/// How long EC2 is asked to confirm an end, beyond the time in which it may not show what it has made.
+const CONFIRM: Duration = Duration::from_secs(30);
 /// How long a host that is to be stopped may be unreachable before EC2 is told to end it without its last usage.
 const UNREACHABLE: Duration = Duration::from_secs(60);
 
@@ -298,6 +300,7 @@ impl Ec2Backend {
 
     /// Ends every instance of this name and removes disks of it that stayed behind; confirmed by EC2.
     async fn end(&self, name: &InstanceName) -> Result<(), BackendError> {
+        let until = Instant::now() + self.setup.settle + CONFIRM;
         loop {
             let mut ids: Vec<InstanceId> = Vec::new();
             let found = self.named(name).await?;
@@ -322,6 +325,10 @@ impl Ec2Backend {
             } else if !unseen {
                 break;
             }
+            if Instant::now() >= until {
+                let problem = format!("EC2 does not confirm that instance {name} ends");
+                return Err(self.error(FailureKind::Transient, problem));
+            }
             tokio::time::sleep(self.setup.watch_interval).await;
         }
         for (_, disk) in self.left_disks(Some(name)).await? {
@@ -338,7 +345,7 @@ impl Ec2Backend {
         lock(&self.stop_fails).remove(name);
         let machine = lock(&self.machines).remove(name);
         if let Some(machine) = machine {
-            machine.disconnect().await;
+            machine.close().await;
         }
     }
 
@@ -527,7 +534,7 @@ impl Backend for Ec2Backend {
     async fn close(&self) {
         let machines = std::mem::take(&mut *lock(&self.machines));
         for machine in machines.into_values() {
-            machine.disconnect().await;
+            machine.close().await;
         }
     }
 
