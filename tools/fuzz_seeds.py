@@ -205,6 +205,19 @@ def edges():
     }
     failure = {"error": {"code": "no_space", "message": "full", "hint": None}}
     put("host_answer", *(bytes([which]) + json.dumps(usage).encode() for which in range(5)))
+    instance = (
+        "<item><instanceId>i-0123456789abcdef0</instanceId><instanceState><name>running</name></instanceState>"
+        "<ipAddress>192.0.2.7</ipAddress><tagSet><item><key>a</key><value>b &amp; c</value></item></tagSet></item>"
+    )
+    put(
+        "aws_answer",
+        f"<R><reservationSet><item><instancesSet>{instance}</instancesSet></item></reservationSet><nextToken>n</nextToken></R>",
+        f"<?xml version='1.0'?><R><instancesSet>{instance}</instancesSet></R>",
+        "<Response><Errors><Error><Code>VcpuLimitExceeded</Code><Message>m</Message></Error></Errors></Response>",
+        "<R><volumeSet><item><volumeId>vol-01234567</volumeId><status>available</status><size>8</size></item></volumeSet></R>",
+        '{"Quota":{"Value":32.0}}',
+        "[default]\naws_access_key_id = A\naws_secret_access_key = b\n",
+    )
     put("host_answer", b"\x02" + json.dumps({"version": 1, "grants": []}).encode(), b"\x00" + json.dumps(failure).encode())
 
 

@@ -15,6 +15,7 @@ use coalition_host::types::{IsolationLevel, SecretText};
 use coalition_shuffle::SshHostKey;
 use serde::{Deserialize, Serialize};
 
+use crate::check::Finding;
 use crate::platform::Platform;
 
 /// What kind of failure; decides what happens next.
@@ -84,6 +85,8 @@ pub struct BackendError {
     pub message: String,
     /// Whether the workload was started, so that the failure is the workload's or the host's and not a lack of room.
     pub started: bool,
+    /// Whether something of it may still run or cost money, until [`Backend::terminate`] confirms that nothing does.
+    pub remains: bool,
     /// What lies below.
     #[source]
     pub source: Option<Box<dyn std::error::Error + Send + Sync>>,
@@ -292,6 +295,9 @@ pub trait Backend: Send + Sync + 'static {
     /// Its name: the offer's on the card.
     fn name(&self) -> &OfferName;
 
+    /// What it charges.
+    fn rates(&self) -> DeclaredRates;
+
     /// What it offers now. Never fails: a backend that cannot be reached offers nothing and says why.
     async fn capabilities(&self) -> Offering;
 
@@ -344,11 +350,27 @@ pub trait Backend: Send + Sync + 'static {
         None
     }
 
+    /// Instances that are there or about to be.
+    fn load(&self) -> u32 {
+        0
+    }
+
     /// Tells the backend of an instance that runs since before this process started, so that it counts its capacity.
     fn adopt(&self, _grant: &ComputeGrant, _name: &InstanceName) {}
 
     /// What the last failure or loss of contact was, for the operator.
     fn trouble(&self) -> Option<String> {
         None
+    }
+
+    /// Lets go of connections, when the bridge ends. What runs, runs on.
+    async fn close(&self) {}
+
+    /// Looks over everything a grant needs here, as far as it costs nothing; with `create` also makes one machine and ends it,
+    /// where machines are made.
+    async fn check(&self, _create: bool) -> Vec<Finding> {
+        let offering = self.capabilities().await;
+        let ok = offering.reachable && offering.capabilities.max_instances > 0;
+        vec![Finding::new(format!("machine {}", self.name()), ok, offering.detail)]
     }
 }

@@ -8,12 +8,12 @@ use coalition_compute::AttestationRule;
 use coalition_universe::NodeKey;
 use ed25519_dalek::SigningKey;
 
-use crate::backend::Backend;
+use crate::backends::build::backends;
 use crate::config::{BridgeConfig, Resolved};
 use crate::fleet::chain;
 use crate::market::{LiveMarket, Market};
 use crate::provider::{Attestor, clock};
-use crate::wiring::{BridgeError, Committees, follow, machines, start_node};
+use crate::wiring::{BridgeError, Committees, follow, start_node};
 
 /// Wait for the committee's log.
 const PATIENCE: Duration = Duration::from_secs(15);
@@ -30,17 +30,18 @@ pub struct Finding {
 }
 
 impl Finding {
-    fn new(what: impl Into<String>, ok: bool, detail: impl Into<String>) -> Self {
+    pub(crate) fn new(what: impl Into<String>, ok: bool, detail: impl Into<String>) -> Self {
         Self { what: what.into(), ok, detail: detail.into() }
     }
 }
 
-/// Checks the boot file, what it points to, the coalition, the network, and every machine by logging in and probing it. The runner is
+/// Checks the boot file, what it points to, the coalition, the network, and every machine by logging in and probing it; clouds by asking
+/// what a grant would ask, without making anything unless `create`, which makes one machine on each and ends it. The runner is
 /// installed on machines that do not have it yet, and a key or dashboard token that is missing is made; nothing else changes.
 ///
 /// # Errors
 /// [`BridgeError`] when the file or the coalition cannot be used at all.
-pub async fn check(config: BridgeConfig) -> Result<Vec<Finding>, BridgeError> {
+pub async fn check(config: BridgeConfig, create: bool) -> Result<Vec<Finding>, BridgeError> {
     let resolved: Resolved = config.resolve()?;
     let mut findings = vec![Finding::new("boot file", true, "well formed; secrets are private to this user")];
     let fingerprint = resolved.coalition.fingerprint();
@@ -51,13 +52,9 @@ pub async fn check(config: BridgeConfig) -> Result<Vec<Finding>, BridgeError> {
     let id = ProviderId::from_public_key(&public);
     findings.push(Finding::new("identity", true, format!("provider {id}")));
     findings.extend(network(&resolved, &committees, id).await);
-    for machine in machines(&resolved, id)? {
-        let what = format!("machine {}", machine.name());
-        let offering = machine.capabilities().await;
-        let sells = offering.capabilities.max_instances > 0;
-        let ok = offering.reachable && sells;
-        findings.push(Finding::new(what, ok, offering.detail));
-        machine.disconnect().await;
+    for backend in backends(&resolved, id)? {
+        findings.extend(backend.check(create).await);
+        backend.close().await;
     }
     Ok(findings)
 }

@@ -57,6 +57,6 @@ pub const fn exit_code(error: &BridgeError) -> u8 {
         BridgeError::DataDir { .. } | BridgeError::Busy { .. } | BridgeError::Images(_) => 4,
         BridgeError::Journal(_) => 6,
         BridgeError::Node(_) | BridgeError::NodeClosed | BridgeError::Market(_) => 7,
-        BridgeError::Fleet(_) | BridgeError::Dashboard(_) => 8,
+        BridgeError::Fleet(_) | BridgeError::Cloud { .. } | BridgeError::Dashboard(_) => 8,
     }
 }

@@ -26,8 +26,15 @@ struct Cli {
 enum Command {
     /// Run the bridge until Ctrl-C or SIGTERM.
     Run(BootFile),
-    /// Check the boot file, the coalition's config and every machine, by logging in and probing it.
-    Check(BootFile),
+    /// Check the boot file, the coalition's config, every machine by logging in and probing it, and every cloud by asking what a grant
+    /// would ask.
+    Check {
+        #[command(flatten)]
+        file: BootFile,
+        /// Also make one machine on each cloud, log in, and end it. Costs what plain `check` states.
+        #[arg(long)]
+        create: bool,
+    },
     /// Print a commented example of a boot file.
     ExampleConfig,
     /// What the bridge calls on its machines.
@@ -65,7 +72,7 @@ fn main() -> ExitCode {
         }
         Command::Runner { args } => coalition_host::runner_main(&args),
         Command::Run(file) => outcome(cli.json, runtime.block_on(run(&file))),
-        Command::Check(file) => match runtime.block_on(report(&file, cli.json)) {
+        Command::Check { file, create } => match runtime.block_on(report(&file, create, cli.json)) {
             Ok(true) => ExitCode::SUCCESS,
             Ok(false) => ExitCode::from(5),
             Err(error) => outcome(cli.json, Err(error)),
@@ -94,8 +101,8 @@ async fn stop_signal() {
     }
 }
 
-async fn report(file: &BootFile, json: bool) -> Result<bool, BridgeError> {
-    let findings = Box::pin(check::check(BridgeConfig::load(&file.boot_file)?)).await?;
+async fn report(file: &BootFile, create: bool, json: bool) -> Result<bool, BridgeError> {
+    let findings = Box::pin(check::check(BridgeConfig::load(&file.boot_file)?, create)).await?;
     for finding in &findings {
         if json {
             say(&format!("{}\n", serde_json::to_string(finding).unwrap_or_default()));

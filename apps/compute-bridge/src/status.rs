@@ -81,6 +81,8 @@ pub struct BackendStatus {
     pub detail: String,
     /// The last trouble with it, if it still stands.
     pub trouble: Option<String>,
+    /// Until when it is left alone after failures in a row, Unix milliseconds, if it is.
+    pub paused_until_ms: Option<u64>,
     /// Tries by result (`ok` or a failure kind).
     pub attempts: BTreeMap<String, u64>,
 }
@@ -201,7 +203,9 @@ impl Status {
         let backends = self.with(|inner| {
             let one = |(name, offering): &(OfferName, Offering)| {
                 let free = card.as_ref().and_then(|card| card.free.iter().find(|free| free.offer.name == *name));
-                backend_status(name, offering, free, fleet.get(name).map(AsRef::as_ref), &inner.attempts)
+                let paused_until_ms = fleet.health(name).paused_until(crate::now_ms());
+                let backend = fleet.get(name).map(AsRef::as_ref);
+                BackendStatus { paused_until_ms, ..backend_status(name, offering, free, backend, &inner.attempts) }
             };
             inner.offerings.iter().map(one).collect()
         });
@@ -257,6 +261,7 @@ fn backend_status(
         posture: root.map_or_else(|| NOT_ATTESTED.to_owned(), |root| root.label().to_owned()),
         detail: offering.detail.clone(),
         trouble: backend.and_then(Backend::trouble),
+        paused_until_ms: None,
         attempts: own.map(|((_, result), count)| ((*result).to_owned(), *count)).collect(),
     }
 }

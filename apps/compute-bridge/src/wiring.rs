@@ -8,7 +8,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use coalition::{CommitteeContent, ModuleKind, ProviderId, PublishedConfig, RequestId, UniqueId};
 use coalition_almanac::AlmanacParams;
-use coalition_compute::ComputeParams;
+use coalition_aws::EndpointError;
+use coalition_compute::{ComputeParams, OfferName};
 use coalition_organism::Organism;
 use coalition_shuffle::{CellId, CellScope, Envelope, PublicParams, ReplyCell, RotatingPeer};
 use coalition_universe::{Node, NodeConfig, NodeKey, PeerId};
@@ -16,18 +17,16 @@ use coalition_unseal::{ShuffleClient, ShuffleError};
 use ed25519_dalek::SigningKey;
 use nix::fcntl::{Flock, FlockArg};
 
-use crate::backend::Backend;
-use crate::backends::{BareMetalBackend, BareMetalSetup};
+use crate::backends::build::backends;
 use crate::channel::{OpenError, ReplySender, RequestOpener};
-use crate::config::{BridgeConfig, ConfigError, MachineConfig, OnShutdown, Resolved};
+use crate::config::{BridgeConfig, ConfigError, OnShutdown, Resolved};
 use crate::dashboard::{Dashboard, DashboardError};
 use crate::fleet::{Fleet, FleetError, chain};
 use crate::image::{ChunkSource, ImageError, ImageStore, NodeSource};
 use crate::journal::{Journal, JournalError};
 use crate::market::{LiveMarket, Market};
-use crate::platform::{Platform, PlatformError};
+use crate::platform::PlatformError;
 use crate::provider::{self, Parts, SourceMaker, Tuning};
-use crate::ssh::SshTarget;
 use crate::status::Status;
 
 /// Role under which a coalition references its unseal committee.
@@ -40,8 +39,6 @@ const UNSEAL_SERVICE: &str = "unseal.v1";
 const NODE_START: Duration = Duration::from_secs(30);
 /// Wait for the certified log to be folded at start.
 const CATCH_UP: Duration = Duration::from_secs(60);
-/// Where things are put on a machine unless its section says otherwise.
-const HOST_DIR: &str = ".coalition-host";
 
 /// Why a bridge does not run.
 #[derive(Debug, thiserror::Error)]
@@ -84,6 +81,15 @@ pub enum BridgeError {
     /// The platform quotes come from.
     #[error("the platform quotes come from cannot be used")]
     Platform(#[from] PlatformError),
+    /// A cloud's API.
+    #[error("the backend {name} cannot be made")]
+    Cloud {
+        /// The offer.
+        name: OfferName,
+        /// The cause.
+        #[source]
+        source: EndpointError,
+    },
     /// The fleet.
     #[error("the fleet cannot be made")]
     Fleet(#[from] FleetError),
@@ -146,7 +152,6 @@ fn speaks(content: &CommitteeContent, service: &str) -> Result<(), String> {
 pub struct Bridge {
     node: Arc<Node>,
     parts: Parts,
-    machines: Vec<Arc<BareMetalBackend>>,
     dashboard: Option<Dashboard>,
     _lock: Flock<std::fs::File>,
 }
@@ -165,9 +170,7 @@ impl Bridge {
         let committees = Committees::of(&resolved.coalition)?;
         let signer = SigningKey::from_bytes(resolved.key.expose());
         let id = ProviderId::from_public_key(&signer.verifying_key().to_bytes());
-        let machines = machines(&resolved, id)?;
-        let backends = machines.iter().map(|machine| Arc::clone(machine) as Arc<dyn Backend>).collect();
-        let fleet = Fleet::new(backends)?;
+        let fleet = Fleet::new(backends(&resolved, id)?)?.ordered(resolved.config.provider.order);
         fleet.check_open(&journal.open_grants(), crate::now_ms())?;
         let provider = &resolved.config.provider;
         let mib = |value: u64| value.saturating_mul(1 << 20);
@@ -199,7 +202,7 @@ impl Bridge {
         };
         say_posture(&parts);
         tracing::info!(provider = %id, coalition = %resolved.coalition.fingerprint(), "the bridge is ready");
-        Ok(Self { node, parts, machines, dashboard, _lock: lock })
+        Ok(Self { node, parts, dashboard, _lock: lock })
     }
 
     /// This bridge's provider id.
@@ -220,14 +223,15 @@ impl Bridge {
     /// [`BridgeError::Journal`] when the disk fails, [`BridgeError::NodeClosed`] when the network does: the process should be
     /// started again then.
     pub async fn serve(self, shutdown: impl Future<Output = ()> + Send) -> Result<(), BridgeError> {
-        let Self { node, parts, machines, dashboard, _lock } = self;
+        let Self { node, parts, dashboard, _lock } = self;
+        let fleet = parts.fleet.clone();
         let served = tokio::select! {
             served = provider::serve(parts, shutdown) => served.map_err(BridgeError::Journal),
             () = node.closed() => Err(BridgeError::NodeClosed),
         };
         drop(dashboard);
-        for machine in machines {
-            machine.disconnect().await;
+        for backend in fleet.backends() {
+            backend.close().await;
         }
         node.stop().await;
         served
@@ -280,52 +284,6 @@ fn lock_data_dir(dir: &Path) -> Result<Flock<std::fs::File>, BridgeError> {
         Err((_, nix::errno::Errno::EWOULDBLOCK)) => Err(BridgeError::Busy { path: dir.into() }),
         Err((_, errno)) => Err(failed(errno.into())),
     }
-}
-
-/// One backend per machine of the boot file.
-///
-/// # Errors
-/// [`BridgeError::Platform`] when a development guest cannot be made.
-pub(crate) fn machines(resolved: &Resolved, id: ProviderId) -> Result<Vec<Arc<BareMetalBackend>>, BridgeError> {
-    let config = &resolved.config;
-    let provider = &config.provider;
-    let seconds = |value: u64| Duration::from_secs(value);
-    let program = config.baremetal.as_ref().and_then(|section| section.get_ref().runner.as_ref());
-    let guest = |machine: &MachineConfig| {
-        let wanted = resolved.development_root.as_ref().zip(machine.guest_mrtd.as_ref());
-        wanted.map(|(root, mrtd)| Platform::development(Arc::clone(root), *mrtd.get_ref())).transpose()
-    };
-    let mut setups = Vec::new();
-    for machine in config.machines() {
-        let Some(rates) = config.rates_of(machine) else { continue };
-        setups.push(BareMetalSetup {
-            guest: guest(machine)?,
-            name: machine.offer_name(),
-            target: SshTarget {
-                host: machine.host.clone(),
-                port: machine.port,
-                user: machine.user.clone(),
-                key_path: config.absolute(machine.ssh_key_path.get_ref()),
-                host_key: machine.host_key.clone(),
-            },
-            region: machine.region.clone(),
-            cpu_millicores: *machine.cpu_millicores.get_ref(),
-            ram_mib: *machine.ram_mib.get_ref(),
-            max_instances: machine.max_instances,
-            rates,
-            public_host: machine.public_host().to_owned(),
-            listen: machine.listen,
-            dir: machine.dir.clone().unwrap_or_else(|| HOST_DIR.to_owned()),
-            owner: hex::encode(&id.as_bytes()[..8]),
-            minimum_isolation: machine.minimum_isolation,
-            pids_max: *provider.pids_max.get_ref(),
-            program: program.map(|path| config.absolute(path.get_ref())),
-            image_timeout: seconds(*provider.image_timeout_sec.get_ref()),
-            start_timeout: seconds(*provider.start_timeout_sec.get_ref()),
-            watch_interval: seconds(*provider.watch_interval_sec.get_ref()),
-        });
-    }
-    Ok(setups.into_iter().map(|setup| Arc::new(BareMetalBackend::new(setup))).collect())
 }
 
 fn tuning(config: &BridgeConfig) -> Tuning {

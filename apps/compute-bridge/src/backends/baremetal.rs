@@ -127,9 +127,12 @@ impl BareMetalBackend {
         asked.await.map_err(|error| self.failed(&error, false))
     }
 
-    /// Ends the connection to the machine.
-    pub async fn disconnect(&self) {
-        self.ssh.disconnect().await;
+    /// Logs in, if there is no connection yet.
+    ///
+    /// # Errors
+    /// [`BackendError`]; of kind auth when it shows another host key, or lets nobody in.
+    pub async fn connect(&self) -> Result<(), BackendError> {
+        self.ssh.connect().await.map_err(|error| self.failed(&error.into(), false))
     }
 
     fn ledger(&self) -> std::sync::MutexGuard<'_, BTreeMap<InstanceName, Taken>> {
@@ -147,7 +150,7 @@ impl BareMetalBackend {
     }
 
     fn error(&self, kind: FailureKind, message: String, started: bool) -> BackendError {
-        BackendError { backend: self.setup.name.clone(), kind, message, started, source: None }
+        BackendError { backend: self.setup.name.clone(), kind, message, started, remains: started, source: None }
     }
 
     /// Books the instance's capacity, or says that there is none. The market's own reservations always fit; grants that
@@ -384,6 +387,10 @@ impl Backend for BareMetalBackend {
         &self.setup.name
     }
 
+    fn rates(&self) -> DeclaredRates {
+        self.setup.rates
+    }
+
     async fn capabilities(&self) -> Offering {
         let rates = self.setup.rates;
         match self.probe().await {
@@ -509,9 +516,17 @@ impl Backend for BareMetalBackend {
         Ok(dirs.lines().filter_map(owned).collect())
     }
 
+    fn load(&self) -> u32 {
+        u32::try_from(self.ledger().len()).unwrap_or(u32::MAX)
+    }
+
     fn adopt(&self, grant: &ComputeGrant, name: &InstanceName) {
         let taken = self.taken(grant);
         self.ledger().insert(name.clone(), taken);
+    }
+
+    async fn close(&self) {
+        self.ssh.disconnect().await;
     }
 
     fn trouble(&self) -> Option<String> {

@@ -33,6 +33,7 @@ image_timeout_sec = 600         # one transfer of an image
 start_timeout_sec = 60          # from start to SSH answering
 watch_interval_sec = 2          # between two looks at a running workload
 orphan_grace_sec = 30           # an instance no live grant explains is destroyed after this
+order = "declared"              # after the reserved offer: "declared", "cheapest", "least_loaded", "fastest"
 on_shutdown = "keep"            # "keep": grants run on and are taken up again; "drain": they are stopped and logged
 
 # What you charge, in USD per hour: exact decimals, in quotes.
@@ -58,6 +59,24 @@ minimum_isolation = "process_limits"  # or "user_namespaces", "root_namespaces":
 # public_host = "rack-01.example.net"  # where requesters reach workloads; `host` when absent
 # listen = "0.0.0.0"                   # where workloads' SSH servers listen
 # dir = ".coalition-host"              # on the host, relative to the login's home
+
+# One section per region of AWS; each is one offer. See docs/OPERATORS.md for the permissions it needs.
+# [[aws]]
+# name = "aws-fra"                       # keep it while grants run: instances are found by it
+# region = "eu-central-1"                # as the market calls it; `aws_region` when AWS calls it otherwise
+# credentials_file = "aws.credentials"   # as AWS's tools write it, mode 600; the environment's keys when absent
+# profile = "default"
+# image = "ami-0123456789abcdef0"        # Linux with cloud-init, systemd, OpenSSH, for the architecture of this program
+# subnets = ["subnet-0123456789abcdef0"] # the next is tried when one has no room
+# security_groups = ["sg-0123456789abcdef0"]  # SSH and the local port range open to bridge and requesters
+# max_instances = 4
+# rates = { core_hour = "0.09", gib_hour = "0.01" }  # what you charge, unless [provider.rates.aws] says it
+# [[aws.sizes]]                          # the cheapest that a grant fits on is taken
+# instance_type = "m6a.large"
+# cpu_millicores = 2000
+# ram_mib = 7680                         # the host itself needs a little
+# price_hour = "0.1035"                  # what AWS charges you, disk and address included
+# sev_snp = false                        # asks for AMD SEV-SNP (m6a, c6a, r6a); AWS has no Intel TDX
 
 # How the bridge proves what it runs on, where the market asks for it. Without this section it is a plain host.
 # [attestation]

@@ -10,8 +10,10 @@ use serde::Deserialize;
 use serde::de::IgnoredAny;
 use toml::Spanned;
 
+use super::aws::AwsConfig;
 use super::error::{ConfigError, Place, from_toml, key_path};
 use super::values::{PinnedHostKey, Rate};
+use crate::fleet::policy::OrderPolicy;
 
 /// Most machines one bridge sells: a card has at most 16 offers and each machine is one.
 pub(super) const MAX_MACHINES: usize = coalition_compute::types::MAX_OFFERS;
@@ -44,8 +46,9 @@ pub struct BridgeConfig {
     pub baremetal: Option<Spanned<BareMetalConfig>>,
     /// How the bridge attests itself; it does not when absent.
     pub attestation: Option<Spanned<AttestationConfig>>,
-    /// Recognised and refused: no such backend yet.
-    pub(super) aws: Option<Spanned<IgnoredAny>>,
+    /// Regions of AWS.
+    #[serde(default)]
+    pub aws: Vec<Spanned<AwsConfig>>,
     /// Recognised and refused: no such backend yet.
     pub(super) gcp: Option<Spanned<IgnoredAny>>,
     /// Recognised and refused: no such backend yet.
@@ -132,6 +135,8 @@ pub struct ProviderConfig {
     pub orphan_grace_sec: Spanned<u64>,
     /// What becomes of running grants when the bridge stops.
     pub on_shutdown: OnShutdown,
+    /// In which order backends are tried after the one the market reserved.
+    pub order: OrderPolicy,
     /// Prices per backend.
     pub rates: RatesConfig,
 }
@@ -142,6 +147,8 @@ pub struct ProviderConfig {
 pub struct RatesConfig {
     /// Prices of the operator's own machines, unless a machine names its own.
     pub baremetal: Option<BackendRates>,
+    /// Prices on AWS, unless a section names its own.
+    pub aws: Option<BackendRates>,
 }
 
 /// The two posted rates of a backend.
@@ -249,6 +256,7 @@ impl Default for ProviderConfig {
             watch_interval_sec: at_nowhere(2),
             orphan_grace_sec: at_nowhere(30),
             on_shutdown: OnShutdown::Keep,
+            order: OrderPolicy::Declared,
             rates: RatesConfig::default(),
         }
     }

@@ -3,6 +3,7 @@
 //! [`BridgeConfig::load`] reads and checks the file's form; [`BridgeConfig::resolve`] also reads what it points to (the
 //! published config, keys, token) and refuses secrets that others may read. Nothing is contacted by either.
 
+mod aws;
 mod error;
 mod example;
 mod fields;
@@ -10,11 +11,12 @@ mod resolve;
 mod secret;
 mod values;
 
+pub use aws::{AwsConfig, AwsSize};
 pub use error::{ConfigError, Place};
 pub use example::EXAMPLE;
 pub use fields::{
-    AttestationConfig, AttestationSource, BareMetalConfig, BridgeConfig, CoalitionSource, DashboardConfig,
-    MachineConfig, OnShutdown, ProviderConfig, RatesConfig,
+    AttestationConfig, AttestationSource, BackendRates, BareMetalConfig, BridgeConfig, CoalitionSource,
+    DashboardConfig, MachineConfig, OnShutdown, ProviderConfig, RatesConfig,
 };
 pub use resolve::Resolved;
 pub use secret::{SecretFileError, check_secret_file, read_secret_file};

@@ -49,22 +49,23 @@ impl BridgeConfig {
         if !relay.starts_with("http://") && !relay.starts_with("https://") {
             return Err(self.refuse(&self.relay, format!("{relay:?} is no relay URL; expected http://… or https://…")));
         }
-        self.baremetal.as_ref().map_or(Ok(()), |section| self.check_machines(section.get_ref()))
+        self.baremetal.as_ref().map_or(Ok(()), |section| self.check_machines(section.get_ref()))?;
+        self.check_clouds()
     }
 
     fn check_backends(&self) -> Result<(), ConfigError> {
-        for (name, section) in [("aws", &self.aws), ("gcp", &self.gcp), ("azure", &self.azure)] {
+        for (name, section) in [("gcp", &self.gcp), ("azure", &self.azure)] {
             if let Some(section) = section {
                 let problem = format!(
-                    "this version has no {name} backend yet; remove the section [{name}] and use [[baremetal.machines]]"
+                    "this version has no {name} backend yet; remove the section [{name}] and use [[baremetal.machines]] or [[aws]]"
                 );
                 return Err(self.refuse(section, problem));
             }
         }
         let machines = self.baremetal.as_ref().map_or(0, |section| section.get_ref().machines.len());
-        if machines == 0 {
+        if machines + self.aws.len() == 0 {
             let place = Place { file: self.file.clone(), key: "baremetal.machines".into(), line: 0 };
-            let problem = "no backend is enabled, so there is nothing to sell; add at least one [[baremetal.machines]]";
+            let problem = "no backend is enabled, so there is nothing to sell; add at least one [[baremetal.machines]] or [[aws]]";
             return Err(ConfigError::Value { place, problem: problem.into() });
         }
         Ok(())
@@ -98,7 +99,7 @@ impl BridgeConfig {
         Ok(())
     }
 
-    fn range<T: Copy + Into<u64>>(&self, value: &Spanned<T>, min: u64, max: u64) -> Result<(), ConfigError> {
+    pub(super) fn range<T: Copy + Into<u64>>(&self, value: &Spanned<T>, min: u64, max: u64) -> Result<(), ConfigError> {
         let given: u64 = (*value.get_ref()).into();
         if (min..=max).contains(&given) {
             return Ok(());
@@ -251,6 +252,7 @@ impl BridgeConfig {
             let wrong = |source| ConfigError::Secret { place: self.place(path), source };
             check_secret_file(&self.absolute(path.get_ref())).map_err(wrong)?;
         }
+        self.check_credentials()?;
         let key_path = self.absolute(self.key_file.get_ref());
         let wrong = |source| ConfigError::NodeKey { place: self.place(&self.key_file), source };
         let key = NodeKey::load_or_create(&key_path).map_err(wrong)?;

@@ -154,7 +154,9 @@ fn give_up(attempts: &[Attempt]) -> Event {
     let no_room = |attempt: &Attempt| {
         matches!(
             attempt.result,
-            AttemptResult::Unfit(_) | AttemptResult::Failed { kind: FailureKind::Capacity | FailureKind::Quota, .. }
+            AttemptResult::Unfit(_)
+                | AttemptResult::TooDear(_)
+                | AttemptResult::Failed { kind: FailureKind::Capacity | FailureKind::Quota, .. }
         )
     };
     let all_full = attempts.iter().all(no_room);

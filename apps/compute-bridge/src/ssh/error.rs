@@ -31,8 +31,8 @@ pub enum SshError {
     },
     /// The server does not take our key.
     #[error(
-        "{host} refuses to let {user} in with the key {key_fingerprint} ({}); add its public half to \
-         ~{user}/.ssh/authorized_keys there", .key_path.display()
+        "{host} refuses to let {user} in with the key {key_fingerprint} ({key_from}); add its public half to \
+         ~{user}/.ssh/authorized_keys there"
     )]
     Refused {
         /// `host:port`.
@@ -41,14 +41,14 @@ pub enum SshError {
         user: String,
         /// Fingerprint of the key offered.
         key_fingerprint: String,
-        /// Its file.
-        key_path: PathBuf,
+        /// Its file, or what made it.
+        key_from: String,
     },
     /// The private key file cannot be used.
-    #[error("the private key {} cannot be used: {problem}", .path.display())]
+    #[error("the private key {key_from} cannot be used: {problem}")]
     KeyFile {
-        /// The file.
-        path: PathBuf,
+        /// Its file, or what made it.
+        key_from: String,
         /// What is wrong; never its content.
         problem: String,
     },

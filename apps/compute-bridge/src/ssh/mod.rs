@@ -9,4 +9,4 @@ mod session;
 
 pub use error::SshError;
 pub use files::{Uploaded, file_blake3};
-pub use session::{ExecOutput, SshHost, SshTarget, quote};
+pub use session::{ExecOutput, LoginKey, SshHost, SshTarget, quote};

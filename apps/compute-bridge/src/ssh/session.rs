@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use coalition_host::types::SecretText;
 use russh::ChannelMsg;
 use russh::client::{self, Handle, Msg};
 use russh::keys::{HashAlg, PrivateKey, PrivateKeyWithHashAlg, PublicKeyOrCertificate};
@@ -26,6 +27,26 @@ const NO_CHANNEL_PAUSE: Duration = Duration::from_millis(100);
 /// Most output of one command, each stream.
 const MAX_OUTPUT: usize = 4 << 20;
 
+/// The private key to log in with.
+#[derive(Clone, Debug)]
+pub enum LoginKey {
+    /// In a file; mode 600.
+    File(PathBuf),
+    /// In memory; made by the bridge for one machine.
+    Held(SecretText),
+}
+
+impl LoginKey {
+    /// Where it is, for messages.
+    #[must_use]
+    pub fn label(&self) -> String {
+        match self {
+            Self::File(path) => path.display().to_string(),
+            Self::Held(_) => "made for this machine".to_owned(),
+        }
+    }
+}
+
 /// Where a machine is and how to prove both sides.
 #[derive(Clone, Debug)]
 pub struct SshTarget {
@@ -35,8 +56,8 @@ pub struct SshTarget {
     pub port: u16,
     /// User.
     pub user: String,
-    /// File with the private key; mode 600.
-    pub key_path: PathBuf,
+    /// What to log in with.
+    pub key: LoginKey,
     /// The one host key accepted.
     pub host_key: PinnedHostKey,
 }
@@ -163,7 +184,7 @@ impl SshHost {
 
     async fn open(&self) -> Result<Handle<Pinned>, SshError> {
         let target = &self.target;
-        let key = load_key(&target.key_path)?;
+        let key = load_key(&target.key)?;
         let config = client::Config {
             keepalive_interval: Some(KEEPALIVE),
             keepalive_max: 3,
@@ -182,7 +203,7 @@ impl SshHost {
             host: target.label(),
             user: target.user.clone(),
             key_fingerprint: fingerprint,
-            key_path: target.key_path.clone(),
+            key_from: target.key.label(),
         })
     }
 
@@ -294,11 +315,16 @@ impl SshHost {
     }
 }
 
-fn load_key(path: &std::path::Path) -> Result<PrivateKey, SshError> {
-    let unusable = |problem: String| SshError::KeyFile { path: path.into(), problem };
-    let text = read_secret_file(path).map_err(|error| unusable(crate::fleet::chain(&error)))?;
-    let key = PrivateKey::from_openssh(text.as_str())
-        .map_err(|_| unusable("it is no private key in OpenSSH format (ssh-keygen -t ed25519 makes one)".into()))?;
+fn load_key(key: &LoginKey) -> Result<PrivateKey, SshError> {
+    let unusable = |problem: String| SshError::KeyFile { key_from: key.label(), problem };
+    let parse = |text: &str| {
+        let none = "it is no private key in OpenSSH format (ssh-keygen -t ed25519 makes one)";
+        PrivateKey::from_openssh(text).map_err(|_| unusable(none.into()))
+    };
+    let key = match key {
+        LoginKey::File(path) => parse(&read_secret_file(path).map_err(|error| unusable(crate::fleet::chain(&error)))?)?,
+        LoginKey::Held(text) => parse(text.expose())?,
+    };
     if key.is_encrypted() {
         return Err(unusable("it is encrypted; the bridge runs unattended and needs one without a passphrase".into()));
     }

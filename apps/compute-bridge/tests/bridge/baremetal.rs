@@ -76,7 +76,7 @@ async fn whole_life(setup: BareMetalSetup, dir: &std::path::Path, image: &[u8]) 
     backend.terminate(&one.instance.name).await.unwrap();
     assert_eq!(backend.stop(&one.instance.name).await.unwrap(), None);
     assert!(backend.list_owned().await.unwrap().is_empty());
-    backend.disconnect().await;
+    backend.close().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

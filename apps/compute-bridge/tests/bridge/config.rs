@@ -115,7 +115,7 @@ fn a_missing_key_is_named_with_its_section() {
 
 #[test]
 fn clouds_are_recognised_and_refused_plainly() {
-    for cloud in ["aws", "gcp", "azure"] {
+    for cloud in ["gcp", "azure"] {
         let text = format!("{EXAMPLE}\n[{cloud}]\nregions = [\"us-east-1\"]\n");
         let message = parse(&text).unwrap_err().to_string();
         assert!(message.contains(&format!("this version has no {cloud} backend yet")), "{message}");
@@ -191,4 +191,46 @@ fn secrets_must_be_private_and_the_fingerprint_right() {
     assert!(missing.contains("key `coalition`") && missing.contains("nowhere.hex"), "{missing}");
     let inline = load(&text.replace("coalition.hex", "ab".repeat(40).as_str())).unwrap_err();
     assert!(inline.contains("key `coalition`"), "{inline}");
+}
+
+/// The example's section for AWS, switched on.
+fn with_aws(change: impl Fn(String) -> String) -> String {
+    let (head, rest) = EXAMPLE.split_once("# [[aws]]").unwrap();
+    let (section, tail) = rest.split_once("\n\n").unwrap();
+    let section: Vec<&str> = section.lines().map(|line| line.strip_prefix("# ").unwrap_or(line)).collect();
+    format!("{head}{}\n\n{tail}", change(format!("[[aws]]{}", section.join("\n"))))
+}
+
+#[test]
+fn the_examples_cloud_is_a_valid_section_and_its_mistakes_are_named() {
+    let config = parse(&with_aws(|section| section)).unwrap();
+    let aws = config.clouds().next().unwrap();
+    assert_eq!(
+        (aws.name.as_str(), aws.api_region(), aws.ssh_port, aws.sizes.len()),
+        ("aws-fra", "eu-central-1", 22, 1)
+    );
+    assert_eq!(config.rates_of_cloud(aws).core_hour.to_string(), "0.09");
+    let table: &[(&str, &str, &str)] = &[
+        ("ami-0123456789abcdef0", "debian", "expected ami-"),
+        ("\"sg-0123456789abcdef0\"", "", "security_groups has 0 entries"),
+        ("subnet-0123456789abcdef0", "subnet-1", "subnets has \"subnet-1\""),
+        ("m6a.large", "m6a large", "expected a name like"),
+        ("sev_snp = false", "sev_snp = false\nsev_snp_policy = 1", "sev_snp_policy"),
+        ("instance_type = \"m6a.large\"", "instance_type = \"m7i.large\"\nsev_snp = true #", "m6a, c6a and r6a only"),
+        ("max_instances = 4", "max_instances = 0", "max_instances = 0 is out of range"),
+        ("aws-fra", "rack-01", "two offers are called rack-01"),
+        ("rates = {", "# rates = {", "provider.rates.aws"),
+        ("region =", "regio =", "did you mean `region`?"),
+    ];
+    for (from, to, wanted) in table {
+        let text =
+            with_aws(|section| section.replacen(from, to, 1).replace("m7i.large\"\nsev_snp = true #", "m7i.large\" #"));
+        let text = if wanted.contains("r6a") { text.replace("sev_snp = false", "sev_snp = true") } else { text };
+        let message = parse(&text).err().unwrap_or_else(|| panic!("{to:?} was accepted")).to_string();
+        assert!(message.contains(wanted), "{to:?}: {message}");
+    }
+    let alone = with_aws(|section| section);
+    let (before, rest) = alone.split_once("[[baremetal.machines]]").unwrap();
+    let text = format!("{before}{}", &rest[rest.find("[[aws]]").unwrap()..]);
+    assert_eq!(parse(&text).unwrap().machines().count(), 0, "clouds alone are enough");
 }

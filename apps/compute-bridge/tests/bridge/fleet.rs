@@ -26,13 +26,16 @@ impl AttemptLog for Notes {
     }
 }
 
-struct Tried {
-    result: Result<String, Vec<Attempt>>,
-    notes: Vec<String>,
+pub(crate) struct Tried {
+    pub(crate) result: Result<String, Vec<Attempt>>,
+    pub(crate) notes: Vec<String>,
 }
 
-async fn try_fleet(backends: &[Arc<FakeBackend>], offer: &str) -> Tried {
-    let fleet = Fleet::new(backends.iter().map(|b| Arc::clone(b) as _).collect()).unwrap();
+pub(crate) async fn try_one(backends: &[Arc<FakeBackend>], offer: &str) -> Tried {
+    try_made(&Fleet::new(backends.iter().map(|b| Arc::clone(b) as _).collect()).unwrap(), offer).await
+}
+
+pub(crate) async fn try_made(fleet: &Fleet, offer: &str) -> Tried {
     let grant = grant(offer, 60_000);
     let (image, keys, workload) = (image(), instance_keys(), Workload::default());
     let order = Order { grant: &grant, image: &image, workload: &workload, keys: &keys };
@@ -45,7 +48,7 @@ async fn try_fleet(backends: &[Arc<FakeBackend>], offer: &str) -> Tried {
     Tried { result, notes: notes.0 }
 }
 
-fn failing(name: &str, kind: FailureKind, started: bool) -> Arc<FakeBackend> {
+pub(crate) fn failing(name: &str, kind: FailureKind, started: bool) -> Arc<FakeBackend> {
     let backend = FakeBackend::new(name);
     *backend.provision_fails.lock().unwrap() = Some((kind, started));
     backend
@@ -54,8 +57,8 @@ fn failing(name: &str, kind: FailureKind, started: bool) -> Arc<FakeBackend> {
 #[tokio::test]
 async fn first_match_wins_and_the_reserved_offer_comes_first() {
     let backends = [FakeBackend::new("a"), FakeBackend::new("b")];
-    assert_eq!(try_fleet(&backends, "nobody").await.result.unwrap(), "a");
-    let tried = try_fleet(&backends, "b").await;
+    assert_eq!(try_one(&backends, "nobody").await.result.unwrap(), "a");
+    let tried = try_one(&backends, "b").await;
     assert_eq!(tried.result.unwrap(), "b");
     assert_eq!(tried.notes, ["intend b"]);
 }
@@ -64,7 +67,7 @@ async fn first_match_wins_and_the_reserved_offer_comes_first() {
 async fn a_lack_of_room_goes_on_to_the_next_with_reasons() {
     for kind in [FailureKind::Capacity, FailureKind::Quota, FailureKind::Transient, FailureKind::Auth] {
         let backends = [failing("a", kind, false), FakeBackend::new("b")];
-        let tried = try_fleet(&backends, "a").await;
+        let tried = try_one(&backends, "a").await;
         assert_eq!(tried.result.unwrap(), "b");
         assert_eq!(
             tried.notes,
@@ -79,7 +82,7 @@ async fn a_lack_of_room_goes_on_to_the_next_with_reasons() {
 async fn a_workload_that_started_and_failed_is_not_tried_elsewhere() {
     for (kind, started) in [(FailureKind::Fatal, true), (FailureKind::Transient, true), (FailureKind::Fatal, false)] {
         let backends = [failing("a", kind, started), FakeBackend::new("b")];
-        let attempts = try_fleet(&backends, "a").await.result.unwrap_err();
+        let attempts = try_one(&backends, "a").await.result.unwrap_err();
         assert_eq!(attempts.len(), 1);
         assert!(
             matches!(&attempts[0].result, AttemptResult::Failed { kind: k, started: s, .. } if *k == kind && *s == started)
@@ -91,7 +94,7 @@ async fn a_workload_that_started_and_failed_is_not_tried_elsewhere() {
 #[tokio::test]
 async fn unfit_backends_are_listed_and_never_called() {
     let backends = [FakeBackend::in_region("a", "mars"), FakeBackend::in_region("b", "venus")];
-    let tried = try_fleet(&backends, "a").await;
+    let tried = try_one(&backends, "a").await;
     let attempts = tried.result.unwrap_err();
     assert!(tried.notes.is_empty());
     let told = ProvisionError::Exhausted(attempts).to_string();

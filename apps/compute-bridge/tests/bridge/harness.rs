@@ -141,6 +141,8 @@ pub(crate) struct FakeBackend {
     pub(crate) exits: Mutex<Option<LogEnd>>,
     /// The guest its workloads count as running in.
     pub(crate) guest: Mutex<Option<Platform>>,
+    /// What it charges.
+    pub(crate) core_hour: Mutex<RateQ64>,
 }
 
 /// What is used of an instance while it runs, and what in the end.
@@ -165,6 +167,7 @@ impl FakeBackend {
             unremovable: Mutex::default(),
             exits: Mutex::default(),
             guest: Mutex::default(),
+            core_hour: Mutex::new("0.02".parse().unwrap()),
         })
     }
 
@@ -173,7 +176,14 @@ impl FakeBackend {
     }
 
     fn error(&self, kind: FailureKind, started: bool) -> BackendError {
-        BackendError { backend: self.name.clone(), kind, message: "as scripted".into(), started, source: None }
+        BackendError {
+            backend: self.name.clone(),
+            kind,
+            message: "as scripted".into(),
+            started,
+            remains: started,
+            source: None,
+        }
     }
 }
 
@@ -181,6 +191,14 @@ impl FakeBackend {
 impl Backend for FakeBackend {
     fn name(&self) -> &OfferName {
         &self.name
+    }
+
+    fn rates(&self) -> DeclaredRates {
+        DeclaredRates { core_hour: *self.core_hour.lock().unwrap(), gib_hour: RateQ64::ZERO }
+    }
+
+    fn load(&self) -> u32 {
+        u32::try_from(self.running.lock().unwrap().len()).unwrap()
     }
 
     async fn capabilities(&self) -> Offering {
@@ -196,7 +214,7 @@ impl Backend for FakeBackend {
                 instance_cpu_millicores: 4_000,
                 instance_ram_mib: 4_096,
             },
-            rates: DeclaredRates { core_hour: "0.02".parse().unwrap(), gib_hour: RateQ64::ZERO },
+            rates: self.rates(),
             isolation: Some(IsolationLevel::RootNamespaces),
             detail: "a fable".into(),
             reachable: total > 0,

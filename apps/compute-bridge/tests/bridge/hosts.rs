@@ -10,7 +10,7 @@ use coalition_host::sshd::{self, HostSshd, HostSshdConfig};
 use coalition_host::types::IsolationLevel;
 use coalition_shuffle::SshAccessReceipt;
 use compute_bridge::backends::BareMetalSetup;
-use compute_bridge::ssh::SshTarget;
+use compute_bridge::ssh::{LoginKey, SshTarget};
 
 use super::harness::SOON;
 
@@ -56,7 +56,7 @@ impl Host {
             host: "127.0.0.1".into(),
             port: server.local_addr.port(),
             user: "bridge".into(),
-            key_path,
+            key: LoginKey::File(key_path),
             host_key: server.host_public_key.parse().unwrap(),
         };
         Self { server: Some(server), dir, target, config }
@@ -120,7 +120,7 @@ pub(crate) async fn ssh_into(receipt: &SshAccessReceipt, dir: &Path, command: &s
         host: receipt.instance_host.clone(),
         port: receipt.instance_port,
         user: receipt.user.clone(),
-        key_path,
+        key: LoginKey::File(key_path),
         host_key: receipt.ssh_host_key.to_openssh().parse().unwrap(),
     };
     compute_bridge::ssh::SshHost::new(target).exec("a command", command, SOON).await.unwrap()

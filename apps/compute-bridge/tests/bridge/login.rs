@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use coalition_compute::RefusalReason;
 use coalition_shuffle::SshAccessReceipt;
+use compute_bridge::backend::Backend;
 use compute_bridge::backends::BareMetalBackend;
 use compute_bridge::journal::Outcome;
 
@@ -78,7 +79,7 @@ async fn a_requesters_own_key_is_the_one_that_logs_in() {
         world.ended(&requester).await;
     }
     bridge.stop().await;
-    backend.disconnect().await;
+    Backend::close(backend.as_ref()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

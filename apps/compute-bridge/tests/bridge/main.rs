@@ -6,8 +6,11 @@
 
 mod attested;
 mod baremetal;
+mod cloud;
 mod config;
 mod dashboard;
+mod ec2;
+mod ec2_parts;
 mod fleet;
 mod harness;
 mod hosts;
@@ -15,6 +18,7 @@ mod image;
 mod journal;
 mod login;
 mod memory;
+mod policy;
 mod program;
 mod provider;
 mod sources;

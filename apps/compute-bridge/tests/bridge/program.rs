@@ -3,8 +3,10 @@
 use std::path::Path;
 use std::process::{Command, Output};
 
+use coalition_aws_double::Moto;
 use compute_bridge::config::{BridgeConfig, EXAMPLE};
 
+use super::cloud::Cloud;
 use super::harness::{coalition_config, program, write_key};
 
 fn run(args: &[&str]) -> Output {
@@ -99,6 +101,44 @@ fn check_names_what_does_not_answer() {
     let machine = of("machine rack-01");
     assert_eq!(machine["ok"], false);
     assert!(machine["detail"].as_str().unwrap().contains("cannot be reached over SSH"), "{machine}");
+}
+
+/// From the boot file to AWS and back: sections, credentials file, endpoint, all as an operator has them.
+#[tokio::test(flavor = "multi_thread")]
+async fn check_looks_over_aws_and_shows_no_secret() {
+    let Some(cloud) = Cloud::start().await else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let path = boot_file(dir.path());
+    let keys = cloud.double.moto.keys.clone();
+    let credentials = dir.path().join("aws.credentials");
+    let file = format!("[default]\naws_access_key_id = {}\naws_secret_access_key = {}\n", keys.id, keys.secret);
+    write_key(&credentials, &file);
+    let section = format!(
+        "\n[[aws]]\nname = \"aws-fra\"\nregion = \"fra\"\naws_region = \"eu-central-1\"\nendpoint = \"{}\"\n\
+         credentials_file = \"aws.credentials\"\nimage = \"{}\"\nsubnets = [\"{}\"]\nsecurity_groups = [\"{}\"]\n\
+         max_instances = 2\nrates = {{ core_hour = \"0.09\", gib_hour = \"0.01\" }}\nsizes = [{{ instance_type = \"m6a.large\", \
+         cpu_millicores = 2000, ram_mib = 7500, price_hour = \"0.1\", sev_snp = true }}]\n",
+        cloud.double.proxy.endpoint,
+        Moto::IMAGE,
+        cloud.double.moto.subnets[0],
+        cloud.double.moto.security_group,
+    );
+    let boot = std::fs::read_to_string(&path).unwrap() + &section;
+    std::fs::write(&path, boot).unwrap();
+    let check = path.clone();
+    let checked = tokio::task::spawn_blocking(move || run(&["check", "--json", &check])).await.unwrap();
+    let (said, complained) = (text(&checked.stdout), text(&checked.stderr));
+    let findings: Vec<serde_json::Value> = said.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let of_aws: Vec<_> = findings.iter().filter(|f| f["what"].as_str().unwrap().starts_with("aws-fra ")).collect();
+    assert!(of_aws.len() >= 7 && of_aws.iter().all(|f| f["ok"] == true), "{said} {complained}");
+    assert!(!said.contains(&keys.secret) && !complained.contains(&keys.secret));
+    assert_eq!(cloud.live().await, [], "nothing was made");
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::set_permissions(&credentials, std::fs::Permissions::from_mode(0o644)).unwrap();
+    let open = run(&["check", &path]);
+    assert_eq!(open.status.code(), Some(2));
+    let said = text(&open.stderr);
+    assert!(said.contains("aws.credentials_file") && said.contains("chmod 600"), "{said}");
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use coalition_compute::{GrantEnd, GrantStage, LogEnd, RefusalReason, RequestStage, UsageMetrics};
-use compute_bridge::backend::{FailureKind, InstanceName};
+use compute_bridge::backend::{Backend, FailureKind, InstanceName};
 use compute_bridge::backends::BareMetalBackend;
 use compute_bridge::fleet::Fleet;
 use compute_bridge::journal::{Journal, Outcome};
@@ -445,7 +445,7 @@ async fn on_a_real_machine_with_nothing_of_the_requester_on_disk_or_in_the_log()
     assert!(used.net_bytes > 0, "{used:?}");
     assert_eq!(std::fs::read_dir(host.grants_dir()).unwrap().count(), 0, "nothing is left on the host");
     bridge.stop().await;
-    backend.disconnect().await;
+    Backend::close(backend.as_ref()).await;
 }
 
 fn sells(world: &World) -> bool {

@@ -5,7 +5,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use compute_bridge::backend::FailureKind;
-use compute_bridge::ssh::{SshError, SshHost, SshTarget, file_blake3, quote};
+use compute_bridge::ssh::{LoginKey, SshError, SshHost, SshTarget, file_blake3, quote};
 
 use super::harness::{Host, SOON, eventually, write_key};
 
@@ -79,7 +79,7 @@ async fn refuses(target: &SshTarget, dir: &Path) {
 
     let key_path = dir.join("other.key");
     write_key(&key_path, other.private_openssh.expose());
-    let stranger = SshTarget { key_path, ..target.clone() };
+    let stranger = SshTarget { key: LoginKey::File(key_path), ..target.clone() };
     let error = SshHost::new(stranger).connect().await.unwrap_err();
     assert!(matches!(&error, SshError::Refused { .. }), "{error}");
     let text = error.to_string();
@@ -88,7 +88,8 @@ async fn refuses(target: &SshTarget, dir: &Path) {
 
     let key_path = dir.join("not-a-key");
     write_key(&key_path, "hello");
-    let error = SshHost::new(SshTarget { key_path, ..target.clone() }).connect().await.unwrap_err();
+    let error =
+        SshHost::new(SshTarget { key: LoginKey::File(key_path), ..target.clone() }).connect().await.unwrap_err();
     assert!(matches!(error, SshError::KeyFile { .. }), "{error}");
 
     let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
@@ -212,7 +213,7 @@ impl Sshd {
             host: "127.0.0.1".into(),
             port,
             user,
-            key_path: at("login.key"),
+            key: LoginKey::File(at("login.key")),
             host_key: host.public_openssh.parse().unwrap(),
         };
         for _ in 0..500 {

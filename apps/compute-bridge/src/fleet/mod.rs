@@ -1,18 +1,26 @@
 //! The fleet: all backends of the bridge in the operator's order, and which one serves a grant.
 
-use std::sync::Arc;
+pub mod policy;
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use async_trait::async_trait;
 use coalition::RequestId;
-use coalition_compute::{Offer, OfferName};
+use coalition_compute::{ComputeGrant, Offer, OfferName};
 
 use crate::backend::{Backend, BackendError, FailureKind, InstanceName, Offering, Order, ProvisionedInstance, Unfit};
 use crate::journal::GrantState;
+
+use self::policy::{Health, OrderPolicy, Standing, TooDear, goes_on, order};
 
 /// The backends in order of preference.
 #[derive(Clone)]
 pub struct Fleet {
     backends: Arc<Vec<Arc<dyn Backend>>>,
+    order: OrderPolicy,
+    health: Arc<Mutex<BTreeMap<OfferName, Health>>>,
 }
 
 /// Why no fleet was made.
@@ -49,12 +57,18 @@ pub struct Attempt {
 pub enum AttemptResult {
     /// Not tried: the grant does not fit.
     Unfit(Unfit),
+    /// Not tried: it charges more than the grant pays.
+    TooDear(TooDear),
+    /// Not tried: it is paused after failures.
+    Paused(String),
     /// Tried, failed.
     Failed {
         /// What kind of failure.
         kind: FailureKind,
         /// Whether the workload had been started.
         started: bool,
+        /// Whether what it left is confirmed to be gone.
+        cleaned: bool,
         /// What was wrong, for the operator.
         message: String,
     },
@@ -90,8 +104,11 @@ pub enum ProvisionError {
 fn describe(attempts: &[Attempt]) -> String {
     let one = |attempt: &Attempt| match &attempt.result {
         AttemptResult::Unfit(unfit) => format!("{} does not fit ({unfit})", attempt.backend),
-        AttemptResult::Failed { kind, message, .. } => {
-            format!("{} failed ({}: {message})", attempt.backend, kind.as_str())
+        AttemptResult::TooDear(dear) => dear.to_string(),
+        AttemptResult::Paused(why) => format!("{} is {why}", attempt.backend),
+        AttemptResult::Failed { kind, message, cleaned, .. } => {
+            let rest = if *cleaned { "" } else { "; what it left is not confirmed to be gone" };
+            format!("{} failed ({}: {message}{rest})", attempt.backend, kind.as_str())
         }
         AttemptResult::Running => format!("{} runs it", attempt.backend),
     };
@@ -112,7 +129,13 @@ impl Fleet {
                 return Err(FleetError::Duplicate(backend.name().clone()));
             }
         }
-        Ok(Self { backends: Arc::new(backends) })
+        Ok(Self { backends: Arc::new(backends), order: OrderPolicy::default(), health: Arc::default() })
+    }
+
+    /// The same, tried in this order.
+    #[must_use]
+    pub fn ordered(self, order: OrderPolicy) -> Self {
+        Self { order, ..self }
     }
 
     /// All backends.
@@ -143,13 +166,32 @@ impl Fleet {
         if lost.is_empty() { Ok(()) } else { Err(FleetError::Unnamed { grants: lost.join(", ") }) }
     }
 
-    /// What every backend offers now, in order. They are asked at the same time.
+    /// What every backend offers now, in order. They are asked at the same time. A paused one sells nothing and says so.
     pub async fn offerings(&self) -> Vec<(OfferName, Offering)> {
         let ask = |backend: &Arc<dyn Backend>| {
             let backend = Arc::clone(backend);
             async move { (backend.name().clone(), backend.capabilities().await) }
         };
-        futures::future::join_all(self.backends.iter().map(ask)).await
+        let mut offerings = futures::future::join_all(self.backends.iter().map(ask)).await;
+        let now_ms = crate::now_ms();
+        for (name, offering) in &mut offerings {
+            if let Some(pause) = self.health(name).describe(now_ms) {
+                let sold = &mut offering.capabilities;
+                (sold.max_cpu_millicores, sold.max_ram_mib, sold.max_instances) = (0, 0, 0);
+                offering.detail = format!("{pause}; {}", offering.detail);
+            }
+        }
+        offerings
+    }
+
+    /// How this backend has done of late.
+    #[must_use]
+    pub fn health(&self, backend: &OfferName) -> Health {
+        self.health.lock().unwrap_or_else(PoisonError::into_inner).get(backend).cloned().unwrap_or_default()
+    }
+
+    fn note(&self, backend: &OfferName, happened: impl FnOnce(&mut Health)) {
+        happened(self.health.lock().unwrap_or_else(PoisonError::into_inner).entry(backend.clone()).or_default());
     }
 
     /// The offers of a card, from what the backends offer.
@@ -163,9 +205,10 @@ impl Fleet {
         offerings.iter().map(offer).collect()
     }
 
-    /// Tries backends until one runs the grant: first the one the market reserved capacity on, then the others in the
-    /// operator's order. First match wins; a lack of room, or a host that cannot be talked to, sends the grant on to the
-    /// next; a workload that was started and failed ends it there.
+    /// Tries backends until one runs the grant: first the one the market reserved capacity on, then the others as the order
+    /// says, as long as they charge no more than the grant pays. A lack of room, or a host that cannot be talked to, sends the
+    /// grant on to the next; a workload that was started and failed ends it there, and so does a try of which it is not
+    /// confirmed that nothing is left.
     ///
     /// # Errors
     /// [`ProvisionError`] with each attempt and its reason.
@@ -174,41 +217,64 @@ impl Fleet {
         order: Order<'_>,
         log: &mut dyn AttemptLog,
     ) -> Result<ProvisionedInstance, ProvisionError> {
-        let (grant, mut attempts) = (order.grant, Vec::new());
-        for backend in self.in_order(&grant.offer) {
+        let mut attempts = Vec::new();
+        for backend in self.in_order(order.grant) {
             let name = backend.name().clone();
-            if let Err(unfit) = backend.can_satisfy(grant) {
-                attempts.push(Attempt { backend: name, result: AttemptResult::Unfit(unfit) });
+            if let Some(result) = self.passed_over(backend.as_ref(), order.grant) {
+                attempts.push(Attempt { backend: name, result });
                 continue;
             }
             let instance = log.intend(&name).await?;
+            let begun = Instant::now();
             let error = match backend.provision(&instance, order).await {
-                Ok(running) => return Ok(running),
+                Ok(running) => {
+                    let took_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+                    self.note(&name, |health| health.succeeded(took_ms));
+                    return Ok(running);
+                }
                 Err(error) => error,
             };
             let cleaned = backend.terminate(&instance).await.is_ok();
+            self.note(&name, |health| health.failed(&error, crate::now_ms()));
+            if let Some(pause) = self.health(&name).describe(crate::now_ms()) {
+                tracing::warn!(backend = %name, "{pause}");
+            }
             log.failed(&name, &error, cleaned).await?;
-            let goes_on = goes_on(&error);
-            let result = AttemptResult::Failed { kind: error.kind, started: error.started, message: chain(&error) };
+            let (kind, started) = (error.kind, error.started);
+            let result = AttemptResult::Failed { kind, started, cleaned, message: chain(&error) };
             attempts.push(Attempt { backend: name, result });
-            if !goes_on {
+            if !goes_on(&error, cleaned) || crate::now_ms() >= order.grant.valid_to_ms {
                 break;
             }
         }
         Err(ProvisionError::Exhausted(attempts))
     }
 
-    fn in_order(&self, preferred: &OfferName) -> impl Iterator<Item = &Arc<dyn Backend>> {
-        let first = self.backends.iter().filter(move |backend| backend.name() == preferred);
-        first.chain(self.backends.iter().filter(move |backend| backend.name() != preferred))
+    /// Why a backend is not tried for this grant, if it is not.
+    fn passed_over(&self, backend: &dyn Backend, grant: &ComputeGrant) -> Option<AttemptResult> {
+        if let Err(unfit) = backend.can_satisfy(grant) {
+            return Some(AttemptResult::Unfit(unfit));
+        }
+        if let Some(pause) = self.health(backend.name()).describe(crate::now_ms()) {
+            return Some(AttemptResult::Paused(pause));
+        }
+        // What the reserved one charges is what was cleared, whatever it charges by now.
+        let is_reserved = *backend.name() == grant.offer;
+        let charges = backend.rates().effective_core_hour(grant.cpu_millicores, grant.ram_mib)?;
+        let too_dear = !is_reserved && charges > grant.rate;
+        let dear = || TooDear { backend: backend.name().clone(), charges, pays: grant.rate };
+        too_dear.then(|| AttemptResult::TooDear(dear()))
     }
-}
 
-fn goes_on(error: &BackendError) -> bool {
-    match error.kind {
-        FailureKind::Capacity | FailureKind::Quota => true,
-        FailureKind::Throttled | FailureKind::Auth | FailureKind::Transient => !error.started,
-        FailureKind::NotFound | FailureKind::Conflict | FailureKind::Fatal | FailureKind::TooLarge => false,
+    fn in_order(&self, grant: &ComputeGrant) -> impl Iterator<Item = &Arc<dyn Backend>> {
+        let standing = |backend: &Arc<dyn Backend>| Standing {
+            rate: backend.rates().effective_core_hour(grant.cpu_millicores, grant.ram_mib),
+            load: backend.load(),
+            ready_ms: self.health(backend.name()).ready_ms(),
+        };
+        let standings: Vec<Standing> = self.backends.iter().map(standing).collect();
+        let reserved = self.backends.iter().position(|backend| *backend.name() == grant.offer);
+        order(self.order, &standings, reserved).into_iter().filter_map(|i| self.backends.get(i))
     }
 }
 

@@ -1,0 +1,82 @@
+//! What a fresh cloud host is told before its first boot: one host key, one login, and when to switch itself off.
+//!
+//! The user data can be read by whoever may describe the instance, and on the host by root. It holds the host key of the
+//! *host*, made for this one instance, and nothing of a requester: image, workload and the workload's own keys come over
+//! SSH once the host has shown the pinned key.
+
+use coalition_host::keys::KeyPair;
+use serde::Serialize;
+use zeroize::Zeroizing;
+
+/// What is decided of a host before it exists.
+#[derive(Clone, Copy, Debug)]
+pub struct FirstBoot<'a> {
+    /// The one host key it shows.
+    pub host: &'a KeyPair,
+    /// The one key root may log in with, an `authorized_keys` line.
+    pub login_public: &'a str,
+    /// When it switches itself off whatever happens, Unix seconds.
+    pub poweroff_at_s: u64,
+    /// The longest it runs by its own count, seconds: a clock that is far behind keeps no machine running.
+    pub longest_s: u64,
+}
+
+#[derive(Serialize)]
+struct CloudConfig<'a> {
+    bootcmd: [[&'a str; 3]; 1],
+    ssh_deletekeys: bool,
+    ssh_genkeytypes: [&'a str; 1],
+    ssh_keys: SshKeys<'a>,
+    users: [&'a str; 0],
+    disable_root: bool,
+    ssh_pwauth: bool,
+    ssh_authorized_keys: [&'a str; 1],
+    package_update: bool,
+    package_upgrade: bool,
+}
+
+#[derive(Serialize)]
+struct SshKeys<'a> {
+    ed25519_private: &'a str,
+    ed25519_public: &'a str,
+}
+
+/// The user data: a `#cloud-config` in JSON, which is YAML. Wiped when dropped, as it holds a private key.
+#[must_use]
+pub fn user_data(boot: &FirstBoot<'_>) -> Zeroizing<Vec<u8>> {
+    let timer = poweroff_timer(boot.poweroff_at_s, boot.longest_s);
+    let config = CloudConfig {
+        bootcmd: [["sh", "-c", &timer]],
+        ssh_deletekeys: true,
+        ssh_genkeytypes: ["ed25519"],
+        ssh_keys: SshKeys {
+            ed25519_private: boot.host.private_openssh.expose(),
+            ed25519_public: boot.host.public_openssh.trim_end(),
+        },
+        users: [],
+        disable_root: false,
+        ssh_pwauth: false,
+        ssh_authorized_keys: [boot.login_public.trim_end()],
+        package_update: false,
+        package_upgrade: false,
+    };
+    let mut text = Zeroizing::new(b"#cloud-config\n".to_vec());
+    serde_json::to_writer(&mut *text, &config).expect("plain data always serialises to memory");
+    text.push(b'\n');
+    text
+}
+
+/// The dead-man's timer, armed early in every boot. The provider terminates instances that switch themselves off.
+///
+/// It must not wait for the timer's own start: that comes after the stage of the boot this runs in.
+#[must_use]
+pub fn poweroff_timer(at_s: u64, longest_s: u64) -> String {
+    format!(
+        "left=$(({at_s} - $(date +%s))); \
+         [ \"$left\" -ge 1 ] || left=1; \
+         [ \"$left\" -le {longest_s} ] || left={longest_s}; \
+         if [ -d /run/systemd/system ]; then \
+         systemd-run --no-block --unit=coalition-deadline --on-active=\"$left\" --timer-property=AccuracySec=1s systemctl poweroff; \
+         else (sleep \"$left\"; poweroff) >/dev/null 2>&1 & fi"
+    )
+}

@@ -1,0 +1,208 @@
+//! What an operator wants to know before selling from EC2: every step a grant takes, as far as it costs nothing; and, when
+//! asked, one machine made, logged in to and ended.
+
+use coalition::RequestId;
+use coalition_aws::{AwsError, NewInstance};
+
+use super::ledger::Size;
+use super::{Ec2Backend, Ec2Setup, Wanted};
+use crate::backend::{Backend, InstanceName};
+use crate::check::Finding;
+use crate::fleet::chain;
+
+/// How long the machine of a round trip may run, in seconds. It switches itself off then, also when nobody is left to end it.
+const ROUND_TRIP_S: u64 = 900;
+
+impl Ec2Backend {
+    pub(super) async fn look_over(&self, create: bool) -> Vec<Finding> {
+        let mut findings = vec![self.credentials().await];
+        if !findings[0].ok {
+            return findings;
+        }
+        findings.push(self.image().await);
+        findings.push(self.sizes().await);
+        findings.push(self.quota().await);
+        findings.push(self.sight().await);
+        findings.extend(self.permission().await);
+        let all_well = findings.iter().all(|finding| finding.ok);
+        findings.push(match (create, all_well) {
+            (true, true) => self.round_trip().await,
+            (true, false) => self.found("round trip", false, "not tried: see above".into()),
+            (false, _) => self.found("round trip", true, format!("not tried; --create does it for {}", self.cost())),
+        });
+        findings
+    }
+
+    fn found(&self, what: &str, ok: bool, detail: String) -> Finding {
+        Finding::new(format!("{} {what}", self.offer()), ok, detail)
+    }
+
+    fn judged(&self, what: &str, result: Result<String, AwsError>) -> Finding {
+        match result {
+            Ok(detail) => self.found(what, true, detail),
+            Err(error) => self.found(what, false, chain(&error)),
+        }
+    }
+
+    async fn credentials(&self) -> Finding {
+        let caller = self.ec2.caller().await;
+        let told = caller.map(|caller| format!("account {}, {}", caller.account, caller.arn));
+        self.judged("credentials", told)
+    }
+
+    async fn image(&self) -> Finding {
+        let (id, region) = (&self.setup.image, self.ec2.region());
+        match self.ec2.image(id).await {
+            Ok(None) => self.found("image", false, format!("{region} has no image {id}; images belong to one region")),
+            Ok(Some(image)) => {
+                let ours = std::env::consts::ARCH.replace("aarch64", "arm64");
+                let fits = image.architecture == ours || self.setup.program.is_some();
+                let detail = format!("{id} is {}, {}, root on {}", image.state, image.architecture, image.root_device);
+                let hint = if fits { "" } else { "; this program is not for it, name one that is as `runner`" };
+                self.found("image", fits && image.state == "available", format!("{detail}{hint}"))
+            }
+            Err(error) => self.found("image", false, chain(&error)),
+        }
+    }
+
+    async fn sizes(&self) -> Finding {
+        let names: Vec<&str> = self.setup.sizes.iter().map(|size| size.instance_type.as_str()).collect();
+        let known = match self.ec2.instance_types(&names).await {
+            Ok(known) => known,
+            Err(error) => return self.found("sizes", false, chain(&error)),
+        };
+        let problem = |size: &Size| {
+            let name = &size.instance_type;
+            let Some(real) = known.iter().find(|real| real.name == *name) else {
+                return Some(format!("{} has no {name}", self.ec2.region()));
+            };
+            let has = (real.vcpus.saturating_mul(1_000), real.ram_mib);
+            if size.cpu_millicores > has.0 || size.ram_mib > has.1 {
+                let sold = (size.cpu_millicores, size.ram_mib);
+                return Some(format!(
+                    "{name} has {} mCPU and {} MiB, sold are {} and {}",
+                    has.0, has.1, sold.0, sold.1
+                ));
+            }
+            (size.sev_snp && !real.sev_snp).then(|| format!("{name} does not run under AMD SEV-SNP"))
+        };
+        let problems: Vec<String> = self.setup.sizes.iter().filter_map(problem).collect();
+        if problems.is_empty() {
+            return self.found("sizes", true, format!("{}; none runs under Intel TDX", names.join(", ")));
+        }
+        self.found("sizes", false, problems.join("; "))
+    }
+
+    async fn quota(&self) -> Finding {
+        let declared = self.setup.max_instances;
+        match self.facts().await {
+            Ok(facts) => {
+                let fit = self.limits().instances(&self.setup.sizes);
+                let enough = facts.quota_vcpus.is_none() || fit > 0;
+                let detail =
+                    format!("{declared} instances declared; {}; {fit} of the largest size fit", facts.quota_text);
+                self.found("quota", enough, detail)
+            }
+            Err(error) => self.found("quota", false, error.message),
+        }
+    }
+
+    async fn sight(&self) -> Finding {
+        match self.list_owned().await {
+            Ok(owned) => self.found("inventory", true, format!("{} instances or disks of this offer", owned.len())),
+            Err(error) => self.found("inventory", false, error.message),
+        }
+    }
+
+    /// Asks, without making anything, whether machines may be made in every subnet and of every size.
+    async fn permission(&self) -> Vec<Finding> {
+        let name = self.trial_name();
+        let tags = self.tags(&name, "none: a check", 0);
+        let root = self.facts().await.map(|facts| (facts.root_device, facts.root_gib.max(self.setup.root_gib)));
+        let Ok((root_device, root_gib)) = root else { return Vec::new() };
+        let mut findings = Vec::new();
+        for subnet in &self.setup.subnets {
+            for size in &self.setup.sizes {
+                let new = NewInstance {
+                    client_token: name.as_str(),
+                    image: &self.setup.image,
+                    instance_type: &size.instance_type,
+                    subnet,
+                    security_groups: &self.setup.security_groups,
+                    public_address: !self.setup.private_addresses,
+                    user_data: b"#cloud-config\n{}\n",
+                    tags: &tags,
+                    root_device: &root_device,
+                    root_gib,
+                    sev_snp: size.sev_snp,
+                    dry_run: true,
+                };
+                let what = format!("permission to make a {} in {subnet}", size.instance_type);
+                let asked = self.ec2.may_run(&new).await;
+                findings.push(self.judged(&what, asked.map(|()| "granted (a dry run)".into())));
+            }
+        }
+        findings
+    }
+
+    fn trial_name(&self) -> InstanceName {
+        let parts: [&[u8]; 3] = [b"check", &crate::now_ms().to_be_bytes(), &std::process::id().to_be_bytes()];
+        InstanceName::derive(&self.setup.provider, &RequestId(coalition::hash_many(&parts)), 0)
+    }
+
+    fn cheapest(&self) -> &Size {
+        let cheapest = self.setup.sizes.iter().min_by_key(|size| size.price_hour);
+        cheapest.expect("an offer has at least one size: the boot file is checked for it")
+    }
+
+    fn cost(&self) -> String {
+        let size = self.cheapest();
+        let most = size.price_hour.cost_of(ROUND_TRIP_S).map_or_else(|| "(much)".to_owned(), |cost| cost.to_string());
+        format!("at most {most} (one {}, {} min; AWS bills at least a minute)", size.instance_type, ROUND_TRIP_S / 60)
+    }
+
+    /// One machine under an offer of its own, so that a bridge that runs does not take it for an orphan.
+    async fn round_trip(&self) -> Finding {
+        let name = format!("check-{}", self.offer());
+        let name = name.parse().or_else(|_| "check".parse());
+        let Ok(name) = name else { return self.found("round trip", false, "its offer cannot be named".into()) };
+        let setup = Ec2Setup { name, ..self.setup.clone() };
+        let trial = match Self::new(setup) {
+            Ok(trial) => trial,
+            Err(error) => return self.found("round trip", false, chain(&error)),
+        };
+        // What an earlier check left, should it have been killed.
+        for left in trial.list_owned().await.unwrap_or_default() {
+            let _ = trial.terminate(&left.name).await;
+        }
+        let (name, started) = (trial.trial_name(), std::time::Instant::now());
+        let ends_ms = crate::now_ms().saturating_add(ROUND_TRIP_S * 1_000);
+        let size = trial.cheapest();
+        let wanted = Wanted { name: &name, grant: "none: a check".into(), size, ends_ms, disk_mib: 1_024 };
+        let obtained = trial.obtain(&wanted).await.map(|_| started.elapsed());
+        let ended = trial.terminate(&name).await;
+        let what = self.cost();
+        match (obtained, ended) {
+            (Ok(took), Ok(())) => {
+                let detail = format!(
+                    "{what}: usable after {} s, ended and confirmed after {} s",
+                    took.as_secs(),
+                    started.elapsed().as_secs()
+                );
+                self.found("round trip", true, detail)
+            }
+            (Err(error), Ok(())) => self.found("round trip", false, format!("{what}: {}; it was ended", chain(&error))),
+            (_, Err(error)) => {
+                let problem = format!(
+                    "{what}: the machine could not be ended ({}); it costs {} USD an hour and switches itself off within {} min; \
+                     to end it now, terminate the instance with the tag coalition:instance = {name} in {}",
+                    chain(&error),
+                    size.price_hour,
+                    (ROUND_TRIP_S + self.setup.poweroff_after.as_secs()) / 60,
+                    self.ec2.region(),
+                );
+                self.found("round trip", false, problem)
+            }
+        }
+    }
+}

@@ -1,0 +1,314 @@
+//! In front of moto: fails on demand, remembers client tokens as EC2 does, and adds what moto lacks.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use axum::Router;
+use axum::body::{Body, to_bytes};
+use axum::extract::{Request, State};
+use axum::response::Response;
+use base64::Engine;
+use bytes::Bytes;
+
+use crate::boot::Boot;
+use crate::http::{between, client, form};
+
+/// How one call fails.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// AWS refuses with this code and status; moto never hears of it.
+    Refuse(&'static str, u16),
+    /// Moto does it; the connection ends in the middle of the answer.
+    LoseAnswer,
+    /// Moto does it; the answer is not XML.
+    Garble,
+    /// Moto is asked, and what it lists is left out: EC2 shows new things late.
+    ShowNothing,
+    /// This is answered; moto never hears of it.
+    Answer(String),
+}
+
+/// One call as it came in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Call {
+    /// `RunInstances`, …
+    pub action: String,
+    /// All parameters.
+    pub params: BTreeMap<String, String>,
+    /// The body, as sent.
+    pub body: Bytes,
+}
+
+struct Inner {
+    upstream: String,
+    http: reqwest::Client,
+    boot: Option<Arc<dyn Boot>>,
+    faults: Mutex<Vec<(String, VecDeque<Fault>)>>,
+    blind: AtomicBool,
+    no_addresses: AtomicBool,
+    quota: AtomicU32,
+    calls: Mutex<Vec<Call>>,
+    /// By client token: parameters, and the answer that was given.
+    tokens: Mutex<BTreeMap<String, (Bytes, Bytes)>>,
+    addresses: Mutex<BTreeMap<String, Ipv4Addr>>,
+    ended: Mutex<BTreeSet<String>>,
+}
+
+/// The proxy; ends with the runtime it was started on.
+pub struct Proxy {
+    inner: Arc<Inner>,
+    /// Where it listens, as a URL.
+    pub endpoint: String,
+    serving: tokio::task::JoinHandle<()>,
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.serving.abort();
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Proxy {
+    /// Starts it in front of `upstream`.
+    pub async fn start(upstream: &str, boot: Option<Arc<dyn Boot>>) -> Self {
+        let inner = Arc::new(Inner {
+            upstream: upstream.to_owned(),
+            http: client(),
+            boot,
+            faults: Mutex::default(),
+            blind: AtomicBool::new(false),
+            no_addresses: AtomicBool::new(false),
+            quota: AtomicU32::new(32),
+            calls: Mutex::default(),
+            tokens: Mutex::default(),
+            addresses: Mutex::default(),
+            ended: Mutex::default(),
+        });
+        let router = Router::new().fallback(handle).with_state(Arc::clone(&inner));
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port is free");
+        let address: SocketAddr = listener.local_addr().expect("it has an address");
+        let serving = tokio::spawn(async move {
+            let _ = axum::serve(listener, router).await;
+        });
+        Self { inner, endpoint: format!("http://{address}"), serving }
+    }
+
+    /// The next calls of this action fail like this, one after the other.
+    pub fn fail(&self, action: &str, faults: impl IntoIterator<Item = Fault>) {
+        lock(&self.inner.faults).push((action.to_owned(), faults.into_iter().collect()));
+    }
+
+    /// All calls fail from now on, or none any more: AWS has an outage.
+    pub fn blind(&self, blind: bool) {
+        self.inner.blind.store(blind, Ordering::SeqCst);
+    }
+
+    /// Machines get no address, from now on or no longer.
+    pub fn no_addresses(&self, none: bool) {
+        self.inner.no_addresses.store(none, Ordering::SeqCst);
+    }
+
+    /// What the account's quota is said to be, in vCPUs.
+    pub fn quota(&self, vcpus: u32) {
+        self.inner.quota.store(vcpus, Ordering::SeqCst);
+    }
+
+    /// Every call so far, failed ones included.
+    #[must_use]
+    pub fn calls(&self) -> Vec<Call> {
+        lock(&self.inner.calls).clone()
+    }
+
+    /// How often this action was called.
+    #[must_use]
+    pub fn count(&self, action: &str) -> usize {
+        lock(&self.inner.calls).iter().filter(|call| call.action == action).count()
+    }
+
+    /// Ends a machine as if somebody had done it in AWS's own console: nobody asked the proxy.
+    pub fn pull_the_plug(&self, id: &str) {
+        if let Some(boot) = &self.inner.boot {
+            boot.power_off(id);
+        }
+    }
+}
+
+async fn handle(State(inner): State<Arc<Inner>>, request: Request) -> Response {
+    let (head, body) = request.into_parts();
+    let body = to_bytes(body, 1 << 20).await.unwrap_or_default();
+    let params = form(&body);
+    let target = head.headers.get("x-amz-target").and_then(|value| value.to_str().ok());
+    let action = match target.and_then(|target| target.rsplit('.').next()) {
+        Some(action) => action.to_owned(),
+        None => params.get("Action").cloned().unwrap_or_default(),
+    };
+    lock(&inner.calls).push(Call { action: action.clone(), params: params.clone(), body: body.clone() });
+    if inner.blind.load(Ordering::SeqCst) {
+        return refuse("ServiceUnavailable", 503);
+    }
+    let fault = next_fault(&inner, &action);
+    match &fault {
+        Some(Fault::Refuse(code, status)) => return refuse(code, *status),
+        Some(Fault::Answer(text)) => return plain(200, Bytes::from(text.clone())),
+        _ => {}
+    }
+    let (status, answer) = match action.as_str() {
+        "GetServiceQuota" => (200, quota(inner.quota.load(Ordering::SeqCst))),
+        "RunInstances" => run(&inner, &head.headers, &body, &params).await,
+        "TerminateInstances" => terminate(&inner, &head.headers, &body, &params).await,
+        _ => forward(&inner, &head.headers, &body).await,
+    };
+    match fault {
+        Some(Fault::LoseAnswer) => lost(),
+        Some(Fault::Garble) => plain(200, Bytes::from_static(b"<Response><unfinished")),
+        Some(Fault::ShowNothing) => plain(200, Bytes::from_static(b"<R><reservationSet/><volumeSet/></R>")),
+        _ => plain(status, shown(&inner, &answer)),
+    }
+}
+
+fn next_fault(inner: &Inner, action: &str) -> Option<Fault> {
+    let mut faults = lock(&inner.faults);
+    let queue = faults.iter_mut().find(|(name, queue)| name == action && !queue.is_empty())?;
+    queue.1.pop_front()
+}
+
+async fn forward(inner: &Inner, headers: &axum::http::HeaderMap, body: &Bytes) -> (u16, Bytes) {
+    let mut request = inner.http.post(&inner.upstream).body(body.clone());
+    for (name, value) in headers {
+        // With the host the client signed.
+        request = request.header(name, value);
+    }
+    match request.send().await {
+        Ok(answer) => {
+            let status = answer.status().as_u16();
+            (status, answer.bytes().await.unwrap_or_default())
+        }
+        Err(error) => (502, Bytes::from(error.to_string())),
+    }
+}
+
+/// Idempotent by client token, as EC2 is and moto is not; a dry run remembers nothing.
+async fn run(
+    inner: &Inner,
+    headers: &axum::http::HeaderMap,
+    body: &Bytes,
+    params: &BTreeMap<String, String>,
+) -> (u16, Bytes) {
+    let token = params.get("ClientToken").filter(|_| !params.contains_key("DryRun")).cloned();
+    if let Some((before, answer)) = token.as_ref().and_then(|token| lock(&inner.tokens).get(token).cloned()) {
+        if before == *body {
+            return (200, answer);
+        }
+        return (400, error("IdempotentParameterMismatch"));
+    }
+    let (status, answer) = forward(inner, headers, body).await;
+    let text = String::from_utf8_lossy(&answer).into_owned();
+    if let (200, Some(id)) = (status, between(&text, "instanceId")) {
+        if let Some(token) = token {
+            lock(&inner.tokens).insert(token, (body.clone(), answer.clone()));
+        }
+        boot(inner, &id, params);
+    }
+    (status, answer)
+}
+
+fn boot(inner: &Inner, id: &str, params: &BTreeMap<String, String>) {
+    let mut addresses = lock(&inner.addresses);
+    let n = u32::try_from(addresses.len()).unwrap_or(u32::MAX) + 1;
+    // 127.77.x.y: nothing else on this machine listens there. The process's number keeps test binaries apart.
+    let [_, _, _, own] = std::process::id().to_be_bytes();
+    let address = Ipv4Addr::from(u32::from(Ipv4Addr::new(127, 77, own, 0)) + n);
+    addresses.insert(id.to_owned(), address);
+    drop(addresses);
+    let user_data = params.get("UserData").map(String::as_str).unwrap_or_default();
+    let user_data = base64::engine::general_purpose::STANDARD.decode(user_data).unwrap_or_default();
+    if let Some(boot) = &inner.boot {
+        boot.boot(id, address, &user_data);
+    }
+}
+
+/// Ending what is over succeeds on EC2; moto stumbles over its network interface.
+async fn terminate(
+    inner: &Inner,
+    headers: &axum::http::HeaderMap,
+    body: &Bytes,
+    params: &BTreeMap<String, String>,
+) -> (u16, Bytes) {
+    let ids: Vec<&String> = params.iter().filter(|(key, _)| key.starts_with("InstanceId.")).map(|(_, id)| id).collect();
+    let ended = lock(&inner.ended).clone();
+    if !ids.is_empty() && ids.iter().all(|id| ended.contains(*id)) {
+        let state = "<currentState><code>48</code><name>terminated</name></currentState>";
+        let item = |id: &&String| format!("<item><instanceId>{id}</instanceId>{state}</item>");
+        let items: String = ids.iter().map(item).collect();
+        let answer =
+            format!("<TerminateInstancesResponse><instancesSet>{items}</instancesSet></TerminateInstancesResponse>");
+        return (200, Bytes::from(answer));
+    }
+    let (status, answer) = forward(inner, headers, body).await;
+    if status == 200 {
+        for id in ids {
+            lock(&inner.ended).insert(id.clone());
+            if let Some(boot) = &inner.boot {
+                boot.power_off(id);
+            }
+        }
+    }
+    (status, answer)
+}
+
+/// Moto's answer with the addresses machines have here.
+fn shown(inner: &Inner, answer: &Bytes) -> Bytes {
+    let text = String::from_utf8_lossy(answer);
+    if !text.contains("<ipAddress>") {
+        return answer.clone();
+    }
+    let addresses = lock(&inner.addresses).clone();
+    let hidden = inner.no_addresses.load(Ordering::SeqCst);
+    let mut parts = text.split("<instanceId>");
+    let mut out = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        out.push_str("<instanceId>");
+        let id = part.split('<').next().unwrap_or_default();
+        let old = between(part, "ipAddress");
+        match (old, addresses.get(id)) {
+            (Some(old), _) if hidden => out.push_str(&part.replace(&format!("<ipAddress>{old}</ipAddress>"), "")),
+            (Some(old), Some(address)) => {
+                let (from, to) = (format!("<ipAddress>{old}<"), format!("<ipAddress>{address}<"));
+                out.push_str(&part.replace(&from, &to));
+            }
+            _ => out.push_str(part),
+        }
+    }
+    Bytes::from(out)
+}
+
+fn quota(vcpus: u32) -> Bytes {
+    Bytes::from(format!("{{\"Quota\":{{\"QuotaCode\":\"L-1216C47A\",\"Value\":{vcpus}.0}}}}"))
+}
+
+fn error(code: &str) -> Bytes {
+    Bytes::from(format!(
+        "<Response><Errors><Error><Code>{code}</Code><Message>as the test has it</Message></Error></Errors></Response>"
+    ))
+}
+
+fn refuse(code: &str, status: u16) -> Response {
+    plain(status, error(code))
+}
+
+fn plain(status: u16, body: Bytes) -> Response {
+    Response::builder().status(status).body(Body::from(body)).expect("a status and a body make an answer")
+}
+
+/// An answer that ends in the middle.
+fn lost() -> Response {
+    let parts = [Ok(Bytes::from_static(b"<RunInst")), Err(std::io::Error::other("the line is cut"))];
+    let body = Body::from_stream(futures::stream::iter(parts));
+    Response::builder().status(200).body(body).expect("a status and a body make an answer")
+}
