@@ -69,6 +69,8 @@ impl Event {
             0x4 => "EV_SEPARATOR",
             0x5 => "EV_ACTION",
             0x6 => "EV_EVENT_TAG",
+            0x8 => "EV_S_CRTM_VERSION",
+            0xa => "EV_PLATFORM_CONFIG_FLAGS",
             0xd => "EV_IPL",
             0x8000_0001 => "EV_EFI_VARIABLE_DRIVER_CONFIG",
             0x8000_0002 => "EV_EFI_VARIABLE_BOOT",

@@ -172,7 +172,7 @@ impl<'a> Firmware<'a> {
         }
         let contents = &self.bytes[section.contents.clone()];
         let from = usize::try_from(at).map_or(contents.len(), |at| at.min(contents.len()));
-        let mut page = [0; PAGE as usize];
+        let mut page = [0; 4_096];
         let there = &contents[from..contents.len().min(from + page.len())];
         page[..there.len()].copy_from_slice(there);
         for (chunk, address) in page.chunks_exact(CHUNK).zip((section.address + at..).step_by(CHUNK)) {
@@ -267,7 +267,7 @@ pub(super) mod tests {
     /// A small firmware: two pages of which one and a half are in the file, memory that is not measured, and memory that is not
     /// even added.
     pub(in crate::predict) fn small() -> Vec<u8> {
-        let mut bytes: Vec<u8> = (0..6_144_u32).map(|i| (i * 7 % 251) as u8).collect();
+        let mut bytes: Vec<u8> = (0..6_144_u32).map(|i| u8::try_from(i * 7 % 251).unwrap()).collect();
         let metadata = bytes.len();
         bytes.extend(b"TDVF");
         for word in [16 + 3 * 32, 1, 3_u32] {

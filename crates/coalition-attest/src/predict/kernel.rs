@@ -87,7 +87,8 @@ fn hashed_parts(image: &[u8]) -> Result<Vec<std::ops::Range<usize>>, PredictErro
     let (headers, checksum, signatures) = (usize_at(image, optional + 60)?, optional + 64, directories + 4 * 8);
     let has_signatures = u32_at(image, directories - 4)? > 4;
     let signed = if has_signatures { usize_at(image, signatures + 4)? } else { 0 };
-    let mut parts = vec![0..checksum];
+    let before_checksum = 0..checksum;
+    let mut parts = vec![before_checksum];
     if has_signatures {
         parts.extend([checksum + 4..signatures, signatures + 8..headers]);
     } else {
@@ -158,7 +159,7 @@ pub(super) mod tests {
         image[0x211] = 1;
         image[0x22c..0x230].copy_from_slice(&0x7fff_ffff_u32.to_le_bytes());
         image[0x236..0x238].copy_from_slice(&0x3f_u16.to_le_bytes());
-        (0x400..0x1000).for_each(|at| image[at] = (at % 241) as u8);
+        (0x400..0x1000).for_each(|at| image[at] = u8::try_from(at % 241).unwrap());
         image.extend([0x55; 24]);
         image
     }
