@@ -53,6 +53,7 @@ async fn committee() -> Committee {
         clock: Some(tick_of),
         state_every: STATE_EVERY,
         predecessor: None,
+        door: None,
     };
     let compute = || ComputeMachine::new(compute_id(), ComputeParams::standard(CADENCE_MS)).unwrap();
     Committee::start(4, vec![almanac, Carried::new("compute", compute)]).await
