@@ -90,6 +90,10 @@ impl Quote {
         }
         bytes.resize(bytes.len() + usize::from(zeros), 0);
         let quote = Self::parse(&bytes)?;
+        // One quote has one slim form: zeros that were only padding would be a second.
+        if quote.to_slim().as_deref() != Some(slim) {
+            return Err(SlimError::Malformed("form"));
+        }
         Ok((quote, collateral))
     }
 }

@@ -22,11 +22,7 @@ const SHOWING: Duration = Duration::from_secs(20);
 /// Makes what a client shows at the doors of organisms.
 pub trait TicketSource: Send + Sync + 'static {
     /// What to show as `bearer`. `challenge` is what this door wants quoted in attestations. May take seconds.
-    fn present(
-        &self,
-        bearer: Bearer,
-        challenge: Nonce,
-    ) -> BoxFuture<'static, Result<Presentation, String>>;
+    fn present(&self, bearer: Bearer, challenge: Nonce) -> BoxFuture<'static, Result<Presentation, String>>;
 }
 
 /// What a client knows about its own admission.
@@ -65,17 +61,15 @@ pub(crate) async fn show(shared: &Shared, member: PeerId, asked: Instant) -> Res
         let challenge = call(method::CHALLENGE, request).await.map_err(|error| error.to_string())?;
         let challenge: ChallengeAnswer = wire::decode(&challenge).map_err(|error| error.to_string())?;
         let challenge = Nonce { value: challenge.value, issued_s: challenge.issued_s };
-        let bearer = Bearer {
-            network: shared.node.network_id(),
-            audience: shared.id,
-            peer: *shared.node.peer_id().as_bytes(),
-        };
+        let bearer =
+            Bearer { network: shared.node.network_id(), audience: shared.id, peer: *shared.node.peer_id().as_bytes() };
         let presentation = source.present(bearer, challenge).await?.to_bytes().map_err(|error| error.to_string())?;
         let request = wire::encode(&AdmitRequest { organism: shared.id, presentation });
         let answer = call(method::ADMIT, request).await.map_err(|error| error.to_string())?;
         wire::decode::<AdmitAnswer>(&answer).map_err(|error| error.to_string())
     };
-    let admitted = tokio::time::timeout(SHOWING, showing).await.unwrap_or_else(|_| Err("showing took too long".into()))?;
+    let admitted =
+        tokio::time::timeout(SHOWING, showing).await.unwrap_or_else(|_| Err("showing took too long".into()))?;
     tracing::debug!(organism = %shared.id, ?member, until_s = admitted.until_s, "admitted");
     shown.insert(member, Instant::now());
     Ok(())

@@ -152,12 +152,7 @@ struct Closed {
 }
 
 /// Shows one member this client's tickets, once for a batch.
-async fn admitted(
-    shared: &Shared,
-    member: PeerId,
-    asked: Instant,
-    refusals: &mut Refusals,
-) -> Result<(), Closed> {
+async fn admitted(shared: &Shared, member: PeerId, asked: Instant, refusals: &mut Refusals) -> Result<(), Closed> {
     let shown = match refusals.may_try(member) {
         true => show(shared, member, asked).await,
         false => Err("it admitted this client and refuses its writes".into()),

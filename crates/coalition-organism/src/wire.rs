@@ -353,7 +353,10 @@ mod tests {
     fn what_is_said_at_a_door_is_pinned() {
         let organism = UniqueId::from_bytes([0x11; 32]);
         let id = [&[32], &[0x11; 32][..]].concat();
-        assert_eq!(encode(&ChallengeRequest { organism }), id[id.len() - encode(&ChallengeRequest { organism }).len()..]);
+        assert_eq!(
+            encode(&ChallengeRequest { organism }),
+            id[id.len() - encode(&ChallengeRequest { organism }).len()..]
+        );
         let challenge = encode(&ChallengeAnswer { value: organism, issued_s: 300 });
         assert_eq!(challenge[challenge.len() - 3..], [0x11, 0xAC, 0x02]);
         let admit = encode(&AdmitRequest { organism, presentation: vec![1, 0] });

@@ -14,9 +14,7 @@ use coalition_attest::{DevelopmentGuest, DevelopmentRoot, Measurements, Policy};
 use coalition_log::{Context, Draft, Entry, Machine, Refusal, SnapshotError};
 use coalition_organism::{Organism, TicketSource, WriteError, random_write_id};
 use coalition_testkit::{Carried, Committee};
-use coalition_tickets::{
-    Bearer, Charter, Issuer, Nonce, Or, Presentation, Resources, Tdx, TdxTicket, TicketValidator,
-};
+use coalition_tickets::{Bearer, Charter, Issuer, Nonce, Or, Presentation, Resources, Tdx, TdxTicket, TicketValidator};
 use coalition_universe::Node;
 use ed25519_dalek::SigningKey;
 use futures::future::BoxFuture;
@@ -147,7 +145,8 @@ async fn a_committee_admits_writers_by_ticket() {
     let stranger = committee.client().await;
     let open = committee.organism(&stranger, "notes");
     let began = Instant::now();
-    assert!(refused(write(&open, "no").await).contains("no tickets to show"));
+    let reason = refused(write(&open, "no").await);
+    assert!(reason.contains("no tickets to show"), "{reason}");
     assert!(began.elapsed() < SOON / 2);
 
     // An attested peer is in.
@@ -161,11 +160,13 @@ async fn a_committee_admits_writers_by_ticket() {
 
     // A thief with its true ticket is not; neither is another measurement, nor an issuer nobody recognises.
     let thief = committee.organism(&stranger, "notes").showing(Arc::new(Thief(last)));
-    assert!(refused(write(&thief, "stolen").await).contains("nonce"));
+    let reason = refused(write(&thief, "stolen").await);
+    assert!(reason.contains("nonce is not one of this door"), "{reason}");
     let other = root.guest(Measurements::of_mrtd(Mrtd([8; 48]))).unwrap();
     let source = Attested { root: Arc::clone(&root), guest: other, last: Arc::default() };
     let other = committee.organism(&stranger, "notes").showing(Arc::new(source));
-    assert!(refused(write(&other, "other").await).contains("register"));
+    let reason = refused(write(&other, "other").await);
+    assert!(reason.contains("the policy requires"), "{reason}");
 
     // Reading is open to everybody, and shows that none of the refused writes was ordered.
     let head = open.head(SOON).await.unwrap();

@@ -33,7 +33,12 @@ const PPM: u32 = 1_000_000;
 impl ReputationFloor {
     /// A floor as a share of one, rounded to parts per million. Under zero is zero; over one, or no number, is one.
     #[must_use]
-    #[expect(clippy::float_arithmetic, clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "bounded before")]
+    #[expect(
+        clippy::float_arithmetic,
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "bounded before"
+    )]
     pub fn from(organism: UniqueId, floor: f64) -> Demand {
         let share = if floor.is_nan() { 1.0 } else { floor.clamp(0.0, 1.0) };
         Self::ppm(organism, (share * f64::from(PPM)).round() as u32)

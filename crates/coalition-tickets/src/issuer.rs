@@ -60,7 +60,9 @@ pub enum CharterError {
     #[error("the coalition {0} publishes no ticket issuer")]
     NoIssuer(UniqueId),
     /// The config's issuer works under another charter, or under rules that are not one charter.
-    #[error("the coalition's issuer is published with {published}, this is charter {charter}; get the charter of this config")]
+    #[error(
+        "the coalition's issuer is published with {published}, this is charter {charter}; get the charter of this config"
+    )]
     Other {
         /// What the config says.
         published: String,

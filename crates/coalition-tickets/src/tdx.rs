@@ -1,7 +1,7 @@
 //! The demand for an attestation, in the specification's words: `Tdx::new().require_mrtd(…)`.
 
-use coalition::tickets::AclRule;
 use coalition::Mrtd;
+use coalition::tickets::AclRule;
 use coalition_attest::{Measurements, Policy, PolicyError, Register, RegisterValue, TrustRoot};
 
 use crate::demand::{Demand, Or};

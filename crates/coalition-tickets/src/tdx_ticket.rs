@@ -70,7 +70,9 @@ pub enum TdxTicketError {
     #[error("the evidence cannot be shown")]
     Evidence(#[from] EvidenceError),
     /// The quote has no slim form.
-    #[error("the guest's quote has no slim form: it is padded inside, or over {MAX_SLIM_BYTES} bytes without certificates")]
+    #[error(
+        "the guest's quote has no slim form: it is padded inside, or over {MAX_SLIM_BYTES} bytes without certificates"
+    )]
     NotSlim,
 }
 

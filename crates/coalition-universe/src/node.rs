@@ -168,7 +168,16 @@ impl Node {
         }
         let accepting = tokio::spawn(server::accept(endpoint.clone(), Arc::clone(&answers)));
         let addresses = Mutex::new(config.bootstrap.into_iter().map(|address| (address.peer, address)).collect());
-        Ok(Arc::new(Self { network_id: config.network_id, endpoint, relay: relay_url, addresses, connections, answers, accepting, presence }))
+        Ok(Arc::new(Self {
+            network_id: config.network_id,
+            endpoint,
+            relay: relay_url,
+            addresses,
+            connections,
+            answers,
+            accepting,
+            presence,
+        }))
     }
 
     /// This node's identity.

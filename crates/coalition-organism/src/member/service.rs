@@ -28,9 +28,9 @@ use crate::{
     pruned::Pruned,
     receipt,
     wire::{
-        self, AdmitRequest, ChallengeRequest, EvidenceRequest, FollowAnswer, FollowRequest, HashesRequest, HeadAnswer, HeadRequest, MAX_COMMAND_BYTES,
-        MAX_RANGE_BYTES, MAX_TILES, MAX_WAIT_MS, MAX_WRITES, Malformed, NO_STATE, Ordered, StateAnswer,
-        StatePartRequest, StateRequest, Write, WriteAnswer, WriteRequest, method,
+        self, AdmitRequest, ChallengeRequest, EvidenceRequest, FollowAnswer, FollowRequest, HashesRequest, HeadAnswer,
+        HeadRequest, MAX_COMMAND_BYTES, MAX_RANGE_BYTES, MAX_TILES, MAX_WAIT_MS, MAX_WRITES, Malformed, NO_STATE,
+        Ordered, StateAnswer, StatePartRequest, StateRequest, Write, WriteAnswer, WriteRequest, method,
     },
 };
 

@@ -5,8 +5,8 @@ use coalition_attest::{DevelopmentRoot, Evidence, Measurements, Nonce, Policy, T
 use coalition_tickets::{Bearer, Door, Presentation, Refused, Resources, Shown, Tdx, TdxTicket, TicketValidator};
 
 use crate::common::{
-    MRTD, NOW, attested, attested_by, bearer, challenges, code, collateral, enforced, guest, id, policy, resources, root,
-    trust_root,
+    MRTD, NOW, attested, attested_by, bearer, challenges, code, collateral, enforced, guest, id, policy, resources,
+    root, trust_root,
 };
 
 fn validator() -> TicketValidator {
@@ -62,11 +62,8 @@ fn a_development_quote_under_intels_policy_and_the_reverse_are_refused() {
     assert_eq!(code(enforced(&intel).judge(&bearer(), &attested(&bearer()), NOW)), "wrong_root");
 
     let other = DevelopmentRoot::generate().unwrap();
-    let shown = attested_by(
-        &other.guest(Measurements::of_mrtd(MRTD)).unwrap(),
-        &bearer(),
-        challenges().draw(&bearer(), NOW),
-    );
+    let shown =
+        attested_by(&other.guest(Measurements::of_mrtd(MRTD)).unwrap(), &bearer(), challenges().draw(&bearer(), NOW));
     assert_eq!(code(enforced(&validator()).judge(&bearer(), &shown, NOW)), "wrong_root");
 
     // A quote that Intel signed, where a development root is named. It is of another's machine, so nothing else would do either.
@@ -136,7 +133,8 @@ fn every_changed_byte_of_a_ticket_is_refused() {
     for at in (0..end).step_by(7).chain(0..64) {
         let mut changed = whole.clone();
         changed[at] ^= 0x20;
-        let admitted = Presentation::from_bytes(&changed).is_ok_and(|shown| admission.judge(&bearer(), &shown, NOW).is_ok());
+        let admitted =
+            Presentation::from_bytes(&changed).is_ok_and(|shown| admission.judge(&bearer(), &shown, NOW).is_ok());
         assert!(!admitted, "byte {at}");
     }
 }

@@ -34,8 +34,7 @@ pub fn trust_root() -> TrustRoot {
 }
 
 pub fn guest() -> &'static DevelopmentGuest {
-    static GUEST: LazyLock<DevelopmentGuest> =
-        LazyLock::new(|| root().guest(Measurements::of_mrtd(MRTD)).unwrap());
+    static GUEST: LazyLock<DevelopmentGuest> = LazyLock::new(|| root().guest(Measurements::of_mrtd(MRTD)).unwrap());
     &GUEST
 }
 

@@ -71,7 +71,8 @@ fn what_a_config_publishes_and_what_is_declared_enforce_the_same() {
 
 #[test]
 fn what_cannot_be_judged_is_not_enforced() {
-    let enforce = |demand: Demand| TicketValidator::new().require_ticket(demand).enforce(&Resources::new()).unwrap_err();
+    let enforce =
+        |demand: Demand| TicketValidator::new().require_ticket(demand).enforce(&Resources::new()).unwrap_err();
     assert_eq!(enforce(AclRule::Policy(id(1)).into()), Unresolved::Policy(id(1)));
     assert_eq!(enforce(AclRule::Issuer(id(1)).into()), Unresolved::Issuer(id(1)));
     let development = AclRule::Tdx { root: trust_root().id(), mrtd: MRTD };
@@ -128,7 +129,9 @@ fn trees() -> impl Strategy<Value = Demand> {
 /// The same judgement, written down naively.
 fn naive(demand: &Demand, cards: &[Option<Card>; 4], now: u64) -> Option<u64> {
     match demand {
-        Demand::All(all) => all.iter().map(|demand| naive(demand, cards, now)).try_fold(u64::MAX, |m, u| u.map(|u| m.min(u))),
+        Demand::All(all) => {
+            all.iter().map(|demand| naive(demand, cards, now)).try_fold(u64::MAX, |m, u| u.map(|u| m.min(u)))
+        }
         Demand::Any(any) => any.iter().filter_map(|demand| naive(demand, cards, now)).max(),
         Demand::Rule(AclRule::Reputation { organism, floor_ppm }) => {
             let card = cards[usize::from(organism.as_bytes()[0])]?;

@@ -39,11 +39,20 @@ fn the_forms_are_these_bytes() {
 fn charters_tickets_and_rules_are_these() {
     let charter = charter(&[1, 2]);
     let config = coalition("golden", &charter);
-    assert_eq!(charter.to_hex(), "0100000e10028139770ea87d175f56a35466c34c7ecccb8d8a91b4ee37a25df60f5b8fc9b3948a88e3dd7409f195fd52db2d3cba5d72ca6709bf1d94121bf3748801b40f6f5c");
+    assert_eq!(
+        charter.to_hex(),
+        "0100000e10028139770ea87d175f56a35466c34c7ecccb8d8a91b4ee37a25df60f5b8fc9b3948a88e3dd7409f195fd52db2d3cba5d72ca6709bf1d94121bf3748801b40f6f5c"
+    );
     assert_eq!(charter.digest().to_string(), "60be842ceda9ff4b9a286484d70ee60a3b86b024fadfffe6435298aa91945079");
-    assert_eq!(config.ticket_issuer_root().unwrap().to_string(), "345c1c9392194f26ba9d77030fffe5f767c0efb35164d0cf0f7036d8055015ca");
+    assert_eq!(
+        config.ticket_issuer_root().unwrap().to_string(),
+        "345c1c9392194f26ba9d77030fffe5f767c0efb35164d0cf0f7036d8055015ca"
+    );
     let issued = issuer("golden", &[1, 2]).issue(&bearer(), NOW, 600).unwrap();
-    assert_eq!(issued.as_str(), "eyJhbGciOiJFZERTQSIsInR5cCI6IkpXVCJ9.eyJpc3MiOiIzNDVjMWM5MzkyMTk0ZjI2YmE5ZDc3MDMwZmZmZTVmNzY3YzBlZmIzNTE2NGQwY2YwZjcwMzZkODA1NTAxNWNhIiwic3ViIjoiMDMwMzAzMDMwMzAzMDMwMzAzMDMwMzAzMDMwMzAzMDMwMzAzMDMwMzAzMDMwMzAzMDMwMzAzMDMwMzAzMDMwMyIsImF1ZCI6IjAyMDIwMjAyMDIwMjAyMDIwMjAyMDIwMjAyMDIwMjAyMDIwMjAyMDIwMjAyMDIwMjAyMDIwMjAyMDIwMjAyMDIiLCJleHAiOjE4MDAwMDA2MDAsImlhdCI6MTgwMDAwMDAwMCwibmV0IjoiMDEwMTAxMDEwMTAxMDEwMTAxMDEwMTAxMDEwMTAxMDEwMTAxMDEwMTAxMDEwMTAxMDEwMTAxMDEwMTAxMDEwMSJ9.MFFzOF2QoPJ4vA19r_l4M8Alz2aBSU5KvLRNcTEkq746gvpxhWloH3s4OcHkpJxl2-IUuOlBqXZ1o_eFgxGADw");
+    assert_eq!(
+        issued.as_str(),
+        "eyJhbGciOiJFZERTQSIsInR5cCI6IkpXVCJ9.eyJpc3MiOiIzNDVjMWM5MzkyMTk0ZjI2YmE5ZDc3MDMwZmZmZTVmNzY3YzBlZmIzNTE2NGQwY2YwZjcwMzZkODA1NTAxNWNhIiwic3ViIjoiMDMwMzAzMDMwMzAzMDMwMzAzMDMwMzAzMDMwMzAzMDMwMzAzMDMwMzAzMDMwMzAzMDMwMzAzMDMwMzAzMDMwMyIsImF1ZCI6IjAyMDIwMjAyMDIwMjAyMDIwMjAyMDIwMjAyMDIwMjAyMDIwMjAyMDIwMjAyMDIwMjAyMDIwMjAyMDIwMjAyMDIiLCJleHAiOjE4MDAwMDA2MDAsImlhdCI6MTgwMDAwMDAwMCwibmV0IjoiMDEwMTAxMDEwMTAxMDEwMTAxMDEwMTAxMDEwMTAxMDEwMTAxMDEwMTAxMDEwMTAxMDEwMTAxMDEwMTAxMDEwMSJ9.MFFzOF2QoPJ4vA19r_l4M8Alz2aBSU5KvLRNcTEkq746gvpxhWloH3s4OcHkpJxl2-IUuOlBqXZ1o_eFgxGADw"
+    );
     let validator = TicketValidator::new()
         .require_ticket(Tdx::new().require_mrtd(Mrtd([7; 48])))
         .require_ticket(ComputeModule::pin(id(5)))
@@ -53,8 +62,14 @@ fn charters_tickets_and_rules_are_these() {
     assert_eq!(rules[2], "05e2fe8472d41213089ecfc95ad9aaa99b87be88883ae9cbed4607fd05032fc8b2");
     assert_eq!(validator.fingerprint(), AclComposition::new(&validator.acl_rules()).fingerprint());
     assert_eq!(validator.fingerprint().to_string(), "6f90ca7d2b40c8e100145657ee455ab4138fb7d548f292ed689882059f82fc55");
-    assert_eq!(Challenges::new([9; 32]).draw(&bearer(), NOW).value.to_string(), "256616c1e3ff2a7e4d835cedeba219663c9eca5f3cffab2336b5c13d660f6ef8");
-    assert_eq!(hex::encode(TdxTicket::report_data(&bearer(), id(3))), "88330a6a46fd7d0d944eae889be17d06868ef902ae77b881a8e4607eeea139b3b5f01e673ab7439376e42aa8d0d4dc3722fabdbd83106c7a974c24ef56ea92c6");
+    assert_eq!(
+        Challenges::new([9; 32]).draw(&bearer(), NOW).value.to_string(),
+        "256616c1e3ff2a7e4d835cedeba219663c9eca5f3cffab2336b5c13d660f6ef8"
+    );
+    assert_eq!(
+        hex::encode(TdxTicket::report_data(&bearer(), id(3))),
+        "88330a6a46fd7d0d944eae889be17d06868ef902ae77b881a8e4607eeea139b3b5f01e673ab7439376e42aa8d0d4dc3722fabdbd83106c7a974c24ef56ea92c6"
+    );
 }
 
 #[test]
@@ -73,7 +88,10 @@ fn oversized_and_malformed_bytes_are_named() {
     let lying = [1, 1, 1, 0xff, 0xff, 0xff, 0xff];
     let found = u32::MAX as usize;
     assert_eq!(read(&lying), PresentationError::TicketTooLong { kind: 1, found, max: MAX_TDX_BYTES });
-    assert_eq!(read(&vec![1; MAX_PRESENTATION_BYTES + 1]), PresentationError::TooLong { found: MAX_PRESENTATION_BYTES + 1 });
+    assert_eq!(
+        read(&vec![1; MAX_PRESENTATION_BYTES + 1]),
+        PresentationError::TooLong { found: MAX_PRESENTATION_BYTES + 1 }
+    );
     let many = (0..=MAX_TICKETS).fold(Presentation::empty(), |shown, _| shown.with_tdx(&ticket()).unwrap());
     assert_eq!(many.to_bytes(), Err(PresentationError::TooMany(9)));
     assert!(matches!(TdxTicket::from_bytes(&[1; 41]), Err(TdxTicketError::Truncated)));

@@ -62,7 +62,10 @@ fn an_issuer_nobody_opted_in_to_is_not_recognised() {
     assert_eq!(unknown, Unresolved::Issuer(root));
     let theirs = coalition("theirs", &charter(&[1]));
     let resources = Resources::new().with_issuer(&theirs, charter(&[1])).unwrap();
-    assert_eq!(TicketValidator::new().recognise_issuer(root).enforce(&resources).unwrap_err(), Unresolved::Issuer(root));
+    assert_eq!(
+        TicketValidator::new().recognise_issuer(root).enforce(&resources).unwrap_err(),
+        Unresolved::Issuer(root)
+    );
     // A charter counts only where the config names it.
     let other = Resources::new().with_issuer(&config, charter(&[2])).err().unwrap();
     assert!(matches!(other, CharterError::Other { .. }), "{other}");

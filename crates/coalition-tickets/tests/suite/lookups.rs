@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use coalition::tickets::AclRule;
 use coalition::{
-    AclComposition, CommitteeContent, ContentParams, EvidencePointer, ModuleConfig, ModuleKind, PublishedConfig, Roster, RosterMember, UniqueId,
+    AclComposition, CommitteeContent, ContentParams, EvidencePointer, ModuleConfig, ModuleKind, PublishedConfig,
+    Roster, RosterMember, UniqueId,
 };
 use coalition_tickets::sources::{Card, Ledger, Settlement};
 use coalition_tickets::{

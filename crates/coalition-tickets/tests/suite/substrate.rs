@@ -69,8 +69,7 @@ fn attested(bearer: &Bearer, nonce: Nonce) -> Presentation {
 async fn a_peer_is_dropped_when_its_attestation_ends_and_comes_back_with_a_fresh_one() {
     let relay = Relay::start("127.0.0.1:0".parse().unwrap()).await.unwrap();
     let (network, audience) = (UniqueId::random(), id(2));
-    let (server, client, thief) =
-        tokio::join!(node(&relay, network), node(&relay, network), node(&relay, network));
+    let (server, client, thief) = tokio::join!(node(&relay, network), node(&relay, network), node(&relay, network));
     let challenges = Arc::new(Challenges::new([7; 32]));
     let policy = Policy::servers(trust_root()).require_mrtd(MRTD).max_quote_age_s(AGE_S).unwrap();
     let resources = Resources::new()
@@ -94,7 +93,10 @@ async fn a_peer_is_dropped_when_its_attestation_ends_and_comes_back_with_a_fresh
     meet(&server, &thief).await;
     let _stolen = thief.streams().consumer::<u64>().with_stream_id(audience).with_backoff(Steady).build();
     let catalog = server.discovery().catalog();
-    assert!(catalog.get(&thief.local().id()).unwrap().validate_ticket(&validator).is_err(), "a true quote of another peer");
+    assert!(
+        catalog.get(&thief.local().id()).unwrap().validate_ticket(&validator).is_err(),
+        "a true quote of another peer"
+    );
 
     within(producer.when().unsubscribed()).await;
     assert!(now_s() > drawn + AGE_S, "dropped before its time: {} s", now_s() - drawn);
@@ -163,7 +165,8 @@ async fn an_issued_ticket_is_the_substrates_own_jwt_and_ends_there_too() {
     client.discovery().add_ticket(ticket.to_ticket());
     meet(&server, &client).await;
     let key = EdDsa::new(issuer_key(1).verifying_key().to_bytes());
-    let theirs = Jwt::with_key(key).allow_issuer(hex::encode(root.as_bytes())).allow_audience(hex::encode(audience.as_bytes()));
+    let theirs =
+        Jwt::with_key(key).allow_issuer(hex::encode(root.as_bytes())).allow_audience(hex::encode(audience.as_bytes()));
     let entry = server.discovery().catalog().get(&client.local().id()).unwrap().clone();
     assert!(entry.validate_ticket(&theirs).is_ok(), "a plain node of the substrate recognises the issuer, too");
 
