@@ -122,6 +122,12 @@ mod tests {
         SigningKey::from_bytes(&[n; 32])
     }
 
+    /// An error and its causes.
+    fn said(error: &CliError) -> String {
+        let causes = std::iter::successors(std::error::Error::source(error), |error| error.source());
+        causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
+    }
+
     /// A coalition whose market demands these rules, which may name its own issuer's root.
     fn published(charter: &Charter, rules: impl Fn(UniqueId) -> Vec<AclRule>) -> PublishedConfig {
         let public = |n| key(n).verifying_key().to_bytes();
@@ -166,7 +172,7 @@ mod tests {
         let config =
             published(&charter, |root| TicketValidator::new().require_ticket(AclRule::Issuer(root)).acl_rules());
         let unknown = door(&config, &path, None).unwrap_err();
-        assert!(format!("{unknown:?}").contains("charter is not known"), "{unknown:?}");
+        assert!(said(&unknown).contains("charter is not known"), "{unknown:?}");
 
         let text = "charter = \"issuer.charter\"";
         let admission: AdmissionConfig = toml::from_str(text).unwrap();
@@ -187,10 +193,10 @@ mod tests {
             published(&charter, |root| TicketValidator::new().require_ticket(Or::of(either(root))).acl_rules());
         let root = config.ticket_issuer_root().unwrap();
         let refused = door(&config, &path, Some(&admission)).unwrap_err();
-        assert!(format!("{refused:?}").contains("nothing here has that digest"), "{refused:?}");
+        assert!(said(&refused).contains("nothing here has that digest"), "{refused:?}");
         let declared = AdmissionConfig { alternatives: vec![either(root)], ..admission };
         let refused = door(&config, &path, Some(&declared)).unwrap_err();
-        assert!(format!("{refused:?}").contains("charter is not known"), "the other issuer is nobody's: {refused:?}");
+        assert!(said(&refused).contains("charter is not known"), "the other issuer is nobody's: {refused:?}");
         let written = toml::to_string(&declared).unwrap();
         assert_eq!(toml::from_str::<AdmissionConfig>(&written).unwrap(), declared);
     }
@@ -203,6 +209,6 @@ mod tests {
         let config = published(&charter(9), |root| vec![AclRule::Issuer(root)]);
         let admission = AdmissionConfig { charter: Some("other".into()), ..AdmissionConfig::default() };
         let refused = door(&config, &dir.path().join("member.toml"), Some(&admission)).unwrap_err();
-        assert!(format!("{refused:?}").contains("get the charter of this config"), "{refused:?}");
+        assert!(said(&refused).contains("get the charter of this config"), "{refused:?}");
     }
 }

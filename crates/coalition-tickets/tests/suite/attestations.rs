@@ -1,6 +1,6 @@
 //! Attestation tickets: the true one, and every other.
 
-use coalition_attest::dev::CollateralOptions;
+use coalition_attest::dev::{CollateralOptions, GuestOptions};
 use coalition_attest::{DevelopmentRoot, Evidence, Measurements, Nonce, Policy, TrustRoot};
 use coalition_tickets::{Bearer, Door, Presentation, Refused, Resources, Shown, Tdx, TdxTicket, TicketValidator};
 
@@ -99,6 +99,24 @@ fn another_measurement_and_another_tcb_are_refused() {
     let admission = validator().enforce(&resources().with_collateral(std::sync::Arc::new(own))).unwrap();
     // What the door knows itself comes first: the bearer's older, kinder collateral does not count.
     assert!(admission.judge(&bearer(), &attested(&bearer()), NOW).is_err());
+}
+
+#[test]
+fn a_guest_open_to_its_host_and_collateral_of_another_root_are_refused() {
+    let admission = enforced(&validator());
+    let open = root().guest_with(Measurements::of_mrtd(MRTD), GuestOptions::debug()).unwrap();
+    let shown = attested_by(&open, &bearer(), challenges().draw(&bearer(), NOW));
+    assert_eq!(code(admission.judge(&bearer(), &shown, NOW)), "debug");
+
+    let theirs = DevelopmentRoot::generate().unwrap().collateral(NOW).unwrap();
+    let ticket = TdxTicket::quote(guest(), Some(theirs), &bearer(), challenges().draw(&bearer(), NOW)).unwrap();
+    let shown = Presentation::empty().with_tdx(&ticket).unwrap();
+    assert_eq!(code(admission.judge(&bearer(), &shown, NOW)), "collateral_forged");
+    let bare = TdxTicket::quote(guest(), None, &bearer(), challenges().draw(&bearer(), NOW)).unwrap();
+    let shown = Presentation::empty().with_tdx(&bare).unwrap();
+    assert_eq!(code(admission.judge(&bearer(), &shown, NOW)), "collateral_missing");
+    let knowing = validator().enforce(&resources().with_collateral(std::sync::Arc::new(collateral()))).unwrap();
+    assert!(knowing.judge(&bearer(), &shown, NOW).is_ok(), "the door has it itself");
 }
 
 #[test]
