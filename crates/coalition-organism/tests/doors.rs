@@ -11,9 +11,8 @@ use std::{
 
 use coalition::{Mrtd, PublishedConfig, Roster, UniqueId};
 use coalition_attest::{DevelopmentGuest, DevelopmentRoot, Measurements, Policy};
-use coalition_log::{Context, Draft, Entry, Machine, Refusal, SnapshotError};
 use coalition_organism::{Organism, TicketSource, WriteError, random_write_id};
-use coalition_testkit::{Carried, Committee};
+use coalition_testkit::{Carried, Committee, Notes};
 use coalition_tickets::{Bearer, Charter, Issuer, Nonce, Or, Presentation, Resources, Tdx, TdxTicket, TicketValidator};
 use coalition_universe::Node;
 use ed25519_dalek::SigningKey;
@@ -21,37 +20,6 @@ use futures::future::BoxFuture;
 
 const SOON: Duration = Duration::from_secs(60);
 const MRTD: Mrtd = Mrtd([7; 48]);
-
-/// Keeps what it is told, in order.
-#[derive(Default)]
-struct Notes(Vec<Vec<u8>>);
-
-impl Machine for Notes {
-    fn decide(&self, _: &Context, command: &[u8]) -> Result<Vec<Draft>, Refusal> {
-        Ok(vec![Draft::new("note", command.to_vec())])
-    }
-
-    fn round(&self, _: &Context) -> Option<Vec<Draft>> {
-        None
-    }
-
-    fn evolve(&mut self, entry: &Entry) {
-        self.0.push(entry.body.clone());
-    }
-
-    fn wake_at_ms(&self, _: &Context) -> Option<u64> {
-        None
-    }
-
-    fn snapshot(&self) -> Vec<u8> {
-        coalition::codec::encode(&self.0)
-    }
-
-    fn restore(&mut self, snapshot: &[u8]) -> Result<(), SnapshotError> {
-        self.0 = coalition::codec::decode(snapshot, coalition_log::state::MAX_STATE_BYTES)?;
-        Ok(())
-    }
-}
 
 fn now_s() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs()

@@ -122,10 +122,9 @@ mod tests {
         SigningKey::from_bytes(&[n; 32])
     }
 
-    /// An error and its causes.
+    /// Why, from the nearest cause to the deepest.
     fn said(error: &CliError) -> String {
-        let causes = std::iter::successors(std::error::Error::source(error), |error| error.source());
-        causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
+        error.causes().join(": ")
     }
 
     /// A coalition whose market demands these rules, which may name its own issuer's root.

@@ -48,7 +48,7 @@ fn the_snippets_are_access_rules_of_a_config() {
 #[test]
 fn what_a_config_publishes_and_what_is_declared_enforce_the_same() {
     let either = Or::of([Tdx::under(policy())]).or(AclRule::Issuer(id(9)));
-    let declared = TicketValidator::new().require_ticket(either.clone());
+    let declared = TicketValidator::new().require_ticket(either);
     let ours = coalition("ours", &charter(&[1]));
     let either = Or::of([Tdx::under(policy())]).or(AclRule::Issuer(ours.ticket_issuer_root().unwrap()));
     assert_ne!(declared.fingerprint(), TicketValidator::new().require_ticket(either.clone()).fingerprint());

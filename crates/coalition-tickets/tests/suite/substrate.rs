@@ -33,7 +33,7 @@ async fn node(relay: &Relay, network: UniqueId) -> Network {
         .with_addresses(std::collections::BTreeSet::from(["127.0.0.1:0".parse().unwrap()]))
         .with_discovery(mosaik::discovery::Config::builder().no_dht_bootstrap())
         .build();
-    within(building).await.unwrap()
+    Box::pin(within(building)).await.unwrap()
 }
 
 async fn within<T>(future: impl Future<Output = T>) -> T {
