@@ -159,6 +159,14 @@ def attest():
     put("attest_collateral", b"\x00", b"\x00\x00\x00\x30\x41", b"\x01{}", b"\x01b0c06f000000-platform")
 
 
+def tickets():
+    settlement = b"\x03" + struct.pack(">I", 72) + bytes([2] * 32) + struct.pack(">Q", 7) + bytes([3] * 32)
+    attestation = b"\x01" + struct.pack(">I", 46) + b"\x01\x02" + struct.pack(">Q", 1_800_000_000) + bytes(36)
+    put("tickets", b"\x00\x01\x00", b"\x00\x01\x02" + settlement + attestation)
+    put("tickets", *(bytes([which, 0, 0, 0, 0x30, 1]) for which in range(1, 6)))
+    put("tickets", b"\x04\x02\x00\x00\x04head", b"\x06eyJhbGciOiJFZERTQSIsInR5cCI6IkpXVCJ9.e30.AA")
+
+
 def order():
     commands = [b"a", b"bc", b"", bytes(60)]
     header = struct.pack(">Q32sQQI", 7, bytes([9] * 32), 3, 1_700_000_000_000, len(commands))
@@ -224,7 +232,7 @@ def edges():
 def main():
     shutil.rmtree(SEEDS, ignore_errors=True)
     organism(*log())
-    for part in (identity, services, shuffle, attest, order, edges):
+    for part in (identity, services, shuffle, attest, tickets, order, edges):
         part()
     files = [path for path in SEEDS.rglob("*") if path.is_file()]
     print(f"{len(files)} seeds, {sum(path.stat().st_size for path in files)} bytes in {SEEDS.relative_to(ROOT)}")

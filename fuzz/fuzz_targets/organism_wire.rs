@@ -19,7 +19,7 @@ fn round_trip<T: Serialize + DeserializeOwned + PartialEq + std::fmt::Debug>(byt
 
 fuzz_target!(|data: &[u8]| {
     let Some((&which, bytes)) = data.split_first() else { return };
-    match which % 14 {
+    match which % 18 {
         0 => round_trip::<wire::Ordered>(bytes),
         1 => round_trip::<wire::Gossip>(bytes),
         2 => round_trip::<wire::WriteRequest>(bytes),
@@ -33,6 +33,10 @@ fuzz_target!(|data: &[u8]| {
         10 => round_trip::<wire::StateAnswer>(bytes),
         11 => round_trip::<wire::Handovers>(bytes),
         12 => round_trip::<wire::HashesRequest>(bytes),
-        _ => round_trip::<wire::AnchorRequest>(bytes),
+        13 => round_trip::<wire::AnchorRequest>(bytes),
+        14 => round_trip::<wire::ChallengeRequest>(bytes),
+        15 => round_trip::<wire::ChallengeAnswer>(bytes),
+        16 => round_trip::<wire::AdmitRequest>(bytes),
+        _ => round_trip::<wire::AdmitAnswer>(bytes),
     }
 });

@@ -3,6 +3,7 @@
 mod attest;
 mod retire;
 mod successor;
+mod ticket;
 
 use std::path::PathBuf;
 
@@ -13,6 +14,7 @@ pub use self::{
     attest::{AttestCommand, AttestLogArgs, AttestPredictArgs, AttestQuoteArgs, AttestShowArgs, AttestVerifyArgs},
     retire::{RetireArgs, RetireReason, RetireService},
     successor::{SuccessorCommand, SuccessorConfigArgs, SuccessorMoveArgs},
+    ticket::{TicketCharterArgs, TicketCommand, TicketIssueArgs, TicketPeerArgs, TicketShowArgs},
 };
 use crate::values::{CpuMillicores, DiskMib, DurationArg, RamMib};
 use coalition::{Mrtd, RateQ64};
@@ -91,6 +93,9 @@ pub enum Command {
     /// Judge, print or make TDX quotes
     #[command(subcommand)]
     Attest(AttestCommand),
+    /// Issue tickets, and keep those issued to you
+    #[command(subcommand)]
+    Ticket(TicketCommand),
     /// Make or inspect an image
     #[command(subcommand)]
     Image(ImageCommand),

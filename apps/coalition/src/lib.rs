@@ -5,7 +5,7 @@
 //! * [`home`], [`grants`], [`config_file`]: what is on disk.
 //! * [`devnet`]: making a development coalition. [`roles`]: its processes. [`supervise`]: keeping them running.
 //! * [`signals`]: what ends a command early, cleanly.
-//! * [`attestation`]: quotes of workloads, judged and shown.
+//! * [`attestation`]: quotes of workloads, judged and shown. [`tickets`]: what a client shows where it is asked for tickets.
 //! * [`session`], [`view`]: a client's verified look at a running coalition. [`request`], [`image`]: asking for a machine.
 //!
 //! A new command is a variant of [`cli::Command`] and a file below `commands`.
@@ -29,6 +29,7 @@ pub mod session;
 pub mod signals;
 pub mod ssh_client;
 pub mod supervise;
+pub mod tickets;
 pub mod values;
 pub mod view;
 

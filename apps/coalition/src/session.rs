@@ -14,6 +14,7 @@ use crate::{
     error::{CliError, Context, Kind, Result},
     home::Home,
     roles::config::{UniverseConfig, node_error},
+    tickets::{self, Kept},
     view::{self, AlmanacPart, ComputePart},
 };
 
@@ -26,7 +27,7 @@ const GOODBYE: Duration = Duration::from_millis(250);
 /// How long a node may take to start.
 const NODE_START: Duration = Duration::from_secs(20);
 
-/// A connection under an identity made for it.
+/// A connection, normally under an identity made for it.
 pub struct Session {
     /// The coalition's config.
     pub config: PublishedConfig,
@@ -35,10 +36,11 @@ pub struct Session {
     /// The market.
     pub compute: ComputePart,
     almanac: AlmanacPart,
+    tickets: Kept,
 }
 
 impl Session {
-    /// Joins the coalition below `home` under a fresh identity.
+    /// Joins the coalition below `home` under a fresh identity, or as the peer that this home's tickets are issued to.
     ///
     /// # Errors
     /// [`Kind::Unreachable`] when there is none or it does not run.
@@ -53,7 +55,7 @@ impl Session {
         knock(home, &universe.relay).await?;
         let node = Node::start(NodeConfig {
             network_id: universe.network_id(&path)?,
-            key: NodeKey::generate(),
+            key: tickets::existing_key(home)?.unwrap_or_else(NodeKey::generate),
             relay: universe.relay.clone(),
             bind: None,
             bootstrap: universe.peers.values().cloned().collect(),
@@ -62,7 +64,7 @@ impl Session {
         });
         let node = node.await.map_err(node_error)?;
         let (almanac, compute) = (view::almanac(&config)?, view::compute(&config)?);
-        Ok(Self { config, node, compute, almanac })
+        Ok(Self { config, node, compute, almanac, tickets: Kept::of(home) })
     }
 
     /// A handle on the market.
@@ -71,7 +73,8 @@ impl Session {
     /// When the config's roster has unusable keys.
     pub fn market_organism(&self) -> Result<Organism> {
         let organism = Organism::connect(Arc::clone(&self.node), self.compute.id, self.compute.roster.clone());
-        organism.or_input("config_invalid", || "the market's roster cannot be used".into())
+        let organism = organism.or_input("config_invalid", || "the market's roster cannot be used".into())?;
+        Ok(organism.showing(Arc::new(self.tickets.clone())))
     }
 
     /// The market, verified and current as of the call; it goes on following.

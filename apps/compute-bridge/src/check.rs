@@ -13,6 +13,7 @@ use crate::config::{BridgeConfig, Resolved};
 use crate::fleet::chain;
 use crate::market::{LiveMarket, Market};
 use crate::provider::{Attestor, clock};
+use crate::wallet::Wallet;
 use crate::wiring::{BridgeError, Committees, follow, start_node};
 
 /// Wait for the committee's log.
@@ -63,7 +64,7 @@ pub async fn check(config: BridgeConfig, create: bool) -> Result<Vec<Finding>, B
 async fn network(resolved: &Resolved, committees: &Committees, id: ProviderId) -> Vec<Finding> {
     let asked = async {
         let node = start_node(resolved, NodeKey::generate(), None, false).await?;
-        let market = follow(&node, committees, PATIENCE).await;
+        let market = follow(&node, committees, Wallet::default(), PATIENCE).await;
         let found = market.map(|market| (market.card(id).is_some(), clock(&market), market.attestation_rule()));
         node.stop().await;
         found

@@ -27,6 +27,7 @@ pub mod platform;
 pub mod provider;
 pub mod ssh;
 pub mod status;
+pub mod wallet;
 mod wiring;
 
 pub use wiring::{Bridge, BridgeError, run};

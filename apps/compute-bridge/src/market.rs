@@ -54,8 +54,8 @@ pub enum MarketError {
     /// The market's rules say no.
     #[error("the market refused: {0}")]
     Refused(Refusal),
-    /// Not certified in time; the same write may be tried again.
-    #[error("the market did not certify in time")]
+    /// Not certified in time, or not admitted by ticket now; the same write may be tried again.
+    #[error("the market did not certify")]
     Unavailable(#[source] WriteError),
 }
 

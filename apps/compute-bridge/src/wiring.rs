@@ -28,6 +28,7 @@ use crate::market::{LiveMarket, Market};
 use crate::platform::PlatformError;
 use crate::provider::{self, Parts, SourceMaker, Tuning};
 use crate::status::Status;
+use crate::wallet::Wallet;
 
 /// Role under which a coalition references its unseal committee.
 const UNSEAL_ROLE: &str = "unseal";
@@ -182,7 +183,7 @@ impl Bridge {
         let images = images.map_err(BridgeError::Images)?;
 
         let node = start_node(&resolved, resolved.key.clone(), resolved.config.listen, true).await?;
-        let market = follow(&node, &committees, CATCH_UP).await?;
+        let market = follow(&node, &committees, wallet(&resolved), CATCH_UP).await?;
         let unseal = unseal_client(&node, &committees);
         let status = Status::new(id);
         let dashboard = start_dashboard(&resolved, &status, &market, &journal, &fleet).await?;
@@ -322,10 +323,17 @@ pub(crate) async fn start_node(
     Ok(Node::start(config).await?)
 }
 
+/// What the bridge shows where it is asked for tickets.
+fn wallet(resolved: &Resolved) -> Wallet {
+    let files = resolved.config.tickets.iter().map(|file| resolved.config.absolute(file.get_ref()));
+    Wallet { files: files.collect(), platform: resolved.attestor.as_ref().map(|attestor| attestor.platform.clone()) }
+}
+
 /// The coalition's market, folded up to now.
 pub(crate) async fn follow(
     node: &Arc<Node>,
     committees: &Committees,
+    wallet: Wallet,
     patience: Duration,
 ) -> Result<Arc<LiveMarket>, BridgeError> {
     let connect = |id: UniqueId, content: &CommitteeContent| {
@@ -334,6 +342,7 @@ pub(crate) async fn follow(
     };
     let (id, content, params) = &committees.compute;
     let compute = connect(*id, content)?;
+    let compute = if wallet.is_empty() { compute } else { compute.showing(Arc::new(wallet)) };
     let clock = match &committees.almanac {
         Some((id, content, params)) => Some((connect(*id, content)?, *params)),
         None => None,

@@ -4,7 +4,7 @@
 //!   quote must satisfy, with a fingerprint. [`root`]: who vouches; Intel, or a labelled development root.
 //! * [`quote`]: the bytes, parsed strictly. [`collateral`], [`pccs`]: what Intel signs about platforms, and where it
 //!   comes from. [`verify`], [`verdict`], [`cache`]: the judgement, what it says, and remembering it.
-//! * [`evidence`]: a quote and its collateral as they travel together.
+//! * [`evidence`]: a quote and its collateral as they travel together. [`slim`]: a quote where bytes are few.
 //! * [`guest`]: quotes from the hardware this runs on. [`dev`]: quotes from software, under a development root.
 //! * [`predict`]: the registers that a guest will have, and the log of how it came to those it has.
 //! * [`ratls`]: TLS in which both sides show and verify quotes.
@@ -51,6 +51,7 @@ pub mod predict;
 pub mod quote;
 pub mod ratls;
 pub mod root;
+pub mod slim;
 pub mod verdict;
 pub mod verify;
 
@@ -64,5 +65,6 @@ pub use measurement::{Measurements, MrConfigId, MrOwner, MrOwnerConfig, Mrtd, Re
 pub use policy::{BindingRule, PlatformFlag, Policy, PolicyError, TcbStatus};
 pub use quote::{Quote, QuoteError};
 pub use root::{DEVELOPMENT_LABEL, RootError, TrustRoot};
+pub use slim::{MAX_SLIM_BYTES, SlimError};
 pub use verdict::{Guest, Invalid, NotValid, Outcome, Unchecked, Verdict};
 pub use verify::Verifier;

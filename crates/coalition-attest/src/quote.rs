@@ -107,6 +107,7 @@ pub struct Quote {
     kind: ReportKind,
     report_at: usize,
     pck_chain: [Vec<u8>; 3],
+    chain_at: usize,
 }
 
 impl Quote {
@@ -123,12 +124,13 @@ impl Quote {
         let (kind, report_at) = parse_body(&mut reader, version)?;
         let auth_len = reader.u32("signature length")?;
         let auth = reader.take("signature data", auth_len)?;
-        let pck_chain = parse_auth(auth)?;
+        let (pck_chain, chain_bytes) = parse_auth(auth)?;
         let end = input.len() - reader.rest.len();
         if let Some(offset) = reader.rest.iter().position(|b| *b != 0) {
             return Err(QuoteError::Padding { at: end + offset, found: reader.rest[offset] });
         }
-        Ok(Self { bytes: input[..end].to_vec(), version, kind, report_at, pck_chain })
+        let chain_at = end - chain_bytes;
+        Ok(Self { bytes: input[..end].to_vec(), version, kind, report_at, pck_chain, chain_at })
     }
 
     /// Parses what a file or a flag holds: the quote itself, or its hexadecimal form with or without `0x`.
@@ -220,10 +222,12 @@ impl Quote {
     /// # Errors
     /// What is wrong with the platform certificate, in words.
     pub fn collateral_key(&self) -> Result<CollateralKey, String> {
-        let leaf = &self.pck_chain[0];
-        let extension = dcap_qvl::intel::parse_pck_extension(leaf).map_err(|e| format!("{e:#}"))?;
-        let ca = dcap_qvl::intel::pck_ca(leaf).map_err(|e| format!("{e:#}"))?;
-        Ok(CollateralKey { fmspc: extension.fmspc, ca: ca.into() })
+        collateral_key(&self.pck_chain[0])
+    }
+
+    /// Where the text of the certificates starts, which is the last part of a quote.
+    pub(crate) const fn chain_at(&self) -> usize {
+        self.chain_at
     }
 
     /// `N` bytes at an offset of the report; the offsets used lie inside the shortest report, which was parsed.
@@ -278,8 +282,8 @@ fn parse_body(reader: &mut Reader<'_>, version: u16) -> Result<(ReportKind, usiz
     Ok((kind, HEADER_BYTES + 6))
 }
 
-/// Checks the signature data down to its last byte; returns the certificate chain.
-fn parse_auth(auth: &[u8]) -> Result<[Vec<u8>; 3], QuoteError> {
+/// Checks the signature data down to its last byte; returns the certificate chain and the bytes it takes at the end.
+fn parse_auth(auth: &[u8]) -> Result<([Vec<u8>; 3], usize), QuoteError> {
     let mut reader = Reader { rest: auth };
     reader.take("signature", 64)?;
     reader.take("attestation key", 64)?;
@@ -297,7 +301,7 @@ fn parse_auth(auth: &[u8]) -> Result<[Vec<u8>; 3], QuoteError> {
     inner.take("QE authentication data", usize::from(QE_AUTH_BYTES))?;
     let chain = inner.certification("PCK certification data", CERT_PCK_CHAIN, "5 (PCK certificate chain)")?;
     inner.finish("certification data", certification.len())?;
-    parse_chain(chain)
+    Ok((parse_chain(chain)?, chain.len()))
 }
 
 /// Three certificates in the one PEM encoding they can have: 64 columns, one kind of line end, zeros after it.
@@ -306,6 +310,16 @@ fn parse_chain(bytes: &[u8]) -> Result<[Vec<u8>; 3], QuoteError> {
     let text_len = bytes.iter().rposition(|b| *b != 0).map_or(0, |last| last + 1);
     let text = std::str::from_utf8(&bytes[..text_len]).map_err(|_| wrong("it is no text"))?;
     let line_end = if text.contains('\r') { "\r\n" } else { "\n" };
+    let chain: [Vec<u8>; 3] =
+        decode_pem(text)?.try_into().map_err(|_| wrong("it does not hold exactly leaf, CA and root"))?;
+    let expected = encode_chain(&chain, line_end);
+    let canonical = text == expected || text.strip_suffix(line_end) == Some(expected.as_str());
+    if canonical { Ok(chain) } else { Err(wrong("it is not in its canonical PEM form")) }
+}
+
+/// The certificates of a PEM text, DER.
+pub(crate) fn decode_pem(text: &str) -> Result<Vec<Vec<u8>>, QuoteError> {
+    let wrong = QuoteError::Certificates;
     let mut certificates = Vec::with_capacity(3);
     for block in text.split_inclusive(END) {
         let Some(block) = block.trim_start().strip_prefix(BEGIN) else {
@@ -318,11 +332,14 @@ fn parse_chain(bytes: &[u8]) -> Result<[Vec<u8>; 3], QuoteError> {
         let digits: String = body.split_ascii_whitespace().collect();
         certificates.push(STANDARD.decode(digits).map_err(|_| wrong("a certificate is no base64"))?);
     }
-    let chain: [Vec<u8>; 3] =
-        certificates.try_into().map_err(|_| wrong("it does not hold exactly leaf, CA and root"))?;
-    let expected = encode_chain(&chain, line_end);
-    let canonical = text == expected || text.strip_suffix(line_end) == Some(expected.as_str());
-    if canonical { Ok(chain) } else { Err(wrong("it is not in its canonical PEM form")) }
+    Ok(certificates)
+}
+
+/// Which collateral judges quotes of the platform with this certificate, DER.
+pub(crate) fn collateral_key(leaf: &[u8]) -> Result<CollateralKey, String> {
+    let extension = dcap_qvl::intel::parse_pck_extension(leaf).map_err(|e| format!("{e:#}"))?;
+    let ca = dcap_qvl::intel::pck_ca(leaf).map_err(|e| format!("{e:#}"))?;
+    Ok(CollateralKey { fmspc: extension.fmspc, ca: ca.into() })
 }
 
 /// PEM of a chain, without a line end after the last certificate.

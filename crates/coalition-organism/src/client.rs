@@ -21,6 +21,7 @@ use coalition_universe::{CallError, Node, PeerId};
 use tokio::{sync::mpsc, time::Instant};
 
 use crate::{
+    admission::{Admissions, TicketSource},
     error::{ReadError, WriteError},
     outbox::Outbox,
     pruned::Pruned,
@@ -61,6 +62,7 @@ pub(crate) struct Shared {
     known: RwLock<Arc<Known>>,
     preferred: AtomicUsize,
     search: mpsc::Sender<()>,
+    pub(crate) admissions: Admissions,
 }
 
 /// Who the members are, as far as handovers were proven.
@@ -235,10 +237,18 @@ impl Organism {
         // Start at a random member, so that clients spread over the committee.
         let preferred = AtomicUsize::new(rand::random_range(0..roster.members().len()));
         let (search, wanted) = mpsc::channel(1);
-        let shared = Arc::new(Shared { node, id, genesis: roster, known, preferred, search });
+        let admissions = Admissions::default();
+        let shared = Arc::new(Shared { node, id, genesis: roster, known, preferred, search, admissions });
         tokio::spawn(search::run(Arc::downgrade(&shared), wanted));
         let outbox = Outbox::start(Arc::clone(&shared));
         Ok(Self { shared, outbox })
+    }
+
+    /// Has this handle and its clones show tickets where a member asks for them.
+    #[must_use]
+    pub fn showing(self, tickets: Arc<dyn TicketSource>) -> Self {
+        self.shared.admissions.set(tickets);
+        self
     }
 
     /// The organism's id.
@@ -389,15 +399,4 @@ impl Organism {
         let note = SignedCheckpoint::parse(note.as_bytes()).map_err(|error| error.to_string())?;
         self.shared.known().chain.certify(&note).map_err(|error| error.to_string())
     }
-}
-
-/// One call to one member, with the member's position for [`Shared::demote`].
-pub(crate) async fn call_member(
-    shared: &Shared,
-    method: &str,
-    body: Vec<u8>,
-    timeout: Duration,
-) -> (usize, Result<Vec<u8>, CallError>) {
-    let (position, peer) = shared.member();
-    (position, shared.node.call(peer, method, body, timeout).await)
 }

@@ -13,6 +13,12 @@ pub enum WriteError {
     /// The organism has retired: its certified log has its last entry. Nothing was written.
     #[error("the organism has retired ({0})")]
     Retired(Box<Retirement>),
+    /// The organism admits writers by ticket, and more members than may lie did not admit this one. Nothing was written.
+    #[error("not admitted to this organism: {reason}")]
+    NotAdmitted {
+        /// What the last of them said, or why this client has nothing to show.
+        reason: String,
+    },
     /// The predecessor's head could not be had, or cannot be committed.
     #[error("the predecessor's head cannot be named: {reason}")]
     Predecessor {

@@ -16,6 +16,7 @@
 //!
 //! Committed and certified are different words here: an acknowledged write is certified.
 
+mod admission;
 mod beginning;
 mod certifier;
 mod client;
@@ -36,6 +37,7 @@ mod search;
 mod simulation;
 mod wire;
 
+pub use admission::TicketSource;
 pub use client::{Committed, Organism, random_write_id};
 pub use coalition_log::{Contains, Fold, FoldFault, FromState, Persist, SnapshotError, Ticking, entry::WriteId};
 pub use error::{ReadError, WriteError};

@@ -3,14 +3,15 @@
 use std::{sync::Arc, time::Duration};
 
 use coalition_log::entry::WriteId;
-use coalition_universe::CallError;
+use coalition_universe::{CallError, PeerId};
 use tokio::{
     sync::{Semaphore, mpsc, oneshot},
     time::Instant,
 };
 
 use crate::{
-    client::{CALL_TIMEOUT, Committed, Shared, call_member, millis},
+    admission::{Refusals, is_not_admitted, show},
+    client::{CALL_TIMEOUT, Committed, Shared, millis},
     error::WriteError,
     receipt,
     wire::{self, MAX_WRITES, Payload, Write, WriteAnswer, WriteReply, WriteRequest, method},
@@ -101,6 +102,7 @@ fn gather(first: Parcel, waiting: &mut mpsc::Receiver<Parcel>) -> Vec<Parcel> {
 
 /// Sends a batch to member after member until every write is answered or past its deadline.
 async fn deliver(shared: &Shared, mut batch: Vec<Parcel>) {
+    let mut refusals = Refusals::default();
     loop {
         let (late, on_time) = batch.into_iter().partition::<Vec<_>, _>(|parcel| parcel.left().is_zero());
         late.into_iter().for_each(Parcel::expire);
@@ -110,7 +112,20 @@ async fn deliver(shared: &Shared, mut batch: Vec<Parcel>) {
         let wait_ms = u32::try_from(millis(timeout.mul_f32(0.8))).unwrap_or(u32::MAX);
         let writes: Vec<Write> = batch.iter().map(|parcel| parcel.write.clone()).collect();
         let request = WriteRequest { organism: shared.id, writes, epoch: shared.epoch(), wait_ms };
-        let (position, answer) = call_member(shared, method::WRITE, wire::encode(&request), timeout).await;
+        let (asked, (position, member)) = (Instant::now(), shared.member());
+        let answer = shared.node.call(member, method::WRITE, wire::encode(&request), timeout).await;
+        if answer.as_ref().is_err_and(is_not_admitted) {
+            match admitted(shared, member, asked, &mut refusals).await {
+                Ok(()) => continue,
+                Err(Closed { reason, is_final: true }) => return refuse(batch, &reason),
+                Err(Closed { reason, is_final: false }) => {
+                    tracing::debug!(organism = %shared.id, %reason, "not admitted; asking the next member");
+                    batch.iter_mut().for_each(|parcel| parcel.last = Some(reason.clone()));
+                    shared.demote(position);
+                    continue;
+                }
+            }
+        }
         let failure = match read_answers(shared, answer, &request.writes) {
             Ok(answers) => {
                 batch = settle(batch, answers);
@@ -126,6 +141,28 @@ async fn deliver(shared: &Shared, mut batch: Vec<Parcel>) {
         batch.iter_mut().for_each(|parcel| parcel.last = Some(failure.clone()));
         shared.demote(position);
         tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// A door that stays closed.
+struct Closed {
+    reason: String,
+    /// More members than may lie say so.
+    is_final: bool,
+}
+
+/// Shows one member this client's tickets, once for a batch.
+async fn admitted(shared: &Shared, member: PeerId, asked: Instant, refusals: &mut Refusals) -> Result<(), Closed> {
+    let shown = match refusals.may_try(member) {
+        true => show(shared, member, asked).await,
+        false => Err("it admitted this client and refuses its writes".into()),
+    };
+    shown.map_err(|reason| Closed { is_final: refusals.is_final(member, shared), reason })
+}
+
+fn refuse(batch: Vec<Parcel>, reason: &str) {
+    for parcel in batch {
+        let _ = parcel.answer.send(Err(WriteError::NotAdmitted { reason: reason.to_owned() }));
     }
 }
 

@@ -25,6 +25,9 @@ pub(crate) const NO_ANCHOR: &str = "no_anchor";
 /// Code of the refusal of a member that keeps no state a reader could start from.
 pub(crate) const NO_STATE: &str = "no_state";
 
+/// Code of the refusal of a member whose organism admits writers by ticket.
+pub(crate) const NOT_ADMITTED: &str = "not_admitted";
+
 /// Longest time a member holds a long poll, in milliseconds.
 pub(crate) const MAX_WAIT_MS: u32 = 20_000;
 
@@ -38,6 +41,8 @@ pub(crate) mod method {
     pub(crate) const STATE_PART: &str = "organism.state_part";
     pub(crate) const HASHES: &str = "organism.hashes";
     pub(crate) const ANCHOR: &str = "organism.anchor";
+    pub(crate) const CHALLENGE: &str = "organism.challenge";
+    pub(crate) const ADMIT: &str = "organism.admit";
 }
 
 /// A command as the ordering engine carries it.
@@ -281,6 +286,33 @@ pub(crate) struct AnchorRequest {
     pub(crate) time_ms: u64,
 }
 
+/// `organism.challenge`: what the caller has to have quoted for an attestation whose age counts.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ChallengeRequest {
+    pub(crate) organism: UniqueId,
+}
+
+/// Answer to [`ChallengeRequest`]; good at this member, until it starts again.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ChallengeAnswer {
+    pub(crate) value: UniqueId,
+    pub(crate) issued_s: u64,
+}
+
+/// `organism.admit`: a [`coalition_tickets::Presentation`], encoded. Who is admitted may write.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct AdmitRequest {
+    pub(crate) organism: UniqueId,
+    pub(crate) presentation: Vec<u8>,
+}
+
+/// Answer to [`AdmitRequest`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct AdmitAnswer {
+    /// The first second, Unix, at which the caller is no longer admitted; the greatest number when nothing ends.
+    pub(crate) until_s: u64,
+}
+
 /// Bytes that are not the message they should be.
 #[derive(Debug, thiserror::Error)]
 #[error("message of {bytes} bytes is not a {expected}")]
@@ -315,6 +347,21 @@ mod tests {
         assert_eq!(hashes[hashes.len() - 3..], [0xAC, 0x02, 2]);
         assert_eq!(hashes.len(), 35);
         assert_eq!(encode(&AnchorRequest { epoch: 1, time_ms: 300 }), [1, 0xAC, 0x02]);
+    }
+
+    #[test]
+    fn what_is_said_at_a_door_is_pinned() {
+        let organism = UniqueId::from_bytes([0x11; 32]);
+        let id = [&[32], &[0x11; 32][..]].concat();
+        assert_eq!(
+            encode(&ChallengeRequest { organism }),
+            id[id.len() - encode(&ChallengeRequest { organism }).len()..]
+        );
+        let challenge = encode(&ChallengeAnswer { value: organism, issued_s: 300 });
+        assert_eq!(challenge[challenge.len() - 3..], [0x11, 0xAC, 0x02]);
+        let admit = encode(&AdmitRequest { organism, presentation: vec![1, 0] });
+        assert_eq!(admit[admit.len() - 4..], [0x11, 2, 1, 0]);
+        assert_eq!(encode(&AdmitAnswer { until_s: 300 }), [0xAC, 0x02]);
     }
 
     #[test]

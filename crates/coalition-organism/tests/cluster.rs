@@ -99,6 +99,7 @@ fn almanac() -> Carried {
         clock: Some(tick_of),
         state_every: STATE_EVERY,
         predecessor: None,
+        door: None,
     }
 }
 

@@ -25,6 +25,7 @@ use coalition_organism::{
     AddressBook, BatchKeeping, Member, MemberError, MemberKeys, MemberSetup, OrderSetup, Organism, OrganismSetup,
     TickOf,
 };
+use coalition_tickets::{Door, Resources, TicketValidator};
 use coalition_universe::{Node, NodeConfig, NodeKey, PeerAddress, Relay, UNIVERSE};
 use ed25519_dalek::SigningKey;
 
@@ -32,6 +33,15 @@ pub use notes::Notes;
 
 /// Makes an organism's machine for a committee with this roster.
 pub type MakeMachine = Box<dyn Fn(&Roster) -> Box<dyn Machine> + Send + Sync>;
+
+/// Makes a member's door to the organism with this id.
+pub type MakeDoor = Box<dyn Fn(UniqueId) -> Door + Send + Sync>;
+
+/// The network test committees are on.
+#[must_use]
+pub fn network() -> UniqueId {
+    UNIVERSE.derive("testkit")
+}
 
 /// What a committee carries: a function that makes each organism's machine anew, as every member and every restart needs.
 pub struct Carried {
@@ -47,6 +57,8 @@ pub struct Carried {
     pub state_every: u64,
     /// See [`OrganismSetup::predecessor`].
     pub predecessor: Option<UniqueId>,
+    /// See [`OrganismSetup::door`]; made for each member anew.
+    pub door: Option<MakeDoor>,
 }
 
 impl Carried {
@@ -60,7 +72,19 @@ impl Carried {
             clock: None,
             state_every: STATE_EVERY,
             predecessor: None,
+            door: None,
         }
+    }
+
+    /// The same with a door: what it demands, and what members know to judge it.
+    #[must_use]
+    pub fn with_door(mut self, validator: TicketValidator, resources: Resources) -> Self {
+        let door = move |id: UniqueId| {
+            let secret = *NodeKey::generate().expose();
+            Door::new((network(), id), &validator, resources.clone(), secret).expect("an enforceable door")
+        };
+        self.door = Some(Box::new(door));
+        self
     }
 
     /// The same with a certified state every so many entries.
@@ -235,6 +259,7 @@ impl Committee {
             clock: carried.clock,
             state_every: carried.state_every,
             predecessor: carried.predecessor,
+            door: carried.door.as_ref().map(|door| Arc::new(door(carried.id))),
         });
         MemberSetup {
             roster: self.roster.clone(),
@@ -337,7 +362,7 @@ impl Committee {
     /// A node with this key at the committee's relay.
     pub async fn node(&self, key: NodeKey) -> Arc<Node> {
         let config = NodeConfig {
-            network_id: UNIVERSE.derive("testkit"),
+            network_id: network(),
             key,
             relay: self.relay.url(),
             bind: None,

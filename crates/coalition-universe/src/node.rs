@@ -123,6 +123,7 @@ pub trait Service: Send + Sync + 'static {
 
 /// A running peer. Dropping it closes its connections.
 pub struct Node {
+    network_id: UniqueId,
     endpoint: Endpoint,
     relay: String,
     addresses: Mutex<BTreeMap<PeerId, PeerAddress>>,
@@ -167,13 +168,28 @@ impl Node {
         }
         let accepting = tokio::spawn(server::accept(endpoint.clone(), Arc::clone(&answers)));
         let addresses = Mutex::new(config.bootstrap.into_iter().map(|address| (address.peer, address)).collect());
-        Ok(Arc::new(Self { endpoint, relay: relay_url, addresses, connections, answers, accepting, presence }))
+        Ok(Arc::new(Self {
+            network_id: config.network_id,
+            endpoint,
+            relay: relay_url,
+            addresses,
+            connections,
+            answers,
+            accepting,
+            presence,
+        }))
     }
 
     /// This node's identity.
     #[must_use]
     pub fn peer_id(&self) -> PeerId {
         PeerId::from_mosaik(&self.endpoint.id())
+    }
+
+    /// The universe this node is on.
+    #[must_use]
+    pub const fn network_id(&self) -> UniqueId {
+        self.network_id
     }
 
     /// Where this node can be reached: its sockets, and the relay even while it is still connecting to it.

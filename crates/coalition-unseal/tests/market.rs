@@ -2,24 +2,29 @@
 //! opens although a member is down, and a receipt that only the requester reads.
 #![allow(missing_docs, clippy::unwrap_used)]
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
-use coalition::{AlmanacTick, ProviderId, RateQ64, RequestId, Roster, UniqueId};
+use coalition::{AlmanacTick, ProviderId, PublishedConfig, RateQ64, RequestId, Roster, UniqueId};
 use coalition_almanac::{AlmanacMachine, AlmanacParams, AlmanacTickBody, Observers, TICK_KIND};
 use coalition_compute::{
     Capabilities, Command, ComputeGrant, ComputeMachine, ComputeParams, ComputeRequest, DeclaredRates, MarketView,
     Offer, PostCard, ProviderCard, Region, Signed, anonymous_requester, request_id,
 };
 use coalition_log::{Entry, Machine, state::STATE_EVERY};
-use coalition_organism::{Follower, Organism, random_write_id};
+use coalition_organism::{Follower, Organism, TicketSource, WriteError, random_write_id};
 use coalition_shuffle::{
     CellScope, DealerOutput, Member, MemberLimits, PendingRequest, Posture, RotatingPeer, SshAccessReceipt, SshHostKey,
     WorkloadSpec,
 };
 use coalition_testkit::{Carried, Committee};
+use coalition_tickets::{Bearer, Charter, Issuer, Nonce, Presentation, Resources, TicketValidator};
 use coalition_universe::{Node, NodeKey};
 use coalition_unseal::{CellStoreError, ShuffleClient, ShuffleError, UnsealMember};
 use ed25519_dalek::SigningKey;
+use futures::future::BoxFuture;
 use rand_core::OsRng;
 
 const SOON: Duration = Duration::from_secs(20);
@@ -40,6 +45,14 @@ fn tick_of(entry: &Entry) -> Option<u64> {
 }
 
 async fn committee() -> Committee {
+    committee_of(compute()).await
+}
+
+fn compute() -> Carried {
+    Carried::new("compute", || ComputeMachine::new(compute_id(), ComputeParams::standard(CADENCE_MS)).unwrap())
+}
+
+async fn committee_of(compute: Carried) -> Committee {
     let id = UniqueId::hash(b"almanac");
     let almanac = move |roster: &Roster| {
         let keys = roster.members().iter().map(|member| member.checkpoint_key).collect();
@@ -53,9 +66,9 @@ async fn committee() -> Committee {
         clock: Some(tick_of),
         state_every: STATE_EVERY,
         predecessor: None,
+        door: None,
     };
-    let compute = || ComputeMachine::new(compute_id(), ComputeParams::standard(CADENCE_MS)).unwrap();
-    Committee::start(4, vec![almanac, Carried::new("compute", compute)]).await
+    Committee::start(4, vec![almanac, compute]).await
 }
 
 fn market() -> MarketView {
@@ -329,5 +342,44 @@ async fn a_cell_accepted_before_every_member_crashed_is_opened_after() {
     let unseal = Unseal::start(&committee, &disks).await;
     assert_eq!(open(&unseal).await.workload.image_hash, grant.image_hash);
     drop((provider, requester));
+    committee.stop().await;
+}
+
+/// Has a ticket issued whenever one is asked for.
+struct Issued(Issuer);
+
+impl TicketSource for Issued {
+    fn present(&self, bearer: Bearer, _: Nonce) -> BoxFuture<'static, Result<Presentation, String>> {
+        let now_s = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+        let ticket = self.0.issue(&bearer, now_s, 60).map_err(|error| error.to_string());
+        Box::pin(async move { Ok(Presentation::empty().with_issued(ticket?)) })
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_market_with_access_rules_takes_the_cards_of_ticket_holders_alone() {
+    let key = SigningKey::from_bytes(&[5; 32]);
+    let charter = Charter::new(60, vec![key.verifying_key().to_bytes()]).unwrap();
+    let config = PublishedConfig::builder("ours").ticket_issuer("issuer", vec![charter.rule()]).build().unwrap();
+    let validator = TicketValidator::new().recognise_issuer(config.ticket_issuer_root().unwrap());
+    let resources = Resources::new().with_issuer(&config, charter.clone()).unwrap();
+    let committee = committee_of(compute().with_door(validator, resources)).await;
+
+    let provider = SigningKey::from_bytes(&[42; 32]);
+    let node = committee.client_with(NodeKey::from_bytes([42; 32])).await;
+    let compute = committee.organism(&node, "compute");
+    let post = PostCard { sequence: 1, card: card(&provider, AlmanacTick(0)) };
+    let register = Command::RegisterCard(Signed::sign(post, &provider, &compute_id()).unwrap());
+    let refused = compute.write(random_write_id(), register.to_bytes(), SOON).await.unwrap_err();
+    assert!(matches!(&refused, WriteError::NotAdmitted { .. }), "{refused}");
+    // Whoever comes without a ticket may look: nothing of the card was ordered.
+    let view = Follower::spawn(compute.clone(), market());
+    view.caught_up(SOON).await.unwrap();
+    assert_eq!(view.read(|market| market.state().providers().len()), 0);
+
+    let issuer = Issuer::of(&config, &charter, key).unwrap();
+    write(&compute.showing(Arc::new(Issued(issuer))), register).await;
+    view.wait_for(SOON, |market| (market.state().providers().len() == 1).then_some(())).await.unwrap();
+    drop(view);
     committee.stop().await;
 }

@@ -92,7 +92,7 @@ pub struct ModuleConfig<'a> {
     pub name: &'a str,
     /// Parameters that affect its state.
     pub content: ContentParams<'a>,
-    /// Who may bond into its committee.
+    /// What whoever bonds with it has to show; for a committee, whoever writes to it.
     pub acl: AclComposition<'a>,
 }
 

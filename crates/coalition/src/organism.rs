@@ -128,7 +128,7 @@ pub struct OrganismConfig<'a> {
     pub organisms: &'a [OrganismRef<'a>],
     /// Parameters that affect its state.
     pub content: ContentParams<'a>,
-    /// Who may bond into its committee.
+    /// What whoever bonds with it has to show; for a committee, whoever writes to it.
     pub acl: AclComposition<'a>,
 }
 

@@ -105,7 +105,7 @@ pub struct PublishedOrganism {
     pub name: String,
     /// Canonical preimage of its content; for a committee, [`CommitteeContent::to_bytes`].
     pub content: Vec<u8>,
-    /// Who may bond into its committee. Empty: anyone.
+    /// What whoever bonds with it has to show; for a committee, whoever writes to it. Empty: anyone may.
     pub acl: Vec<AclRule>,
     /// Lattices it spans. Always empty for a module.
     pub lattices: Vec<PublishedLattice>,

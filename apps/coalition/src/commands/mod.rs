@@ -16,6 +16,7 @@ pub mod retire;
 pub mod ssh;
 pub mod status;
 pub mod successor;
+pub mod ticket;
 pub mod up;
 pub mod verify;
 
@@ -44,6 +45,7 @@ pub fn dispatch(cli: &Cli, output: &Output) -> Result<()> {
         Command::Grants(_) => grants::run(&home()?, output),
         Command::Verify(args) => asynchronously(Box::pin(verify::run(&home()?, args, output))),
         Command::Attest(command) => attest::run(command, output),
+        Command::Ticket(command) => ticket::run(home, command, output),
         Command::Image(command) => image::run(command, output),
         Command::Id(args) => id::run(&home()?, args, output),
         Command::Status(_) => asynchronously(Box::pin(status::run(&home()?, output))),

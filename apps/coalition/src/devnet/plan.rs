@@ -189,6 +189,7 @@ impl Plan<'_> {
             peers: self.member_peers(),
             network: self.network(name, ports.member_nodes[index]),
             predecessor: None,
+            admission: None,
         }
     }
 

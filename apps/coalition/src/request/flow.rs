@@ -448,6 +448,8 @@ pub(crate) async fn write(market: &Organism, command: &Command) -> Result<Commit
     market.write(random_write_id(), command.to_bytes(), WRITE_WAIT).await.map_err(|error| match error {
         WriteError::Refused(refusal) => CliError::new(Kind::Refused, refusal.code, refusal.message),
         WriteError::Retired(retirement) => retired(&retirement),
+        error @ WriteError::NotAdmitted { .. } => CliError::new(Kind::Refused, "not_admitted", error.to_string())
+            .hint("this market admits by ticket: `coalition ticket peer` prints the peer to have one issued to"),
         other => CliError::new(Kind::TimedOut, "not_certified", "the committee did not certify it").because(other),
     })
 }

@@ -12,6 +12,7 @@ use coalition_organism::BatchKeeping;
 use coalition_universe::{NodeError, NodeKey, PeerAddress};
 use serde::{Deserialize, Serialize};
 
+use super::admission::AdmissionConfig;
 use crate::{
     config_file::{self, relative_to},
     error::{CliError, Context, Kind, Result},
@@ -101,6 +102,9 @@ pub struct MemberConfig {
     /// The coalition whose services these succeed, if the published config says so: the logs begin with the heads of those.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub predecessor: Option<PredecessorConfig>,
+    /// What the access rules of the published config stand for, where it has any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub admission: Option<AdmissionConfig>,
 }
 
 /// Where to read the heads that the logs begin with.

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use coalition::{PublishedConfig, Roster, UniqueId};
+use coalition::{ModuleKind, PublishedConfig, Roster, UniqueId};
 use coalition_almanac::{AlmanacCommand, AlmanacMachine, AlmanacTickBody, Observation, Observers, TICK_KIND};
 use coalition_compute::ComputeMachine;
 use coalition_log::{Entry, state::STATE_EVERY};
@@ -18,8 +18,10 @@ use ed25519_dalek::SigningKey;
 use serde_json::json;
 
 use super::{
-    Running, beginning,
-    config::{MemberConfig, load_key, node_error, place_in},
+    Running,
+    admission::Doors,
+    beginning,
+    config::{MemberConfig, load_key, node_error, parse_id, place_in},
 };
 use crate::{
     config_file::{self, relative_to},
@@ -37,6 +39,13 @@ pub(super) async fn start(path: &Path) -> Result<Running> {
     let config: MemberConfig = config_file::load(path)?;
     let published = config.network.published(path)?;
     let carried = Carried::from(&published, &config)?;
+    let doors = Doors {
+        published: &published,
+        compute: &carried.compute,
+        network: parse_id("network_id", path, &config.network.network_id)?,
+        path,
+        admission: config.admission.as_ref(),
+    };
     let checkpoint = load_key(&relative_to(path, &config.checkpoint_key))?;
     let consensus = load_key(&relative_to(path, &config.consensus_key))?;
     let clock_key = SigningKey::from_bytes(checkpoint.expose());
@@ -58,7 +67,7 @@ pub(super) async fn start(path: &Path) -> Result<Running> {
             heartbeat_ms: config.heartbeat_ms,
         },
         data_dir,
-        organisms: carried.organisms()?,
+        organisms: carried.organisms(&doors)?,
         retain_entries: config.retain_entries,
         batches: config.batches(),
     };
@@ -155,7 +164,7 @@ impl Carried {
         Err(CliError::input("wrong_key", message).hint("point `node_key` to that member's key file"))
     }
 
-    fn organisms(&self) -> Result<Vec<OrganismSetup>> {
+    fn organisms(&self, doors: &Doors<'_>) -> Result<Vec<OrganismSetup>> {
         let keys = self.compute.roster.members().iter().map(|member| member.checkpoint_key).collect();
         let clock = AlmanacMachine::new(self.almanac.params, self.almanac.id, Observers::Keys(keys));
         let market = ComputeMachine::new(self.compute.id, self.compute.params.clone())
@@ -167,6 +176,7 @@ impl Carried {
             clock: Some(tick_of),
             state_every: STATE_EVERY,
             predecessor: self.almanac.predecessor,
+            door: doors.of(ModuleKind::Almanac)?,
         };
         let compute = OrganismSetup {
             id: self.compute.id,
@@ -175,6 +185,7 @@ impl Carried {
             clock: None,
             state_every: STATE_EVERY,
             predecessor: self.compute.predecessor,
+            door: doors.of(ModuleKind::Compute)?,
         };
         Ok(vec![almanac, compute])
     }

@@ -4,6 +4,7 @@
 //! when it cannot go on; one that is supervised then prints `{"failed": …}` as well, for a disk that takes no log any more. On SIGHUP it ends at once, as in a crash: a bridge leaves its grants running for its next start.
 //! `coalition up` starts these same processes; when it dies, they get SIGHUP.
 
+pub mod admission;
 mod beginning;
 pub mod bridge;
 pub mod config;

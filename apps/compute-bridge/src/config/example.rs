@@ -19,6 +19,8 @@ bootstrap = []
 key_file = "bridge.key"
 # Journal, image cache and lock. One bridge per directory.
 data_dir = "bridge-data"
+# Tickets issued to that key, where the market admits by ticket; read again whenever they are shown.
+# tickets = ["market.ticket"]
 
 [provider]
 capacity_refresh_sec = 30       # the card is refreshed this often, and at once when capacity changes

@@ -44,6 +44,9 @@ pub struct BridgeConfig {
     pub provider: ProviderConfig,
     /// Machines of the operator's own.
     pub baremetal: Option<Spanned<BareMetalConfig>>,
+    /// Files with tickets issued to this bridge, for markets that admit writers by ticket; read again whenever they are shown.
+    #[serde(default)]
+    pub tickets: Vec<Spanned<PathBuf>>,
     /// How the bridge attests itself; it does not when absent.
     pub attestation: Option<Spanned<AttestationConfig>>,
     /// Regions of AWS.

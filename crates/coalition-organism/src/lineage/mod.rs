@@ -273,6 +273,10 @@ impl Lineage {
             node.suggest(address);
         }
         let organism = Organism::connect(node, next.id, next.content.roster).map_err(|error| unusable(&error))?;
+        let organism = match link.organism.shared().admissions.source() {
+            Some(tickets) => organism.showing(tickets),
+            None => organism,
+        };
         let to = organism.id();
         tracing::info!(%from, %to, coalition = successor.config().instance_name(), "the organism has moved to its successor");
         let next = Link { number: link.number + 1, organism, config: Some(Arc::new(successor.config().clone())) };

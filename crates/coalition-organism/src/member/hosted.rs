@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     sync::{
-        Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
 };
@@ -17,6 +17,7 @@ use coalition_log::{
     state::StateRecord,
     store::{Checked, Reader, Store, StoreError, TILE_WIDTH},
 };
+use coalition_tickets::Door;
 use tokio::sync::{oneshot, watch};
 
 use crate::{
@@ -46,6 +47,8 @@ pub(crate) struct Hosted {
     lies: Complaints,
     /// Entries kept at least; `None` keeps all.
     retain: Option<u64>,
+    /// Who may write; `None` is everybody.
+    pub(crate) door: Option<Arc<Door>>,
 }
 
 /// Counts what other members do wrong. Told are the first, second, fourth, eighth…: a liar must not fill the disk with
@@ -87,7 +90,12 @@ impl Hosted {
             faults: Complaints::default(),
             lies: Complaints::default(),
             retain,
+            door: None,
         }
+    }
+
+    pub(crate) fn with_door(self, door: Option<Arc<Door>>) -> Self {
+        Self { door, ..self }
     }
 
     /// Handovers in the log: the epoch of the entry that comes next.

@@ -1,5 +1,6 @@
 //! A committee member: orders, executes, certifies and serves the organisms its committee carries.
 
+mod admission;
 mod anchor;
 mod catchup;
 mod executor;
@@ -23,6 +24,7 @@ use coalition_log::{
     store::{Store, StoreError, StoreOptions},
 };
 use coalition_order::{OrderError, OrderHandle};
+use coalition_tickets::Door;
 use coalition_universe::{Node, NodeKey, Service};
 use tokio::sync::watch;
 
@@ -51,6 +53,9 @@ pub struct OrganismSetup {
     /// The organism it succeeds, from the published config: nothing is written before that one's head
     /// ([`Organism::succeed`](crate::Organism::succeed)).
     pub predecessor: Option<UniqueId>,
+    /// Who may write to it, where the published config has access rules: peers that show this door what it demands, and the
+    /// members of the roster in force. `None`: everybody. Reading is open to everybody.
+    pub door: Option<Arc<Door>>,
 }
 
 /// A member's two signing keys. The node's key is a third; the roster names all three.
@@ -385,5 +390,5 @@ fn open(
         .with_common_every(common_every)
         .with_predecessor(setup.predecessor);
     resume::resume(&setup.name, &mut execution, &store)?;
-    Ok(Hosted::new(setup.id, setup.name, execution, store, retain))
+    Ok(Hosted::new(setup.id, setup.name, execution, store, retain).with_door(setup.door))
 }

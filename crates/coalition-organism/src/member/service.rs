@@ -22,15 +22,15 @@ use tokio::{
 use crate::{
     execution::{Outcome, pointers},
     member::{
-        Standing, anchor,
+        Standing, admission, anchor,
         hosted::{Hosted, lock},
     },
     pruned::Pruned,
     receipt,
     wire::{
-        self, EvidenceRequest, FollowAnswer, FollowRequest, HashesRequest, HeadAnswer, HeadRequest, MAX_COMMAND_BYTES,
-        MAX_RANGE_BYTES, MAX_TILES, MAX_WAIT_MS, MAX_WRITES, Malformed, NO_STATE, Ordered, StateAnswer,
-        StatePartRequest, StateRequest, Write, WriteAnswer, WriteRequest, method,
+        self, AdmitRequest, ChallengeRequest, EvidenceRequest, FollowAnswer, FollowRequest, HashesRequest, HeadAnswer,
+        HeadRequest, MAX_COMMAND_BYTES, MAX_RANGE_BYTES, MAX_TILES, MAX_WAIT_MS, MAX_WRITES, Malformed, NO_STATE,
+        Ordered, StateAnswer, StatePartRequest, StateRequest, Write, WriteAnswer, WriteRequest, method,
     },
 };
 
@@ -57,7 +57,15 @@ impl Service for OrganismService {
         };
         Box::pin(async move {
             match method.as_str() {
-                method::WRITE => call.write(read(&body)?).await,
+                method::WRITE => call.write(caller, read(&body)?).await,
+                method::CHALLENGE => {
+                    let request: ChallengeRequest = read(&body)?;
+                    admission::challenge(call.organism(request.organism)?, caller)
+                }
+                method::ADMIT => {
+                    let request: AdmitRequest = read(&body)?;
+                    admission::admit(call.organism(request.organism)?, caller, &request.presentation)
+                }
                 method::FOLLOW => call.follow(read(&body)?).await,
                 method::HEAD => call.head(read(&body)?).await,
                 method::EVIDENCE => call.evidence(&read(&body)?),
@@ -87,8 +95,9 @@ impl Call {
         self.organisms.iter().find(|hosted| hosted.id == id).ok_or_else(unknown)
     }
 
-    async fn write(&self, request: WriteRequest) -> Result<Vec<u8>, Fault> {
+    async fn write(&self, caller: PeerId, request: WriteRequest) -> Result<Vec<u8>, Fault> {
         let organism = self.organism(request.organism)?;
+        admission::check_writer(organism, caller, &request.writes)?;
         let until = until(request.wait_ms);
         if request.writes.len() > MAX_WRITES {
             let message = format!("{} writes in one request, at most {MAX_WRITES} are taken", request.writes.len());

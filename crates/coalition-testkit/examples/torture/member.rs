@@ -106,6 +106,7 @@ async fn run(arguments: Arguments) -> Result<(), String> {
     let roster = roster(genesis);
     let organism = OrganismSetup {
         predecessor: None,
+        door: None,
         id: UniqueId::from_bytes(ORGANISM),
         name: "register".into(),
         machine: Box::<Register>::default(),

@@ -1,0 +1,178 @@
+//! Two and three real nodes of the substrate on loopback: who is let in, and who is dropped when a ticket ends.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use coalition::UniqueId;
+use coalition_attest::{Nonce, Policy};
+use coalition_tickets::{
+    Bearer, Challenges, Issuer, Presentation, Resources, SubstrateValidator, Tdx, TdxTicket, TicketValidator,
+};
+use coalition_universe::Relay;
+use futures::{SinkExt as _, StreamExt as _};
+use iroh::{RelayConfig, RelayMap, RelayMode};
+use mosaik::Network;
+use mosaik::streams::Producer;
+use mosaik::streams::backoff::backoff::Backoff;
+use mosaik::tickets::{ChronoDuration, EdDsa, EdDsaSigningKey, Expiration, Jwt, JwtTicketBuilder};
+
+use crate::common::{MRTD, charter, coalition, guest, id, issuer_key, root, trust_root};
+
+const WAIT: Duration = Duration::from_secs(60);
+/// How long a quote counts at the door under test.
+const AGE_S: u64 = 6;
+
+fn now_s() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs()
+}
+
+async fn node(relay: &Relay, network: UniqueId) -> Network {
+    let mode = RelayMode::Custom(RelayMap::from(RelayConfig::new(relay.url().parse().unwrap(), None)));
+    let building = Network::builder(network)
+        .with_relay_mode(mode)
+        .with_addresses(std::collections::BTreeSet::from(["127.0.0.1:0".parse().unwrap()]))
+        .with_discovery(mosaik::discovery::Config::builder().no_dht_bootstrap())
+        .build();
+    Box::pin(within(building)).await.unwrap()
+}
+
+async fn within<T>(future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(WAIT, future).await.expect("in time")
+}
+
+/// How long a consumer waits between attempts: always as long.
+#[derive(Clone)]
+struct Steady;
+
+impl Backoff for Steady {
+    fn next_backoff(&mut self) -> Option<Duration> {
+        Some(Duration::from_millis(100))
+    }
+}
+
+async fn meet(one: &Network, other: &Network) {
+    within(one.discovery().sync_with(other.local().addr())).await.unwrap();
+    within(other.discovery().sync_with(one.local().addr())).await.unwrap();
+}
+
+fn bearer(network: UniqueId, audience: UniqueId, node: &Network) -> Bearer {
+    Bearer { network, audience, peer: *node.local().id().as_bytes() }
+}
+
+/// An attestation in the slim form, as it stands in a discovery entry.
+fn attested(bearer: &Bearer, nonce: Nonce) -> Presentation {
+    let ticket = TdxTicket::quote_slim(guest(), bearer, nonce).unwrap();
+    Presentation::empty().with_tdx(&ticket).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_peer_is_dropped_when_its_attestation_ends_and_comes_back_with_a_fresh_one() {
+    let relay = Relay::start("127.0.0.1:0".parse().unwrap()).await.unwrap();
+    let (network, audience) = (UniqueId::random(), id(2));
+    let (server, client, thief) = tokio::join!(node(&relay, network), node(&relay, network), node(&relay, network));
+    let challenges = Arc::new(Challenges::new([7; 32]));
+    let policy = Policy::servers(trust_root()).require_mrtd(MRTD).max_quote_age_s(AGE_S).unwrap();
+    let resources = Resources::new()
+        .with_nonces(Arc::clone(&challenges) as _)
+        .with_collateral(Arc::new(root().collateral(now_s()).unwrap()));
+    let admission = TicketValidator::new().require_ticket(Tdx::under(policy)).enforce(&resources).unwrap();
+    let validator = SubstrateValidator::new(network, audience, Arc::new(admission));
+    let producer =
+        server.streams().producer::<u64>().with_stream_id(audience).require_ticket(validator.clone()).build().unwrap();
+
+    let own = bearer(network, audience, &client);
+    let fresh = |now| attested(&own, challenges.draw(&own, now));
+    let mut consumer = client.streams().consumer::<u64>().with_stream_id(audience).with_backoff(Steady).build();
+    let drawn = enter(&server, &producer, &client, fresh).await;
+    within(producer.clone().send(41)).await.unwrap();
+    assert_eq!(within(consumer.next()).await, Some(41));
+
+    // The thief shows the client's own ticket, which is true and holds.
+    let shown = attested(&own, challenges.draw(&own, now_s()));
+    thief.discovery().add_ticket(shown.to_ticket().unwrap());
+    meet(&server, &thief).await;
+    let _stolen = thief.streams().consumer::<u64>().with_stream_id(audience).with_backoff(Steady).build();
+    let catalog = server.discovery().catalog();
+    assert!(
+        catalog.get(&thief.local().id()).unwrap().validate_ticket(&validator).is_err(),
+        "a true quote of another peer"
+    );
+
+    within(producer.when().unsubscribed()).await;
+    assert!(now_s() > drawn + AGE_S, "dropped before its time: {} s", now_s() - drawn);
+    assert_eq!(producer.consumers().count(), 0, "neither the client nor the thief");
+
+    enter(&server, &producer, &client, fresh).await;
+    within(producer.clone().send(42)).await.unwrap();
+    assert_eq!(within(consumer.next()).await, Some(42));
+}
+
+/// Has a client show fresh tickets until one is let in; the substrate takes its time between attempts. Answers when that one was
+/// made.
+async fn enter(
+    server: &Network,
+    producer: &Producer<u64>,
+    client: &Network,
+    fresh: impl Fn(u64) -> Presentation,
+) -> u64 {
+    let entering = async {
+        loop {
+            let made = now_s();
+            client.discovery().replace_ticket(fresh(made).to_ticket().unwrap());
+            meet(server, client).await;
+            let subscribed = producer.when().subscribed();
+            if tokio::time::timeout(Duration::from_secs(AGE_S), subscribed).await.is_ok() {
+                return made;
+            }
+        }
+    };
+    within(entering).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_issued_ticket_is_the_substrates_own_jwt_and_ends_there_too() {
+    let relay = Relay::start("127.0.0.1:0".parse().unwrap()).await.unwrap();
+    let (network, audience) = (UniqueId::random(), id(2));
+    let (server, client) = tokio::join!(node(&relay, network), node(&relay, network));
+    let charter = charter(&[1]);
+    let config = coalition("ours", &charter);
+    let root = config.ticket_issuer_root().unwrap();
+    let issuer = Issuer::of(&config, &charter, issuer_key(1)).unwrap();
+    let (own, now) = (bearer(network, audience, &client), now_s());
+    let ticket = issuer.issue(&own, now, AGE_S).unwrap();
+
+    // The substrate's builder writes the same text, byte for byte.
+    let at = |seconds: u64| {
+        let Expiration::At(epoch) = Expiration::already_expired() else { panic!("a time") };
+        epoch + ChronoDuration::seconds(i64::try_from(seconds).unwrap() - epoch.timestamp())
+    };
+    let built = JwtTicketBuilder::new(EdDsaSigningKey::from_bytes([1; 32]))
+        .issuer(hex::encode(root.as_bytes()))
+        .audience(hex::encode(audience.as_bytes()))
+        .expires_at(Expiration::At(at(now + AGE_S)))
+        .issued_at(at(now))
+        .claim("net", hex::encode(network.as_bytes()))
+        .build(&client.local().id());
+    assert_eq!(String::from_utf8_lossy(built.data()), ticket.as_str());
+
+    let admission = TicketValidator::new()
+        .recognise_issuer(root)
+        .enforce(&Resources::new().with_issuer(&config, charter).unwrap())
+        .unwrap();
+    let validator = SubstrateValidator::new(network, audience, Arc::new(admission));
+    let producer =
+        server.streams().producer::<u64>().with_stream_id(audience).require_ticket(validator).build().unwrap();
+    client.discovery().add_ticket(ticket.to_ticket());
+    meet(&server, &client).await;
+    let key = EdDsa::new(issuer_key(1).verifying_key().to_bytes());
+    let theirs =
+        Jwt::with_key(key).allow_issuer(hex::encode(root.as_bytes())).allow_audience(hex::encode(audience.as_bytes()));
+    let entry = server.discovery().catalog().get(&client.local().id()).unwrap().clone();
+    assert!(entry.validate_ticket(&theirs).is_ok(), "a plain node of the substrate recognises the issuer, too");
+
+    let _consumer = client.streams().consumer::<u64>().with_stream_id(audience).with_backoff(Steady).build();
+    let fresh = |now| Presentation::empty().with_issued(issuer.issue(&own, now, AGE_S).unwrap());
+    let made = enter(&server, &producer, &client, fresh).await;
+    within(producer.when().unsubscribed()).await;
+    assert!(now_s() >= made + AGE_S);
+}
