@@ -18,7 +18,7 @@ use mosaik::tickets::{ChronoDuration, EdDsa, EdDsaSigningKey, Expiration, Jwt, J
 
 use crate::common::{MRTD, charter, coalition, guest, id, issuer_key, root, trust_root};
 
-const WAIT: Duration = Duration::from_secs(60);
+const WAIT: Duration = Duration::from_secs(150);
 /// How long a quote counts at the door under test.
 const AGE_S: u64 = 6;
 
