@@ -3,17 +3,16 @@
 //! ```text
 //! client ──▶ proxy ──▶ moto (a Python package): signatures, permissions, parameters, tags, life of an instance
 //!              │ faults, remembered client tokens, what moto has not: quotas, addresses on loopback
-//!              └──▶ boot: an SSH server on the instance's address, with the host key and login of its user data
+//!              └──▶ coalition-cloud-double: an SSH server on the instance's address, with the host key and login of its user data
 //! ```
 //!
 //! What it proves and what only a real account can is in `README.md` beside this file's crate.
 
-mod boot;
 mod http;
 mod moto;
 mod proxy;
 
-pub use boot::{Boot, Sshd};
+pub use coalition_cloud_double::{Boot, Sshd};
 pub use moto::{Keys, Moto, REGION};
 pub use proxy::{Call, Fault, Proxy};
 

@@ -11,8 +11,8 @@ use axum::extract::{Request, State};
 use axum::response::Response;
 use base64::Engine;
 use bytes::Bytes;
+use coalition_cloud_double::{Boot, next_address};
 
-use crate::boot::Boot;
 use crate::http::{between, client, form};
 
 /// How one call fails.
@@ -220,10 +220,7 @@ async fn run(
 
 fn boot(inner: &Inner, id: &str, params: &BTreeMap<String, String>) {
     let mut addresses = lock(&inner.addresses);
-    let n = u32::try_from(addresses.len()).unwrap_or(u32::MAX) + 1;
-    // 127.77.x.y: nothing else on this machine listens there. The process's number keeps test binaries apart.
-    let [_, _, _, own] = std::process::id().to_be_bytes();
-    let address = Ipv4Addr::from(u32::from(Ipv4Addr::new(127, 77, own, 0)) + n);
+    let address = next_address();
     addresses.insert(id.to_owned(), address);
     drop(addresses);
     let user_data = params.get("UserData").map(String::as_str).unwrap_or_default();

@@ -1,0 +1,18 @@
+//! What a cloud is to a provider of machines.
+//!
+//! ```text
+//! Cloud ── one region of one account: make a host, look at hosts, end them, find what they leave behind
+//!   NewHost, Host, Marks ── what is asked and what is there
+//!   CloudError, ErrorKind ── one taxonomy of failures, by what is to be done about them
+//! ```
+//!
+//! A cloud only obtains hosts; what runs on them is nobody's business here. Everything that is made carries [`Marks`], by
+//! which it is found again. Source: specification chapter 25.
+
+mod api;
+mod error;
+mod host;
+
+pub use api::Cloud;
+pub use error::{CloudError, ErrorKind, one_line};
+pub use host::{Confidential, Ended, Host, HostState, Image, Leftover, Marks, NewHost, Owner, Quota, SizeInfo};
