@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
-use crate::{CloudError, Ended, Host, Image, Leftover, NewHost, Owner, Quota, SizeInfo};
+use crate::{CloudError, Host, HostState, Image, Leftover, NewHost, Owner, Quota, SizeInfo};
 
 /// One region of one account.
 ///
@@ -49,9 +49,9 @@ pub trait Cloud: Send + Sync + 'static {
     /// Every host with these marks, or the one of this instance. May list what is over, and what has just been made late.
     async fn hosts(&self, owner: Owner<'_>, instance: Option<&str>) -> Result<Vec<Host>, CloudError>;
 
-    /// Ends hosts, with all that is deleted with them. A host that does not exist is no failure where the cloud tells which
-    /// of several that is; asked about one alone, [`ErrorKind::NotFound`](crate::ErrorKind::NotFound).
-    async fn end(&self, ids: &[String]) -> Result<Vec<Ended>, CloudError>;
+    /// Ends one host, with all that is deleted with it; answers what it is now. One that is over already is no failure; one
+    /// that the cloud has never heard of is [`ErrorKind::NotFound`](crate::ErrorKind::NotFound).
+    async fn end(&self, id: &str) -> Result<HostState, CloudError>;
 
     /// What hosts with these marks left behind, attached to nothing. Never anything without the marks.
     async fn leftovers(&self, owner: Owner<'_>, instance: Option<&str>) -> Result<Vec<Leftover>, CloudError>;

@@ -106,15 +106,6 @@ pub struct Host {
     pub reason: Option<(crate::ErrorKind, String)>,
 }
 
-/// What became of a host that was to be ended.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Ended {
-    /// Which.
-    pub id: String,
-    /// What it is now.
-    pub state: HostState,
-}
-
 /// Something that a host left behind and that is billed: a disk, an address, a network interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Leftover {

@@ -15,4 +15,4 @@ mod host;
 
 pub use api::Cloud;
 pub use error::{CloudError, ErrorKind, one_line};
-pub use host::{Confidential, Ended, Host, HostState, Image, Leftover, Marks, NewHost, Owner, Quota, SizeInfo};
+pub use host::{Confidential, Host, HostState, Image, Leftover, Marks, NewHost, Owner, Quota, SizeInfo};
