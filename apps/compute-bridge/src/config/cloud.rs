@@ -220,15 +220,14 @@ pub(super) fn ranged(key: &str, value: u64, min: u64, max: u64) -> Option<String
 impl CloudOffer<'_> {
     /// What is wrong with it by itself.
     fn problem(&self) -> Option<String> {
-        self.own_problem
-            .clone()
-            .or_else(|| ranged("max_instances", self.max_instances.into(), 1, 10_000))
+        ranged("max_instances", self.max_instances.into(), 1, 10_000)
             .or_else(|| ranged("root_gib", self.root_gib.into(), 1, 16_000))
             .or_else(|| ranged("ssh_port", self.ssh_port.into(), 1, 65_535))
             .or_else(|| ranged("boot_timeout_sec", self.boot_timeout_sec, 10, 1_800))
             .or_else(|| ranged("poweroff_after_sec", self.poweroff_after_sec, 30, 3_600))
             .or_else(|| ranged("number of sizes", self.sizes.len() as u64, 1, MAX_SIZES as u64))
             .or_else(|| self.sizes.iter().find_map(CloudSize::problem))
+            .or_else(|| self.own_problem.clone())
     }
 }
 

@@ -214,7 +214,7 @@ fn the_examples_cloud_is_a_valid_section_and_its_mistakes_are_named() {
         ("ami-0123456789abcdef0", "debian", "expected ami-"),
         ("\"sg-0123456789abcdef0\"", "", "security_groups has 0 entries"),
         ("subnet-0123456789abcdef0", "subnet-1", "subnets has \"subnet-1\""),
-        ("m6a.large", "m6a large", "expected a name like"),
+        ("m6a.large", "m6a large", "expected the cloud's name of a size"),
         ("confidential =", "sev_snp =", "sev_snp"),
         ("\"sev_snp\"", "\"tdx\"", "EC2 has no Intel TDX"),
         ("m6a.large", "m7i.large", "m6a, c6a and r6a only"),

@@ -261,10 +261,11 @@ async fn machines_that_do_not_come_up_are_typed_failures_and_ended() {
     backend.terminate(&job.name).await.unwrap();
     *cloud.sshd.impostor.lock().unwrap() = None;
     // EC2 itself ends it while it comes up, and says why.
-    let over = |code: &str| {
+    let over = |code: &str, name: &InstanceName| {
+        let tags = format!("<tagSet><item><key>coalition:instance</key><value>{name}</value></item></tagSet>");
         Fault::Answer(format!(
             "<R><reservationSet><item><instancesSet><item><instanceId>i-0123456789abcdef0</instanceId><instanceState>\
-             <name>terminated</name></instanceState><stateReason><code>{code}</code><message>m</message></stateReason>\
+             <name>terminated</name></instanceState><stateReason><code>{code}</code><message>m</message></stateReason>{tags}\
              </item></instancesSet></item></reservationSet></R>"
         ))
     };
@@ -274,8 +275,8 @@ async fn machines_that_do_not_come_up_are_typed_failures_and_ended() {
         ("Server.InternalError", FailureKind::Transient),
     ];
     for (n, (code, kind)) in codes.into_iter().enumerate() {
-        cloud.double.proxy.fail("DescribeInstances", [over(code)]);
         let job = Job::new(&cloud, 10 + u8::try_from(n).unwrap(), b"whatever", 60_000);
+        cloud.double.proxy.fail("DescribeInstances", [over(code, &job.name)]);
         let error = job.run(&backend).await.unwrap_err();
         assert!(error.kind == kind && error.message.contains(code), "{error}");
         backend.terminate(&job.name).await.unwrap();
