@@ -134,13 +134,14 @@ impl ServiceAccountKey {
             let problem = "is too long, or has characters it cannot have";
             if is_good { Ok(value.to_owned()) } else { Err(CredentialsError::Malformed { field, problem }) }
         };
-        let token_uri = printable("token_uri")?;
+        let (email, key_id, token_uri) =
+            (printable("client_email")?, printable("private_key_id")?, printable("token_uri")?);
         if !token_uri.starts_with("https://") && !is_loopback_http(&token_uri) {
             return Err(CredentialsError::Malformed { field: "token_uri", problem: "is not encrypted" });
         }
         let pem = pem.ok_or(CredentialsError::Missing { field: "private_key" })?;
         let signer = Arc::new(read_key(&pem)?);
-        Ok(Self { email: printable("client_email")?, key_id: printable("private_key_id")?, token_uri, signer })
+        Ok(Self { email, key_id, token_uri, signer })
     }
 }
 

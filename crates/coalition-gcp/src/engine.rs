@@ -266,11 +266,17 @@ impl ComputeEngine {
             None => self.delete(&at).await,
         };
         let progress = match looked {
-            // It is being ended already.
-            Err(error) if error.kind() == ErrorKind::Conflict => return Ok(self.instance(&at).await?.is_none()),
+            // It is being ended already: it exists, or did a moment ago.
+            Err(error) if error.kind() == ErrorKind::Conflict => {
+                self.remember_end(id, None);
+                return Ok(self.instance(&at).await?.is_none());
+            }
             // Of what this process ended before, it knows that it existed.
             Err(error) if error.kind() == ErrorKind::NotFound && was_asked => return Ok(true),
-            Err(error) if error.kind() == ErrorKind::NotFound => return self.not_made(id).await?.ok_or(error),
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                let known = self.not_made(id).await?;
+                return if matches!(error, GcpError::Gone { .. }) { Ok(known.unwrap_or(true)) } else { known.ok_or(error) };
+            }
             looked => looked?,
         };
         let (is_over, running) = match progress {
@@ -285,8 +291,12 @@ impl ComputeEngine {
         if is_over {
             lock(&self.making).remove(id);
         }
-        remember(&mut lock(&self.ending), id.to_owned(), (Instant::now(), running), |(asked_at, _)| *asked_at);
+        self.remember_end(id, running);
         Ok(is_over)
+    }
+
+    fn remember_end(&self, id: &str, running: Option<Running>) {
+        remember(&mut lock(&self.ending), id.to_owned(), (Instant::now(), running), |(asked_at, _)| *asked_at);
     }
 
     /// What is not there, and is perhaps still being made for this process: whether it never will be; `None` when there is

@@ -150,6 +150,12 @@ pub enum GcpError {
         /// How long it was waited for.
         waited_s: u64,
     },
+    /// It was asked more than once, and what it is about is not there any more: an earlier try may have done it.
+    #[error("{action}: it is not there any more; an earlier try may have done it")]
+    Gone {
+        /// The call.
+        action: Action,
+    },
     /// Nothing was sent.
     #[error("{action}: {endpoint} cannot be reached, so nothing was asked")]
     Unreachable {
@@ -217,6 +223,7 @@ impl GcpError {
             Self::Unreachable { .. } | Self::Unanswered { .. } | Self::Garbled { .. } | Self::Unconfirmed { .. } => {
                 ErrorKind::Transient
             }
+            Self::Gone { .. } => ErrorKind::NotFound,
             Self::Credentials { .. } => ErrorKind::Auth,
             Self::Token { source, .. } => source.kind(),
             Self::Unaskable { .. } => ErrorKind::Fatal,

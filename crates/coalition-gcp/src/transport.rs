@@ -94,21 +94,24 @@ impl Transport {
 
     /// Repeats where that changes nothing.
     async fn again(&self, ask: &Ask) -> std::result::Result<Vec<u8>, GcpError> {
-        let mut pause = self.pause;
-        for _ in 1..TRIES {
-            let wait = match self.once(ask).await {
-                Err(error)
-                    if ask.action.is_repeatable()
-                        && matches!(error.kind(), ErrorKind::Throttled | ErrorKind::Transient) =>
-                {
-                    error.retry_after().unwrap_or(pause)
-                }
+        let (action, mut pause, mut may_have_acted) = (ask.action, self.pause, false);
+        for tries_left in (0..TRIES).rev() {
+            let error = match self.once(ask).await {
+                Err(error) => error,
                 done => return done,
             };
-            tokio::time::sleep(wait).await;
+            if may_have_acted && error.kind() == ErrorKind::NotFound {
+                return Err(GcpError::Gone { action });
+            }
+            let may_help = matches!(error.kind(), ErrorKind::Throttled | ErrorKind::Transient);
+            if tries_left == 0 || !may_help || !action.is_repeatable() {
+                return Err(error);
+            }
+            may_have_acted |= error.may_have_acted();
+            tokio::time::sleep(error.retry_after().unwrap_or(pause)).await;
             pause *= 2;
         }
-        self.once(ask).await
+        unreachable!("the last try returns")
     }
 
     /// One attempt; a second one with a new token where Google does not know the token any more.
