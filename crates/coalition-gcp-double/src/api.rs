@@ -98,9 +98,12 @@ pub(crate) fn call(
             let all = world.machines.values().map(|one| (one.zone.clone(), one.shown(has_no_addresses)));
             list("instance", all.collect(), query, world.page)
         }
-        "disks.aggregatedList" => {
-            list("disk", world.disks.values().map(|disk| (disk.zone.clone(), disk.shown())).collect(), query, world.page)
-        }
+        "disks.aggregatedList" => list(
+            "disk",
+            world.disks.values().map(|disk| (disk.zone.clone(), disk.shown())).collect(),
+            query,
+            world.page,
+        ),
         "disks.delete" => delete_disk(world, route, fault),
         "images.get" | "images.getFromFamily" => image(route),
         "machineTypes.get" => machine_type(route),
@@ -259,7 +262,13 @@ fn list(
 
 /// The labels that a filter asks for: `(labels.key = "value") AND (labels.other = "value")`.
 fn terms(filter: &str) -> Result<Vec<(String, String)>, Refusal> {
-    let wrong = || refusal(400, "invalid", &format!("Invalid value for field 'filter': '{filter}'. Invalid list filter expression."));
+    let wrong = || {
+        refusal(
+            400,
+            "invalid",
+            &format!("Invalid value for field 'filter': '{filter}'. Invalid list filter expression."),
+        )
+    };
     let parts = filter.split(" AND ").map(str::trim).filter(|part| !part.is_empty());
     let term = |part: &str| {
         let part = part.strip_prefix('(').and_then(|rest| rest.strip_suffix(')')).unwrap_or(part);

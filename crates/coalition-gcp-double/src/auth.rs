@@ -20,8 +20,9 @@ const TOKEN_S: u64 = 3_599;
 /// Longest life of a signed request for a token, and how far clocks may differ, seconds.
 const ASSERTION_S: u64 = 3_600;
 const SKEW_S: u64 = 300;
-const SCOPES: [&str; 2] =
-    ["https://www.googleapis.com/auth/compute", "https://www.googleapis.com/auth/cloud-platform"];
+/// Google's token endpoint.
+const GOOGLE: &str = "https://oauth2.googleapis.com/token";
+const SCOPES: [&str; 2] = ["https://www.googleapis.com/auth/compute", "https://www.googleapis.com/auth/cloud-platform"];
 
 /// The JSON text that Google would give for a key of the service account.
 pub(crate) fn key_file(token_uri: &str, is_stranger: bool) -> String {
@@ -59,7 +60,8 @@ impl Auth {
     pub(crate) fn new(role: &str) -> Self {
         let role: Value = serde_json::from_str(role).expect("a role is JSON");
         let permissions = role["includedPermissions"].as_array().expect("a role has permissions");
-        let permissions = permissions.iter().map(|one| one.as_str().expect("a permission is text").to_owned()).collect();
+        let permissions =
+            permissions.iter().map(|one| one.as_str().expect("a permission is text").to_owned()).collect();
         let packed: String = KEY.lines().filter(|line| !line.starts_with("-----")).collect();
         let der = STANDARD.decode(packed).expect("the key is base64");
         let pair = RsaKeyPair::from_pkcs8(&der).expect("the key is one");
@@ -90,7 +92,8 @@ impl Auth {
             Ok(claims) => claims,
             Err(words) => return no("invalid_grant", words),
         };
-        if claims["aud"].as_str() != Some(token_uri) {
+        // Google's own libraries name this endpoint whatever address they ask.
+        if claims["aud"] != token_uri && claims["aud"] != GOOGLE {
             return no("invalid_grant", "Invalid JWT: Failed audience check");
         }
         if !is_scoped(&claims) {

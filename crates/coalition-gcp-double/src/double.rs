@@ -314,7 +314,8 @@ async fn answer(inner: &Inner, request: Request) -> (String, Response) {
 }
 
 fn nothing(action: &str) -> Value {
-    let kind = if action.starts_with("disks") { "compute#diskAggregatedList" } else { "compute#instanceAggregatedList" };
+    let kind =
+        if action.starts_with("disks") { "compute#diskAggregatedList" } else { "compute#instanceAggregatedList" };
     json!({ "kind": kind, "id": format!("projects/{PROJECT}/aggregated"), "items": {} })
 }
 

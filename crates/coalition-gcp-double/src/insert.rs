@@ -134,7 +134,8 @@ fn look_up(zone: &str, asked: &Value) -> Result<Named, Refusal> {
     let params = &asked["disks"][0]["initializeParams"];
     let source = text(&params["sourceImage"]).strip_prefix("projects/").unwrap_or_default();
     let image = IMAGES.iter().find(|(project, name, family, ..)| {
-        source == format!("{project}/global/images/{name}") || source == format!("{project}/global/images/family/{family}")
+        source == format!("{project}/global/images/{name}")
+            || source == format!("{project}/global/images/family/{family}")
     });
     let field = "resource.disks[0].initializeParams.sourceImage";
     let Some((_, _, _, state, image_gib, features, image_architecture)) = image else {
@@ -274,7 +275,12 @@ mod tests {
     #[test]
     fn uuids_and_names() {
         assert!(is_uuid("0b2e9c3a-1111-8222-8333-444455556666"));
-        for wrong in ["", "00000000-0000-0000-0000-000000000000", "0b2e9c3a111182228333444455556666", "zb2e9c3a-1111-8222-8333-444455556666"] {
+        for wrong in [
+            "",
+            "00000000-0000-0000-0000-000000000000",
+            "0b2e9c3a111182228333444455556666",
+            "zb2e9c3a-1111-8222-8333-444455556666",
+        ] {
             assert!(!is_uuid(wrong), "{wrong}");
         }
         assert!(is_name("c-0123") && !is_name("0c") && !is_name("c_") && !is_name("c-") && !is_name(""));

@@ -123,12 +123,12 @@ fn walk(value: &Value, kind: &Kind, path: &str) -> Result<(), Refusal> {
         (List(kind), Value::Array(items)) => {
             items.iter().enumerate().try_for_each(|(n, item)| walk(item, kind, &format!("{path}[{n}]")))
         }
-        (Object(fields), Value::Object(map)) => map.iter().try_for_each(|(name, value)| {
-            match fields.iter().find(|(known, _)| known == name) {
+        (Object(fields), Value::Object(map)) => {
+            map.iter().try_for_each(|(name, value)| match fields.iter().find(|(known, _)| known == name) {
                 Some((_, kind)) => walk(value, kind, &format!("{path}.{name}")),
                 None => wrong(&format!("Unknown name \"{name}\": Cannot find field.")),
-            }
-        }),
+            })
+        }
         (_, other) => wrong(&format!("{other} is not of its type.")),
     }
 }

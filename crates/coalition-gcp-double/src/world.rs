@@ -23,7 +23,15 @@ pub(crate) const MACHINES: [(&str, u32, u32, &[&str], &str); 5] = [
 ];
 /// Images: project, name, family, state, size in GB, features, architecture.
 pub(crate) const IMAGES: [(&str, &str, &str, &str, u32, &[&str], &str); 4] = [
-    ("double-images", "host-v1", "host", "ACTIVE", 10, &["UEFI_COMPATIBLE", "SEV_SNP_CAPABLE", "TDX_CAPABLE"], "X86_64"),
+    (
+        "double-images",
+        "host-v1",
+        "host",
+        "ACTIVE",
+        10,
+        &["UEFI_COMPATIBLE", "SEV_SNP_CAPABLE", "TDX_CAPABLE"],
+        "X86_64",
+    ),
     ("double-images", "plain-v1", "plain", "ACTIVE", 10, &["UEFI_COMPATIBLE"], "X86_64"),
     ("double-images", "host-v0", "host-old", "OBSOLETE", 10, &["UEFI_COMPATIBLE"], "X86_64"),
     ("double-images", "arm-v1", "arm", "ACTIVE", 10, &["UEFI_COMPATIBLE"], "ARM64"),
@@ -173,7 +181,9 @@ impl World {
     }
 
     fn start(&mut self, at: &(String, String)) {
-        let Some(machine) = self.machines.get_mut(at).filter(|machine| machine.status == "PROVISIONING") else { return };
+        let Some(machine) = self.machines.get_mut(at).filter(|machine| machine.status == "PROVISIONING") else {
+            return;
+        };
         let address = next_address();
         machine.status = "RUNNING";
         machine.address = Some(address);

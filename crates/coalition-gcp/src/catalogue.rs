@@ -55,9 +55,8 @@ pub(crate) fn read_image(id: &str, image: &GoogleImage) -> Result<Image, String>
     let disk_gib = disk_gib.ok_or("it has no size")?;
     let status = image.status.as_ref().ok_or("it has no status")?;
     let state = image.deprecated.as_ref().and_then(|deprecated| deprecated.state.as_ref());
-    let gone = state.filter(|state| {
-        matches!(state, deprecation_status::State::Obsolete | deprecation_status::State::Deleted)
-    });
+    let gone =
+        state.filter(|state| matches!(state, deprecation_status::State::Obsolete | deprecation_status::State::Deleted));
     let unusable = match (status, gone) {
         (image::Status::Ready, None) => None,
         (image::Status::Ready, Some(state)) => state.name(),
@@ -80,7 +79,8 @@ pub(crate) fn read_size(name: &str, machine: &MachineType) -> Result<SizeInfo, S
     if machine.name.as_deref() != Some(name) {
         return Err("it is of another machine type".into());
     }
-    let number = |number: Option<i32>| number.and_then(|number| u32::try_from(number).ok()).filter(|number| *number > 0);
+    let number =
+        |number: Option<i32>| number.and_then(|number| u32::try_from(number).ok()).filter(|number| *number > 0);
     let vcpus = number(machine.guest_cpus).ok_or("it has no CPUs")?;
     let ram_mib = number(machine.memory_mb).ok_or("it has no memory")?;
     Ok(SizeInfo { name: name.to_owned(), vcpus, ram_mib, confidential: confidential(name) })
@@ -142,7 +142,9 @@ mod tests {
         assert_eq!(confidential("c3-standard-4"), [Confidential::Tdx]);
         assert_eq!(confidential("a3-highgpu-1g"), [Confidential::Tdx]);
         assert_eq!(confidential("n2d-highmem-8"), [Confidential::SevSnp]);
-        for none in ["c3-standard-4-lssd", "c3-highmem-4", "n2-standard-2", "e2-medium", "n2d-standard-2x", "c3d-standard-4"] {
+        for none in
+            ["c3-standard-4-lssd", "c3-highmem-4", "n2-standard-2", "e2-medium", "n2d-standard-2x", "c3d-standard-4"]
+        {
             assert!(confidential(none).is_empty(), "{none}");
         }
     }
@@ -155,7 +157,8 @@ mod tests {
         let old = read(r#"{"status":"READY","diskSizeGb":"10","deprecated":{"state":"OBSOLETE"}}"#).unwrap();
         assert_eq!((old.unusable.as_deref(), old.architecture.as_str()), (Some("obsolete"), "x86_64"));
         assert_eq!(read(r#"{"status":"PENDING","diskSizeGb":"10"}"#).unwrap().unusable.as_deref(), Some("pending"));
-        for wrong in ["{}", r#"{"status":"READY"}"#, r#"{"status":"READY","diskSizeGb":"-4"}"#, r#"{"diskSizeGb":"1"}"#] {
+        for wrong in ["{}", r#"{"status":"READY"}"#, r#"{"status":"READY","diskSizeGb":"-4"}"#, r#"{"diskSizeGb":"1"}"#]
+        {
             assert!(read(wrong).is_err(), "{wrong}");
         }
     }

@@ -122,7 +122,10 @@ impl ServiceAccountKey {
             return Err(CredentialsError::NoJson);
         }
         let text = |field: &'static str| {
-            said.get(field).and_then(Value::as_str).filter(|text| !text.is_empty()).ok_or(CredentialsError::Missing { field })
+            said.get(field)
+                .and_then(Value::as_str)
+                .filter(|text| !text.is_empty())
+                .ok_or(CredentialsError::Missing { field })
         };
         let sort = text("type")?;
         if sort != "service_account" {

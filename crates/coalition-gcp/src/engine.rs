@@ -275,7 +275,11 @@ impl ComputeEngine {
             Err(error) if error.kind() == ErrorKind::NotFound && was_asked => return Ok(true),
             Err(error) if error.kind() == ErrorKind::NotFound => {
                 let known = self.not_made(id).await?;
-                return if matches!(error, GcpError::Gone { .. }) { Ok(known.unwrap_or(true)) } else { known.ok_or(error) };
+                return if matches!(error, GcpError::Gone { .. }) {
+                    Ok(known.unwrap_or(true))
+                } else {
+                    known.ok_or(error)
+                };
             }
             looked => looked?,
         };

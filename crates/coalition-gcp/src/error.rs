@@ -377,7 +377,8 @@ mod tests {
         let required = r#"{"error":{"message":"Login Required","errors":[{"reason":"required"}]}}"#;
         assert_eq!(read(Action::GetRegion, 401, required).0, ErrorKind::Auth);
         assert_eq!(read(Action::InsertInstance, 400, required).0, ErrorKind::Fatal);
-        for nonsense in ["<html>bad gateway", "{\"error\":7}", "[]", "", "{\"error\":{\"errors\":[7,{\"reason\":[]}]}}"] {
+        for nonsense in ["<html>bad gateway", "{\"error\":7}", "[]", "", "{\"error\":{\"errors\":[7,{\"reason\":[]}]}}"]
+        {
             let error = read_refusal(Action::InsertInstance, 502, None, nonsense.as_bytes());
             assert_eq!((error.kind(), error.may_have_acted()), (ErrorKind::Transient, true), "{nonsense}");
         }

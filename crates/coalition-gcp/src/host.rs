@@ -235,7 +235,10 @@ mod tests {
         made = made.set_status(google_cloud_compute_v1::model::instance::Status::Running);
         let owner = Owner { bridge: &marks.bridge, offer: "gcp" };
         let host = read("us-east1", owner, &made).unwrap().unwrap();
-        assert_eq!((host.id.as_str(), host.state), ("us-east1-b/c-0123456789abcdef0123456789abcdef", HostState::Running));
+        assert_eq!(
+            (host.id.as_str(), host.state),
+            ("us-east1-b/c-0123456789abcdef0123456789abcdef", HostState::Running)
+        );
         assert_eq!((host.size.as_str(), host.instance.as_str()), ("n2d-standard-2", marks.instance.as_str()));
         let other = format!("{}00", "ab".repeat(31));
         for stranger in [Owner { bridge: &other, ..owner }, Owner { offer: "gcp2", ..owner }] {
@@ -262,7 +265,8 @@ mod tests {
         // Bytes that are no text are said to be base64.
         let packed = body(&common(), &NewHost { user_data: b"\x1f\x8b", ..good }).unwrap();
         let items = packed.metadata.unwrap().items;
-        let item = |key: &str| items.iter().find(|item| item.key.as_deref() == Some(key)).unwrap().value.clone().unwrap();
+        let item =
+            |key: &str| items.iter().find(|item| item.key.as_deref() == Some(key)).unwrap().value.clone().unwrap();
         assert_eq!((item("user-data").as_str(), item("user-data-encoding").as_str()), ("H4s=", "base64"));
     }
 

@@ -139,9 +139,15 @@ mod tests {
         for right in ["http://127.0.0.1:5000", "http://localhost:1", "http://[::1]:1", "https://compute.example.net"] {
             assert!(check_endpoint(right).is_ok(), "{right}");
         }
-        for wrong in
-            ["http://10.0.0.1", "http://127.0.0.1.a.net", "ftp://127.0.0.1", "https://a:b@c", "https://a/b", "nonsense", "https://a/?q=1"]
-        {
+        for wrong in [
+            "http://10.0.0.1",
+            "http://127.0.0.1.a.net",
+            "ftp://127.0.0.1",
+            "https://a:b@c",
+            "https://a/b",
+            "nonsense",
+            "https://a/?q=1",
+        ] {
             assert!(check_endpoint(wrong).is_err(), "{wrong}");
         }
     }

@@ -22,7 +22,10 @@ struct Page<S> {
 }
 
 /// The instances of a page in this region's zones, and the token of the next.
-pub(crate) fn instances(region: &str, list: InstanceAggregatedList) -> Result<(Vec<Instance>, Option<String>), GcpError> {
+pub(crate) fn instances(
+    region: &str,
+    list: InstanceAggregatedList,
+) -> Result<(Vec<Instance>, Option<String>), GcpError> {
     let page = Page {
         action: Action::ListInstances,
         wanted: "compute#instanceAggregatedList",
@@ -65,7 +68,8 @@ impl<S> Page<S> {
             return Err(GcpError::Garbled { action, problem: format!("it is no {}", self.wanted) });
         }
         let zones = format!("zones/{region}-");
-        let unseen = |what: &str, code: &str| failed(action, code, &format!("{} is not listed", one_line(what, 80)), 503);
+        let unseen =
+            |what: &str, code: &str| failed(action, code, &format!("{} is not listed", one_line(what, 80)), 503);
         if let Some(zone) = self.unreachables.iter().find(|what| what.contains(&zones)) {
             return Err(unseen(zone, "UNREACHABLE"));
         }

@@ -52,8 +52,9 @@ pub(crate) fn is_resource_name(text: &str) -> bool {
 /// A project id: `my-project-1`, or one of a domain, `example.com:my-project`.
 pub(crate) fn check_project(text: &str) -> Result<(), NameError> {
     let (domain, name) = text.rsplit_once(':').map_or((None, text), |(domain, name)| (Some(domain), name));
-    let is_domain =
-        |text: &str| (1..=63).contains(&text.len()) && text.split('.').count() > 1 && text.split('.').all(is_resource_name);
+    let is_domain = |text: &str| {
+        (1..=63).contains(&text.len()) && text.split('.').count() > 1 && text.split('.').all(is_resource_name)
+    };
     let is_good = is_resource_name(name) && name.len() >= 4 && domain.is_none_or(is_domain);
     check("project id", text, "one like \"my-project-123\"", is_good)
 }
@@ -138,7 +139,8 @@ pub(crate) struct Placed {
 impl Placed {
     pub(crate) fn parse(region: &str, text: &str) -> Result<Self, NameError> {
         let expected = "ZONE/NAME with a zone of the region";
-        let parts = text.split_once('/').filter(|(zone, name)| check_zone(region, zone).is_ok() && is_resource_name(name));
+        let parts =
+            text.split_once('/').filter(|(zone, name)| check_zone(region, zone).is_ok() && is_resource_name(name));
         let (zone, name) = parts.ok_or(NameError { what: "host or disk", given: one_line(text, 80), expected })?;
         Ok(Self { zone: zone.to_owned(), name: name.to_owned() })
     }
@@ -183,11 +185,7 @@ pub(crate) fn filter(owner: Owner<'_>, instance: Option<&str>) -> String {
 
 /// The labels of everything that is made.
 pub(crate) fn labels(marks: &Marks) -> [(&'static str, String); 3] {
-    [
-        (mark::BRIDGE, label(&marks.bridge)),
-        (mark::OFFER, label(&marks.offer)),
-        (mark::INSTANCE, label(&marks.instance)),
-    ]
+    [(mark::BRIDGE, label(&marks.bridge)), (mark::OFFER, label(&marks.offer)), (mark::INSTANCE, label(&marks.instance))]
 }
 
 /// Whole values, for the metadata.
@@ -242,9 +240,18 @@ mod tests {
     #[test]
     fn images_and_subnetworks() {
         let one = ImageName::parse("projects/debian-cloud/global/images/debian-12-v2026").unwrap();
-        assert_eq!((one.project.as_str(), one.name.as_str(), one.is_family), ("debian-cloud", "debian-12-v2026", false));
+        assert_eq!(
+            (one.project.as_str(), one.name.as_str(), one.is_family),
+            ("debian-cloud", "debian-12-v2026", false)
+        );
         assert!(ImageName::parse("projects/debian-cloud/global/images/family/debian-12").unwrap().is_family);
-        for wrong in ["debian-12", "projects/x/global/images/y", "projects/abcd/global/images/", "/projects/abcd/global/images/x", "projects/abcd/global/images/a/b"] {
+        for wrong in [
+            "debian-12",
+            "projects/x/global/images/y",
+            "projects/abcd/global/images/",
+            "/projects/abcd/global/images/x",
+            "projects/abcd/global/images/a/b",
+        ] {
             assert!(ImageName::parse(wrong).is_err(), "{wrong}");
         }
         let own = subnetwork("my-project", "us-east1", "hosts").unwrap();

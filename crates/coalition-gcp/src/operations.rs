@@ -104,7 +104,10 @@ mod tests {
     #[test]
     fn a_failed_operation_is_a_failure() {
         let failures = [
-            (r#"{"status":"DONE","error":{"errors":[{"code":"ZONE_RESOURCE_POOL_EXHAUSTED_WITH_DETAILS","message":"m"}]}}"#, ErrorKind::Capacity),
+            (
+                r#"{"status":"DONE","error":{"errors":[{"code":"ZONE_RESOURCE_POOL_EXHAUSTED_WITH_DETAILS","message":"m"}]}}"#,
+                ErrorKind::Capacity,
+            ),
             (r#"{"status":"DONE","httpErrorStatusCode":409,"httpErrorMessage":"CONFLICT"}"#, ErrorKind::Conflict),
             (r#"{"status":"RUNNING","error":{"errors":[{"code":"QUOTA_EXCEEDED"}]}}"#, ErrorKind::Quota),
             (r#"{"status":"DONE","error":{}}"#, ErrorKind::Fatal),
@@ -119,7 +122,12 @@ mod tests {
     fn what_is_no_operation_is_none() {
         assert!(matches!(read(r#"{"status":"DONE"}"#), Ok(Progress::Done)));
         assert!(matches!(read(r#"{"status":"PENDING","name":"operation-1-a"}"#), Ok(Progress::Running(_))));
-        for wrong in ["{}", r#"{"status":"RUNNING"}"#, r#"{"status":"DREAMING","name":"a"}"#, r#"{"status":"RUNNING","name":"../a"}"#] {
+        for wrong in [
+            "{}",
+            r#"{"status":"RUNNING"}"#,
+            r#"{"status":"DREAMING","name":"a"}"#,
+            r#"{"status":"RUNNING","name":"../a"}"#,
+        ] {
             let error = read(wrong).unwrap_err();
             assert!(error.may_have_acted(), "{wrong}");
         }

@@ -58,7 +58,8 @@ impl Tokens {
     pub(crate) async fn token(&self, http: &Http, credentials: &Credentials) -> Result<Token, GcpError> {
         let mut kept = self.0.lock().await;
         let fingerprint = credentials.fingerprint();
-        if let Some(kept) = kept.as_ref().filter(|kept| kept.fingerprint == fingerprint && kept.until > Instant::now()) {
+        if let Some(kept) = kept.as_ref().filter(|kept| kept.fingerprint == fingerprint && kept.until > Instant::now())
+        {
             return Ok(kept.token.clone());
         }
         let answer = match credentials {

@@ -53,12 +53,19 @@ struct Ask {
 }
 
 impl Transport {
-    fn url(&self, action: Action, path: &[&str], query: &[(&str, Option<String>)]) -> std::result::Result<reqwest::Url, GcpError> {
+    fn url(
+        &self,
+        action: Action,
+        path: &[&str],
+        query: &[(&str, Option<String>)],
+    ) -> std::result::Result<reqwest::Url, GcpError> {
         let unaskable = |problem: String| GcpError::Unaskable { action, problem };
         let base = self.endpoint.as_deref().unwrap_or(GOOGLE);
         let mut url: reqwest::Url = base.parse().map_err(|_| unaskable("the endpoint is no URL".into()))?;
         // Names were checked where they were made; what would leave its segment of the path goes nowhere.
-        if let Some(wrong) = path.iter().find(|part| part.is_empty() || part.contains(['/', '?', '#', '%']) || part.starts_with('.')) {
+        if let Some(wrong) =
+            path.iter().find(|part| part.is_empty() || part.contains(['/', '?', '#', '%']) || part.starts_with('.'))
+        {
             return Err(unaskable(format!("{wrong:?} is no name")));
         }
         url.path_segments_mut().map_err(|()| unaskable("the endpoint has no path".into()))?.clear().extend(path);
@@ -88,7 +95,12 @@ impl Transport {
         read(action, &answer).map(Response::from).map_err(GcpError::wrapped)
     }
 
-    async fn get<A: DeserializeOwned>(&self, action: Action, path: &[&str], query: &[(&str, Option<String>)]) -> Result<Response<A>> {
+    async fn get<A: DeserializeOwned>(
+        &self,
+        action: Action,
+        path: &[&str],
+        query: &[(&str, Option<String>)],
+    ) -> Result<Response<A>> {
         self.call((action, Method::GET), path, query, None::<&()>).await
     }
 

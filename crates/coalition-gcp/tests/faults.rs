@@ -108,11 +108,16 @@ async fn an_operation_that_takes_long_is_remembered() {
     for _ in 0..2 {
         let found = cloud.hosts(owner(&bad), Some(&bad.instance)).await.unwrap();
         let [over] = found.as_slice() else { panic!("{found:?}") };
-        assert_eq!((over.state, over.reason.as_ref().map(|(kind, _)| *kind)), (HostState::Over, Some(ErrorKind::Capacity)));
+        assert_eq!(
+            (over.state, over.reason.as_ref().map(|(kind, _)| *kind)),
+            (HostState::Over, Some(ErrorKind::Capacity))
+        );
     }
     assert_eq!(double.count("zoneOperations.get") > 0, true);
     let error = cloud.end(&format!("{ZONE}/c-{}", bad.instance)).await;
-    assert!(matches!(error, Ok(HostState::Stopping | HostState::Over)) || error.unwrap_err().kind == ErrorKind::NotFound);
+    assert!(
+        matches!(error, Ok(HostState::Stopping | HostState::Over)) || error.unwrap_err().kind == ErrorKind::NotFound
+    );
 }
 
 #[tokio::test]
@@ -243,7 +248,8 @@ async fn the_metadata_server_and_an_exchanged_key() {
     double.fail("token", [Fault::Answer("{}".into())]);
     let endpoint = double.endpoint.clone();
     let other = Arc::new(move || Credentials::from_metadata_server(Some(&endpoint)));
-    let error = ComputeEngine::new(Setup { credentials: other, ..setup(&double) }).unwrap().identity().await.unwrap_err();
+    let error =
+        ComputeEngine::new(Setup { credentials: other, ..setup(&double) }).unwrap().identity().await.unwrap_err();
     assert!(error.message.contains("not from a metadata server"), "{error}");
 }
 

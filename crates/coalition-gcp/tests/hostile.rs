@@ -94,7 +94,9 @@ async fn answers_of_the_wrong_shape() {
         format!(r#"{{"kind":7,"items":{{}}}}"#),
     ];
     for answer in answers {
-        for action in ["instances.aggregatedList", "disks.aggregatedList", "regions.get", "images.get", "machineTypes.get"] {
+        for action in
+            ["instances.aggregatedList", "disks.aggregatedList", "regions.get", "images.get", "machineTypes.get"]
+        {
             double.fail(action, (0..3).map(|_| Fault::Answer(answer.clone())));
         }
         let hosts = cloud.hosts(owner(&marks), None).await.unwrap_err();
@@ -121,19 +123,39 @@ async fn answers_of_the_wrong_shape() {
 
 fn word() -> impl Strategy<Value = String> {
     prop_oneof![
-        Just("kind".to_owned()), Just("items".into()), Just("instances".into()), Just("disks".into()),
-        Just("zones/us-east1-b".into()), Just("labels".into()), Just("metadata".into()), Just("key".into()),
-        Just("value".into()), Just("coalition-bridge".into()), Just("coalition-instance".into()), Just("status".into()),
-        Just("error".into()), Just("errors".into()), Just("code".into()), Just("warning".into()), Just("quotas".into()),
-        Just("compute#instanceAggregatedList".into()), Just("compute#diskAggregatedList".into()), Just("READY".into()),
-        Just("private_key".into()), Just("type".into()), "[a-z0-9/-]{0,12}",
+        Just("kind".to_owned()),
+        Just("items".into()),
+        Just("instances".into()),
+        Just("disks".into()),
+        Just("zones/us-east1-b".into()),
+        Just("labels".into()),
+        Just("metadata".into()),
+        Just("key".into()),
+        Just("value".into()),
+        Just("coalition-bridge".into()),
+        Just("coalition-instance".into()),
+        Just("status".into()),
+        Just("error".into()),
+        Just("errors".into()),
+        Just("code".into()),
+        Just("warning".into()),
+        Just("quotas".into()),
+        Just("compute#instanceAggregatedList".into()),
+        Just("compute#diskAggregatedList".into()),
+        Just("READY".into()),
+        Just("private_key".into()),
+        Just("type".into()),
+        "[a-z0-9/-]{0,12}",
     ]
 }
 
 fn json_value() -> impl Strategy<Value = Value> {
     let leaf = prop_oneof![
-        Just(Value::Null), any::<bool>().prop_map(Value::from), any::<i64>().prop_map(Value::from),
-        any::<f64>().prop_map(Value::from), word().prop_map(Value::from),
+        Just(Value::Null),
+        any::<bool>().prop_map(Value::from),
+        any::<i64>().prop_map(Value::from),
+        any::<f64>().prop_map(Value::from),
+        word().prop_map(Value::from),
     ];
     leaf.prop_recursive(6, 60, 6, |inner| {
         prop_oneof![

@@ -226,7 +226,10 @@ async fn a_tdx_host_in_a_zone_that_has_it() {
     let items = body["metadata"]["items"].as_array().unwrap();
     let item = |key: &str| items.iter().find(|item| item["key"] == key).unwrap()["value"].clone();
     assert_eq!((item("block-project-ssh-keys"), item("enable-oslogin")), ("TRUE".into(), "FALSE".into()));
-    assert_eq!((item("coalition-bridge"), item("coalition-grant")), (marks.bridge.as_str().into(), marks.grant.as_str().into()));
+    assert_eq!(
+        (item("coalition-bridge"), item("coalition-grant")),
+        (marks.bridge.as_str().into(), marks.grant.as_str().into())
+    );
     assert!(body["serviceAccounts"].is_null(), "hosts get no credentials of the project");
     // What does not fit is said before it is asked.
     let plain = Setup { image: "projects/double-images/global/images/plain-v1".into(), ..setup(&double) };
@@ -234,7 +237,10 @@ async fn a_tdx_host_in_a_zone_that_has_it() {
     let wrong = [
         (cloud.may_create(&NewHost { place: "europe-west4-b", ..new }).await, "europe-west4-b has no machine type"),
         (cloud.may_create(&NewHost { place: "us-central1-a", ..new }).await, "cannot be asked for"),
-        (cloud.may_create(&NewHost { size: "n2-standard-2", ..new }).await, "n2-standard-2 does not run under Intel TDX"),
+        (
+            cloud.may_create(&NewHost { size: "n2-standard-2", ..new }).await,
+            "n2-standard-2 does not run under Intel TDX",
+        ),
         (cloud.may_create(&NewHost { size: "t2a-standard-1", ..new }).await, "t2a-standard-1 is aarch64"),
         (plain.may_create(&new).await, "is not declared TDX_CAPABLE"),
     ];

@@ -43,7 +43,10 @@ fn body(call: &Call) -> Value {
             other => other,
         }
     }
-    if call.body.is_empty() { Value::Null } else { plain(serde_json::from_slice(&call.body).unwrap()) }
+    if call.body.is_empty() || call.action == "token" {
+        return Value::Null;
+    }
+    plain(serde_json::from_slice(&call.body).unwrap())
 }
 
 async fn ask_with_ours(double: &Double, marks: &coalition_cloud::Marks) {
@@ -107,11 +110,14 @@ async fn googles_python_client_asks_the_same_and_reads_the_answers() {
             "coalition-until": marks.until_s.to_string(),
         },
     });
-    let answered = tokio::task::spawn_blocking(move || run(python, &asked)).await.unwrap();
-    assert_eq!(answered["reasons"], json!({
-        "missing": ["notFound"], "exists": ["alreadyExists"], "zone": ["invalid"],
-        "busy": ["resourceInUseByAnotherResource"],
-    }));
+    let answered = tokio::task::block_in_place(|| run(python, &asked));
+    assert_eq!(
+        answered["reasons"],
+        json!({
+            "missing": ["notFound"], "exists": ["alreadyExists"], "zone": ["invalid"],
+            "busy": ["resourceInUseByAnotherResource"],
+        })
+    );
     assert_eq!(answered["failed"], json!(["ZONE_RESOURCE_POOL_EXHAUSTED", 503]));
     assert_eq!(answered["quota"], json!({ "CPUS": 24.0, "N2D_CPUS": 8.0, "C3_CPUS": 8.0 }));
     assert_eq!((&answered["size"], &answered["image"]), (&json!([2, 8192]), &json!(["READY", 10, "host-v1"])));
@@ -130,7 +136,8 @@ fn compare(ours: &[Call], theirs: &[Call]) {
     for call in ours {
         seen.insert(call.action.as_str());
         match call.action.as_str() {
-            "token" => assert!(theirs.iter().any(|other| other.action == "token" || other.action == call.action)),
+            // What is signed in it was checked by the double, theirs and ours.
+            "token" => assert!(theirs.iter().any(|other| other.action == "token")),
             "zoneOperations.get" => {
                 let folder = |call: &Call| question(call).1.rsplit_once('/').unwrap().0.to_owned();
                 let is_same = |other: &Call| other.action == call.action && folder(other) == folder(call);

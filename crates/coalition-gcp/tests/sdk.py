@@ -11,6 +11,7 @@ import time
 from google.api_core import exceptions
 from google.cloud import compute_v1
 from google.oauth2 import service_account
+from google.protobuf import json_format
 
 asked = json.load(sys.stdin)
 PROJECT, ZONE, NAME = asked["project"], asked["zone"], asked["name"]
@@ -18,6 +19,7 @@ CREDENTIALS = service_account.Credentials.from_service_account_info(
     json.loads(asked["key"]), scopes=["https://www.googleapis.com/auth/compute"]
 )
 HOST = asked["endpoint"].removeprefix("http://")
+MARKS = ("bridge", "offer", "instance", "coalition", "grant", "until")
 
 
 def client(of):
@@ -37,19 +39,20 @@ def wanted(marks):
     """The host of the same marks in this client's own types."""
     labels = {key: marks[key][:60] for key in ("coalition-bridge", "coalition-offer", "coalition-instance")}
     description = " ".join(f"{key}={marks[key]}" for key in labels)
-    fixed = {
+    items = {
         "user-data": asked["user_data"],
         "block-project-ssh-keys": "TRUE",
         "enable-oslogin": "FALSE",
         "serial-port-enable": "FALSE",
+        **{f"coalition-{key}": marks[f"coalition-{key}"] for key in MARKS},
     }
-    instance = compute_v1.Instance(
+    return compute_v1.Instance(
         name=NAME,
         machine_type=f"zones/{ZONE}/machineTypes/n2d-standard-2",
         min_cpu_platform="AMD Milan",
         labels=labels,
         metadata=compute_v1.Metadata(
-            items=[compute_v1.Items(key=key, value=value) for key, value in {**fixed, **marks}.items()]
+            items=[compute_v1.Items(key=key, value=value) for key, value in items.items()]
         ),
         disks=[
             compute_v1.AttachedDisk(
@@ -85,7 +88,6 @@ def wanted(marks):
         ),
         confidential_instance_config=compute_v1.ConfidentialInstanceConfig(confidential_instance_type="SEV_SNP"),
     )
-    return instance
 
 
 def done(operations, operation):
@@ -105,6 +107,11 @@ def paged(lister, of):
 def main():
     # What coalition-gcp sent has no field that this client does not know, and nothing of it is lost in this client's types.
     theirs = compute_v1.Instance.from_json(asked["body"], ignore_unknown_fields=False)
+    try:
+        compute_v1.Instance.from_json(asked["body"].replace("maxRunDuration", "maxRunDurations"))
+        raise AssertionError("a field that does not exist is not noticed")
+    except json_format.ParseError:
+        pass
     own = wanted(asked["marks"])
     assert theirs == own, f"{theirs}\n--- is not ---\n{own}"
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use coalition_cloud::{Cloud, Confidential, Host, HostState, Marks, NewHost, Owner};
 use coalition_cloud_double::Boot;
-use coalition_gcp::{ComputeEngine, Credentials, CredentialSource, Setup};
+use coalition_gcp::{ComputeEngine, CredentialSource, Credentials, Setup};
 use coalition_gcp_double::{Double, IMAGE, PROJECT, REGION, SUBNETWORK};
 
 pub const ROLE: &str = include_str!("../../../../docs/permissions/gcp.json");
