@@ -30,8 +30,9 @@ pub trait Cloud: Send + Sync + 'static {
     /// Who the credentials belong to, for the operator. Fails when they are refused.
     async fn identity(&self) -> Result<String, CloudError>;
 
-    /// The image hosts are made of; `None` when the region has none of that name.
-    async fn image(&self) -> Result<Option<Image>, CloudError>;
+    /// The image hosts are made of. Where the region has none of that name:
+    /// [`ErrorKind::NotFound`](crate::ErrorKind::NotFound), and the message names it.
+    async fn image(&self) -> Result<Image, CloudError>;
 
     /// What the account may hold. Never fails: a quota that cannot be read is unknown, and its text says why.
     async fn quota(&self) -> Quota;
