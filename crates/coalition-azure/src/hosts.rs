@@ -464,14 +464,14 @@ impl Azure {
             let problem = format!("{:?} is no machine's name", one_line(name, 40));
             return Err(AzureError::Impossible { action, problem });
         }
-        let operation = match self.memory().ended_by(name) {
-            Some(operation) => operation,
+        let progress = match self.memory().ended_by(name) {
+            Some(operation) => self.take_up(action, &operation).await,
             None => match self.delete_machine(name).await? {
-                Ok(operation) => operation,
+                Ok(operation) => self.follow(action, &operation).await,
                 Err(state) => return Ok(state),
             },
         };
-        match self.follow(action, &operation).await {
+        match progress {
             Ok(Progress::Running(_)) => Ok(HostState::Stopping),
             Ok(Progress::Done) => {
                 self.memory().ended(name);
@@ -497,11 +497,13 @@ impl Azure {
             Ok(answer) => answer,
             // It is being deleted already, or something is being done to it that must end first.
             Err(error) if error.kind() == ErrorKind::Conflict => {
-                return match self.machine(name).await? {
-                    Some(machine) if machine.state == HostState::Stopping => Ok(Err(HostState::Stopping)),
-                    Some(_) => Err(error),
-                    None => Ok(Err(HostState::Over)),
+                let state = match self.machine(name).await? {
+                    Some(machine) if machine.state == HostState::Stopping => HostState::Stopping,
+                    Some(_) => return Err(error),
+                    None => HostState::Over,
                 };
+                self.memory().ended(name);
+                return Ok(Err(state));
             }
             Err(error) => return Err(error),
         };

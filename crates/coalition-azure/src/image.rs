@@ -11,7 +11,7 @@ use crate::ids::{ResourceId, is_name};
 
 const GALLERY_API: &str = "2024-03-03";
 const COMPUTE_API: &str = "2025-04-01";
-/// What a disk is taken to need where Azure does not say: its usual size for Linux, GiB.
+/// What a disk is taken to need where Azure does not say, as of images of the marketplace: its usual size for Linux, GiB.
 const USUAL_GIB: u32 = 30;
 const EXPECTED: &str = "/subscriptions/…/resourceGroups/…/providers/Microsoft.Compute/galleries/…/images/…/versions/1.2.3, or \
     publisher:offer:sku:version; with a version's number, as \"latest\" may be another image tomorrow";

@@ -88,7 +88,13 @@ impl Login {
             }
         };
         drop(made);
-        credential.get_token(scopes, options).await.map_err(|error| sorted(&error, &credentials))
+        let token = credential.get_token(scopes, options).await.map_err(|error| sorted(&error, &credentials))?;
+        if token.token.secret().is_empty() {
+            *self.made.lock().await = None;
+            let problem = format!("the token endpoint's answer has no token ({credentials})");
+            return Err(NoToken { kind: Kind::Transient, problem });
+        }
+        Ok(token)
     }
 }
 

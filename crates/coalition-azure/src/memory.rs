@@ -79,6 +79,7 @@ impl Memory {
         self.lock().ending.take(name);
     }
 
+    /// It was seen to end, or to have ended: that there is none of this name any more is no surprise.
     pub(crate) fn ended(&self, name: &str) {
         let mut inner = self.lock();
         inner.making.take(name);

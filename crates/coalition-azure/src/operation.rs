@@ -129,8 +129,24 @@ impl Azure {
 
     /// Looks until its end, or as long as the setup says; looks no more often than Azure asks for.
     pub(crate) async fn follow(&self, action: Action, operation: &Operation) -> Result<Progress, AzureError> {
+        self.follow_from(action, operation, self.pause_of(operation.wait)).await
+    }
+
+    /// The same of one that was left to a later look: this is it.
+    pub(crate) async fn take_up(&self, action: Action, operation: &Operation) -> Result<Progress, AzureError> {
+        match self.look(action, operation).await? {
+            Progress::Running(wait) => self.follow_from(action, operation, wait).await,
+            over => Ok(over),
+        }
+    }
+
+    async fn follow_from(
+        &self,
+        action: Action,
+        operation: &Operation,
+        mut wait: Duration,
+    ) -> Result<Progress, AzureError> {
         let until = Instant::now() + self.setup().follow;
-        let mut wait = self.pause_of(operation.wait);
         loop {
             if Instant::now() + wait > until {
                 return Ok(Progress::Running(wait));
