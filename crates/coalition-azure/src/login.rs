@@ -67,9 +67,8 @@ impl Login {
                 ClientSecretCredential::new(tenant, client.clone(), secret, Some(options))?
             }
             Credentials::ManagedIdentity { client } => {
-                let mut options = ManagedIdentityCredentialOptions::default();
-                options.user_assigned_id = client.clone().map(UserAssignedId::ClientId);
-                options.client_options = client_options;
+                let user_assigned_id = client.clone().map(UserAssignedId::ClientId);
+                let options = ManagedIdentityCredentialOptions { user_assigned_id, client_options };
                 ManagedIdentityCredential::new(Some(options))?
             }
         })
