@@ -141,7 +141,7 @@ fn posture_and_measurement_are_matched_per_offer() {
     // What would say nothing of what runs is no offer of TDX.
     let mut silent = attested_card(1, sim.cx.tick, Some(digest), true);
     silent.offers[0].capabilities.mrtds.clear();
-    assert!(refusal(&sim, &post(1, 4, silent)).1.contains("list mrtds"));
+    assert!(silent.check().unwrap_err().to_string().contains("list mrtds"));
     sim.audit();
 }
 

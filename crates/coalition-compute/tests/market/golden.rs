@@ -66,7 +66,10 @@ fn lines() -> Vec<String> {
             ))
         ),
     ];
+    let mut inside = request(9, 2, 160);
+    (inside.tdx_required, inside.pinned_mrtd) = (true, Some(coalition::Mrtd([7; 48])));
     let commands = [
+        ("submit-tdx", submit(inside, 9)),
         ("register", post(1, 1, card(1, 100, vec![offer("local", "home-01", 2, "0.04")]))),
         ("submit", submit(request(9, 1, 160), 9)),
         ("log", log(request(9, 1, 160).request_id, 1, 1, (100, 101), None)),
