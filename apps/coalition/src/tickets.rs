@@ -9,14 +9,12 @@ use std::{
 };
 
 use coalition_organism::TicketSource;
-use coalition_tickets::{
-    Bearer, IssuedTicket, Nonce, Presentation, issuer::MAX_ISSUED_BYTES, presentation::MAX_TICKETS,
-};
+use coalition_tickets::{Bearer, IssuedTicket, Nonce, Presentation, TicketFileError, presentation::MAX_TICKETS};
 use coalition_universe::NodeKey;
 use futures::{FutureExt, future::BoxFuture};
 
 use crate::{
-    error::{CliError, Context, Result},
+    error::{CliError, Result},
     home::{Home, private_dir},
 };
 
@@ -59,17 +57,13 @@ fn load(path: &Path) -> Result<NodeKey> {
 /// # Errors
 /// When it cannot be read, or holds no ticket.
 pub fn read(path: &Path) -> Result<IssuedTicket> {
-    let unreadable = || format!("cannot read ticket {}", path.display());
-    let length = fs::metadata(path).or_input("ticket_unreadable", unreadable)?.len();
-    let none = || CliError::input("ticket_invalid", format!("{} holds no ticket", path.display()));
-    // A line end after the text.
-    if length > MAX_ISSUED_BYTES as u64 + 2 {
-        return Err(none());
-    }
-    let text = fs::read(path).or_input("ticket_unreadable", unreadable)?;
-    let ticket = IssuedTicket::from_ascii(text.trim_ascii()).ok_or_else(none)?;
-    ticket.claimed().or_input("ticket_invalid", || format!("{} holds no ticket", path.display()))?;
-    Ok(ticket)
+    IssuedTicket::read(path).map_err(|error| {
+        let code = match error {
+            TicketFileError::Unreadable { .. } => "ticket_unreadable",
+            TicketFileError::TooLong { .. } | TicketFileError::NoTicket { .. } => "ticket_invalid",
+        };
+        CliError::input(code, "a ticket cannot be used").because(error)
+    })
 }
 
 /// Shows the tickets of a home at the doors they name. They are read again each time.

@@ -1,9 +1,8 @@
 //! What the bridge shows where a market admits writers by ticket: tickets issued to it, and an attestation of its platform.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use coalition_organism::TicketSource;
-use coalition_tickets::issuer::MAX_ISSUED_BYTES;
 use coalition_tickets::presentation::MAX_TICKETS;
 use coalition_tickets::{Bearer, IssuedTicket, Nonce, Presentation, TdxTicket};
 use futures::FutureExt;
@@ -32,27 +31,23 @@ impl Wallet {
         let mut shown = Presentation::empty();
         if let Some(platform) = &self.platform {
             let report_data = TdxTicket::report_data(&bearer, challenge.value);
-            let made = platform.show_aside(report_data).await.map_err(|error| chain(&error))?;
-            let ticket = TdxTicket::of_evidence(challenge, made.bytes);
-            shown = shown.with_tdx(&ticket).map_err(|error| chain(&error))?;
+            // A door may take an issued ticket instead.
+            match platform.show_aside(report_data).await {
+                Ok(made) => {
+                    let ticket = TdxTicket::of_evidence(challenge, made.bytes);
+                    shown = shown.with_tdx(&ticket).map_err(|error| chain(&error))?;
+                }
+                Err(error) => tracing::warn!(problem = chain(&error), "no attestation is shown"),
+            }
         }
         for file in self.files.iter().take(MAX_TICKETS - shown.tickets().len()) {
-            match read(file).await {
+            match IssuedTicket::read(file) {
                 Ok(ticket) => shown = shown.with_issued(ticket),
-                Err(problem) => tracing::warn!(file = %file.display(), problem, "a ticket is not shown"),
+                Err(error) => tracing::warn!(problem = chain(&error), "a ticket is not shown"),
             }
         }
         Ok(shown)
     }
-}
-
-async fn read(path: &Path) -> Result<IssuedTicket, String> {
-    let length = tokio::fs::metadata(path).await.map_err(|error| error.to_string())?.len();
-    if length > MAX_ISSUED_BYTES as u64 + 2 {
-        return Err(format!("{length} bytes are too many"));
-    }
-    let text = tokio::fs::read(path).await.map_err(|error| error.to_string())?;
-    IssuedTicket::from_ascii(text.trim_ascii()).ok_or_else(|| "it is no text".to_owned())
 }
 
 impl TicketSource for Wallet {

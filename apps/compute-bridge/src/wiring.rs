@@ -8,7 +8,6 @@ use std::time::Duration;
 use async_trait::async_trait;
 use coalition::{CommitteeContent, ModuleKind, ProviderId, PublishedConfig, RequestId, UniqueId};
 use coalition_almanac::AlmanacParams;
-use coalition_aws::EndpointError;
 use coalition_compute::{ComputeParams, OfferName};
 use coalition_organism::Organism;
 use coalition_shuffle::{CellId, CellScope, Envelope, PublicParams, ReplyCell, RotatingPeer};
@@ -89,7 +88,7 @@ pub enum BridgeError {
         name: OfferName,
         /// The cause.
         #[source]
-        source: EndpointError,
+        source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// The fleet.
     #[error("the fleet cannot be made")]

@@ -12,7 +12,7 @@ mod http;
 mod moto;
 mod proxy;
 
-pub use coalition_cloud_double::{Boot, Sshd};
+pub use coalition_cloud_double::{Boot, Phase, Sshd, Watcher};
 pub use moto::{Keys, Moto, REGION};
 pub use proxy::{Call, Fault, Proxy};
 

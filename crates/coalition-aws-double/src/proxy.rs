@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::{Body, to_bytes};
@@ -11,7 +12,7 @@ use axum::extract::{Request, State};
 use axum::response::Response;
 use base64::Engine;
 use bytes::Bytes;
-use coalition_cloud_double::{Boot, next_address};
+use coalition_cloud_double::{Boot, Phase, Watcher, next_address};
 
 use crate::http::{between, client, form};
 
@@ -45,6 +46,7 @@ struct Inner {
     upstream: String,
     http: reqwest::Client,
     boot: Option<Arc<dyn Boot>>,
+    watcher: Watcher,
     faults: Mutex<Vec<(String, VecDeque<Fault>)>>,
     blind: AtomicBool,
     no_addresses: AtomicBool,
@@ -81,6 +83,7 @@ impl Proxy {
             upstream: upstream.to_owned(),
             http: client(),
             boot,
+            watcher: Watcher::default(),
             faults: Mutex::default(),
             blind: AtomicBool::new(false),
             no_addresses: AtomicBool::new(false),
@@ -102,6 +105,12 @@ impl Proxy {
     /// The next calls of this action fail like this, one after the other.
     pub fn fail(&self, action: &str, faults: impl IntoIterator<Item = Fault>) {
         lock(&self.inner.faults).push((action.to_owned(), faults.into_iter().collect()));
+    }
+
+    /// Is told of every call, by its action.
+    #[must_use]
+    pub fn watcher(&self) -> &Watcher {
+        &self.inner.watcher
     }
 
     /// All calls fail from now on, or none any more: AWS has an outage.
@@ -140,6 +149,21 @@ impl Proxy {
 }
 
 async fn handle(State(inner): State<Arc<Inner>>, request: Request) -> Response {
+    let watcher = inner.watcher.clone();
+    // In a task of its own: what was asked for happens, also when whoever asked is gone before the answer.
+    let answering = tokio::spawn(async move { answer(&inner, request).await });
+    let (action, answer) = answering.await.expect("answering does not panic");
+    watcher.tell(&action, Phase::During);
+    tokio::spawn(async move {
+        // By then the answer has left: it goes out as soon as this task's parent yields.
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        watcher.tell(&action, Phase::After);
+    });
+    answer
+}
+
+/// The action that was called, and its answer.
+async fn answer(inner: &Inner, request: Request) -> (String, Response) {
     let (head, body) = request.into_parts();
     let body = to_bytes(body, 1 << 20).await.unwrap_or_default();
     let params = form(&body);
@@ -149,26 +173,38 @@ async fn handle(State(inner): State<Arc<Inner>>, request: Request) -> Response {
         None => params.get("Action").cloned().unwrap_or_default(),
     };
     lock(&inner.calls).push(Call { action: action.clone(), params: params.clone(), body: body.clone() });
+    inner.watcher.tell(&action, Phase::Before);
+    let answer = respond(inner, &head.headers, &body, &params, &action).await;
+    (action, answer)
+}
+
+async fn respond(
+    inner: &Inner,
+    headers: &axum::http::HeaderMap,
+    body: &Bytes,
+    params: &BTreeMap<String, String>,
+    action: &str,
+) -> Response {
     if inner.blind.load(Ordering::SeqCst) {
         return refuse("ServiceUnavailable", 503);
     }
-    let fault = next_fault(&inner, &action);
+    let fault = next_fault(inner, action);
     match &fault {
         Some(Fault::Refuse(code, status)) => return refuse(code, *status),
         Some(Fault::Answer(text)) => return plain(200, Bytes::from(text.clone())),
         _ => {}
     }
-    let (status, answer) = match action.as_str() {
+    let (status, answer) = match action {
         "GetServiceQuota" => (200, quota(inner.quota.load(Ordering::SeqCst))),
-        "RunInstances" => run(&inner, &head.headers, &body, &params).await,
-        "TerminateInstances" => terminate(&inner, &head.headers, &body, &params).await,
-        _ => forward(&inner, &head.headers, &body).await,
+        "RunInstances" => run(inner, headers, body, params).await,
+        "TerminateInstances" => terminate(inner, headers, body, params).await,
+        _ => forward(inner, headers, body).await,
     };
     match fault {
         Some(Fault::LoseAnswer) => lost(),
         Some(Fault::Garble) => plain(200, Bytes::from_static(b"<Response><unfinished")),
         Some(Fault::ShowNothing) => plain(200, Bytes::from_static(b"<R><reservationSet/><volumeSet/></R>")),
-        _ => plain(status, shown(&inner, &answer)),
+        _ => plain(status, shown(inner, &answer)),
     }
 }
 

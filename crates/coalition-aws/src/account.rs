@@ -1,10 +1,11 @@
 //! Who the credentials belong to, and what the account may have.
 
+use coalition_cloud::one_line;
 use serde_json::{Value, json};
 
 use crate::action::Action;
 use crate::client::Ec2;
-use crate::error::{AwsError, clean};
+use crate::error::AwsError;
 use crate::form::Form;
 use crate::xml::Element;
 
@@ -45,7 +46,7 @@ impl Ec2 {
 /// The caller of an answer.
 pub(crate) fn read_identity(root: &Element) -> Result<Identity, String> {
     let result = root.child("GetCallerIdentityResult").ok_or("it has no result")?;
-    let text = |name: &str| clean(result.text_at(&[name]).unwrap_or_default(), 200);
+    let text = |name: &str| one_line(result.text_at(&[name]).unwrap_or_default(), 200);
     Ok(Identity { account: text("Account"), arn: text("Arn") })
 }
 
@@ -54,7 +55,7 @@ pub(crate) fn read_quota(body: &[u8]) -> Result<u32, String> {
     let said: Value = serde_json::from_slice(body).map_err(|error| error.to_string())?;
     let value = said.pointer("/Quota/Value").and_then(Value::as_number).ok_or("it has no value")?.to_string();
     let whole = value.split('.').next().unwrap_or_default();
-    whole.parse().map_err(|_| format!("its value is {}", clean(&value, 40)))
+    whole.parse().map_err(|_| format!("its value is {}", one_line(&value, 40)))
 }
 
 #[cfg(test)]

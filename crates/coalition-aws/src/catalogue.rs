@@ -1,8 +1,10 @@
 //! What a region has: images and sizes of machines.
 
+use coalition_cloud::one_line;
+
 use crate::action::Action;
 use crate::client::Ec2;
-use crate::error::{AwsError, clean};
+use crate::error::AwsError;
 use crate::form::Form;
 use crate::xml::Element;
 
@@ -46,7 +48,7 @@ impl Ec2 {
         let mut form = Form::of(action);
         form.list("ImageId", [id]);
         let root = match self.query(action, form).await {
-            Err(error) if error.kind() == crate::ErrorKind::NotFound => return Ok(None),
+            Err(error) if error.kind() == coalition_cloud::ErrorKind::NotFound => return Ok(None),
             answered => answered?,
         };
         let images = read_images(&root).map_err(|problem| AwsError::Garbled { action, problem })?;
@@ -74,7 +76,7 @@ fn number(item: &Element, path: &[&str]) -> Option<u32> {
 pub(crate) fn read_images(root: &Element) -> Result<Vec<ImageInfo>, String> {
     root.child("imagesSet").ok_or("it has no imagesSet")?;
     let image = |item: &Element| {
-        let text = |name: &str| clean(item.text_at(&[name]).unwrap_or_default(), 100);
+        let text = |name: &str| one_line(item.text_at(&[name]).unwrap_or_default(), 100);
         let root_device = text("rootDeviceName");
         let is_root = |mapping: &&Element| mapping.text_at(&["deviceName"]) == Some(root_device.as_str());
         let root = item.items("blockDeviceMapping").find(is_root);
@@ -89,12 +91,12 @@ pub(crate) fn read_images(root: &Element) -> Result<Vec<ImageInfo>, String> {
 pub(crate) fn read_types(root: &Element) -> Result<Vec<TypeInfo>, String> {
     root.child("instanceTypeSet").ok_or("it has no instanceTypeSet")?;
     let size = |item: &Element| {
-        let name = clean(item.text_at(&["instanceType"]).unwrap_or_default(), 40);
+        let name = one_line(item.text_at(&["instanceType"]).unwrap_or_default(), 40);
         let need = |path: &[&str]| number(item, path).ok_or_else(|| format!("{name} lacks {}", path.join(".")));
         let processor = item.child("processorInfo");
         let listed = |list: &str| -> Vec<String> {
             let items = processor.into_iter().flat_map(|processor| processor.items(list));
-            items.map(|item| clean(item.text.trim(), 40)).collect()
+            items.map(|item| one_line(item.text.trim(), 40)).collect()
         };
         Ok(TypeInfo {
             vcpus: need(&["vCpuInfo", "defaultVCpus"])?,

@@ -6,13 +6,14 @@ use std::time::{Duration, SystemTime};
 
 use aws_sigv4::http_request::{SignableBody, SignableRequest, SigningSettings, sign};
 use aws_sigv4::sign::v4;
+use coalition_cloud::ErrorKind;
 use reqwest::header::{CONTENT_TYPE, HOST, HeaderName, HeaderValue};
 use rustls_platform_verifier::BuilderVerifierExt;
 use zeroize::Zeroizing;
 
 use crate::action::{Action, Service};
 use crate::credentials::{CredentialSource, CredentialsError};
-use crate::error::{AwsError, ErrorKind, read_refusal};
+use crate::error::{AwsError, read_refusal};
 use crate::form::Form;
 use crate::xml::{self, Element};
 

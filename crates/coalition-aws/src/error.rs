@@ -1,5 +1,7 @@
 //! One taxonomy of failures: what AWS says, sorted by what is to be done about it.
 
+use coalition_cloud::{ErrorKind, one_line};
+
 use crate::action::{Action, Service};
 use crate::credentials::CredentialsError;
 use crate::xml;
@@ -8,27 +10,6 @@ use crate::xml;
 const MAX_MESSAGE: usize = 400;
 /// Longest code kept.
 const MAX_CODE: usize = 80;
-
-/// What kind of failure.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum ErrorKind {
-    /// AWS has no such machine free now, or none in this zone.
-    Capacity,
-    /// A limit of the account is reached.
-    Quota,
-    /// Asked too often.
-    Throttled,
-    /// Credentials refused, or not allowed to do this; a person must act.
-    Auth,
-    /// What was named does not exist.
-    NotFound,
-    /// It exists in another shape or state.
-    Conflict,
-    /// Not reached, no answer, or AWS's own trouble.
-    Transient,
-    /// It will not work however often it is tried.
-    Fatal,
-}
 
 /// Codes of which the name does not tell by itself.
 const CODES: &[(&str, ErrorKind)] = &[
@@ -220,8 +201,8 @@ pub(crate) fn read_refusal(action: Action, status: u16, body: &[u8]) -> AwsError
         Service::Ec2 | Service::Sts => said_in_xml(body),
     };
     let (code, message) = said.unwrap_or_default();
-    let code = clean(if code.is_empty() { "(no code)" } else { &code }, MAX_CODE);
-    AwsError::Refused { action, kind: kind_of(&code, status), code, message: clean(&message, MAX_MESSAGE), status }
+    let code = one_line(if code.is_empty() { "(no code)" } else { &code }, MAX_CODE);
+    AwsError::Refused { action, kind: kind_of(&code, status), code, message: one_line(&message, MAX_MESSAGE), status }
 }
 
 fn said_in_xml(body: &[u8]) -> Option<(String, String)> {
@@ -238,12 +219,6 @@ fn said_in_json(body: &[u8]) -> Option<(String, String)> {
     let code = text(["__type", "code"]);
     let bare = code.rsplit('#').next().unwrap_or_default().to_owned();
     Some((bare, text(["message", "Message"])))
-}
-
-/// One line, so long at most.
-pub(crate) fn clean(text: &str, most: usize) -> String {
-    let line: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(most).collect();
-    if text.chars().nth(most).is_some() { format!("{line}…") } else { line }
 }
 
 #[cfg(test)]
@@ -289,6 +264,5 @@ mod tests {
         assert_eq!(read(Action::GetServiceQuota, 400, json).0, ErrorKind::NotFound);
         let nonsense = read_refusal(Action::RunInstances, 502, b"<html>bad gateway");
         assert_eq!((nonsense.kind(), nonsense.may_have_acted()), (ErrorKind::Transient, true));
-        assert_eq!(clean(&"x".repeat(500), 4), "xxxx…");
     }
 }

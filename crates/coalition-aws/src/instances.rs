@@ -5,10 +5,11 @@ use std::net::IpAddr;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use coalition_cloud::one_line;
 
 use crate::action::Action;
 use crate::client::Ec2;
-use crate::error::{AwsError, clean};
+use crate::error::AwsError;
 use crate::form::Form;
 use crate::ids::InstanceId;
 use crate::xml::Element;
@@ -199,7 +200,7 @@ impl Ec2 {
 }
 
 fn refuse(action: Action, code: &str, message: String) -> AwsError {
-    let kind = crate::error::ErrorKind::Fatal;
+    let kind = coalition_cloud::ErrorKind::Fatal;
     AwsError::Refused { action, kind, code: code.to_owned(), message, status: 0 }
 }
 
@@ -275,19 +276,19 @@ pub(crate) fn read_run(root: &Element) -> Result<Instance, String> {
 fn read_instance(item: &Element) -> Result<Instance, String> {
     let id: InstanceId = item.text_at(&["instanceId"]).unwrap_or_default().parse().map_err(|e| format!("{e}"))?;
     let state = item.text_at(&["instanceState", "name"]).unwrap_or_default();
-    let state = InstanceState::parse(state).ok_or_else(|| format!("{id} has the state {:?}", clean(state, 40)))?;
+    let state = InstanceState::parse(state).ok_or_else(|| format!("{id} has the state {:?}", one_line(state, 40)))?;
     let address = |name: &str| item.text_at(&[name]).and_then(|text| text.parse().ok());
     let tag = |tag: &Element| {
         Some((tag.text_at(&["key"])?.to_owned(), tag.text_at(&["value"]).unwrap_or_default().to_owned()))
     };
     let reason = item.at(&["stateReason"]).map(|reason| {
-        let text = |name: &str| clean(reason.text_at(&[name]).unwrap_or_default(), 200);
+        let text = |name: &str| one_line(reason.text_at(&[name]).unwrap_or_default(), 200);
         (text("code"), text("message"))
     });
     Ok(Instance {
         id,
         state,
-        instance_type: clean(item.text_at(&["instanceType"]).unwrap_or_default(), 40),
+        instance_type: one_line(item.text_at(&["instanceType"]).unwrap_or_default(), 40),
         public_address: address("ipAddress"),
         private_address: address("privateIpAddress"),
         tags: item.items("tagSet").filter_map(tag).collect(),
@@ -300,7 +301,8 @@ pub(crate) fn read_terminations(root: &Element) -> Result<Vec<Termination>, Stri
     let one = |item: &Element| {
         let id = item.text_at(&["instanceId"]).unwrap_or_default().parse().map_err(|e| format!("{e}"))?;
         let state = item.text_at(&["currentState", "name"]).unwrap_or_default();
-        let state = InstanceState::parse(state).ok_or_else(|| format!("{id} has the state {:?}", clean(state, 40)))?;
+        let state =
+            InstanceState::parse(state).ok_or_else(|| format!("{id} has the state {:?}", one_line(state, 40)))?;
         Ok(Termination { id, state })
     };
     root.items("instancesSet").map(one).collect()

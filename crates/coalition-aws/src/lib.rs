@@ -4,7 +4,8 @@
 //! actions ── what can be asked, typed ── instances, volumes, catalogue, account
 //!    client ── signs, sends once, limits the answer ── credentials
 //!       form, xml ── the bytes
-//! error ── one taxonomy of failures
+//! error ── what AWS says, sorted into the taxonomy of `coalition-cloud`
+//! cloud ── all of it as one of the clouds
 //! ```
 //!
 //! Every call is one HTTP request. Reading calls and terminations are repeated when AWS is busy or cannot be reached;
@@ -16,6 +17,7 @@ mod account;
 mod action;
 mod catalogue;
 mod client;
+mod cloud;
 mod credentials;
 mod error;
 mod form;
@@ -28,8 +30,9 @@ pub use account::{Identity, STANDARD_VCPUS};
 pub use action::{Action, Service};
 pub use catalogue::{ImageInfo, TypeInfo};
 pub use client::{Ec2, EndpointError, Setup};
+pub use cloud::{Ec2Region, RegionSetup, tag};
 pub use credentials::{CredentialSource, Credentials, CredentialsError, from_environment, from_profile};
-pub use error::{AwsError, ErrorKind, kind_of};
+pub use error::{AwsError, kind_of};
 pub use ids::{IdError, InstanceId, VolumeId};
 pub use instances::{Instance, InstanceState, NewInstance, Termination};
 pub use volumes::Volume;

@@ -1,10 +1,11 @@
 //! Disks that stayed behind.
 
+use coalition_cloud::{ErrorKind, one_line};
 use std::collections::BTreeMap;
 
 use crate::action::Action;
 use crate::client::Ec2;
-use crate::error::{AwsError, ErrorKind, clean};
+use crate::error::AwsError;
 use crate::form::Form;
 use crate::ids::VolumeId;
 use crate::xml::Element;
@@ -83,7 +84,7 @@ pub(crate) fn read_page(root: &Element) -> Result<(Vec<Volume>, Option<String>),
     };
     let volume = |item: &Element| {
         let id = item.text_at(&["volumeId"]).unwrap_or_default().parse().map_err(|e| format!("{e}"))?;
-        let status = clean(item.text_at(&["status"]).unwrap_or_default(), 40);
+        let status = one_line(item.text_at(&["status"]).unwrap_or_default(), 40);
         let size_gib = item.text_at(&["size"]).and_then(|text| text.parse().ok()).unwrap_or_default();
         Ok(Volume { id, status, size_gib, tags: item.items("tagSet").filter_map(tag).collect() })
     };

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use coalition_aws::*;
 use coalition_aws_double::{Double, Fault, Keys, Moto, Proxy, REGION};
+use coalition_cloud::ErrorKind;
 
 const POLICY: &str = include_str!("../../../docs/permissions/aws.json");
 const INSTANCE: &str = "i-0123456789abcdef0";

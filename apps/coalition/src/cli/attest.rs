@@ -124,10 +124,10 @@ pub struct AttestPredictArgs {
     /// The text given to `qemu -append`
     #[arg(long, value_name = "TEXT", requires = "kernel", default_value = "")]
     pub append: String,
-    /// The guest's memory: before QEMU 10 it decides what QEMU writes into the kernel
+    /// The guest's memory, where QEMU writes into the kernel's header what depends on it, and the firmware hashes that
     #[arg(long, value_name = "MIB", requires = "kernel", group = "image")]
     pub ram_mib: Option<u64>,
-    /// The firmware is shown the kernel as the file is: QEMU 10 and firmware of 2025 or later
+    /// The firmware hashes the kernel as the file is. Which of the two yours do: compare with a guest's event log
     #[arg(long, requires = "kernel", group = "image")]
     pub untouched: bool,
 }

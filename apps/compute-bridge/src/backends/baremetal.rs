@@ -37,6 +37,27 @@ const STOP: Duration = Duration::from_secs(60);
 /// Images kept on the machine after use.
 const KEEP_IMAGES: usize = 16;
 
+/// How workloads are run on a host, whoever it belongs to.
+#[derive(Clone, Debug)]
+pub struct HostSetup {
+    /// Directory on the host, relative to the login's home.
+    pub dir: String,
+    /// Name of this bridge's directory below it; from the provider id.
+    pub owner: String,
+    /// The weakest isolation sold.
+    pub minimum_isolation: IsolationLevel,
+    /// Processes and threads of one workload.
+    pub pids_max: u32,
+    /// The program to install; this process's own when absent.
+    pub program: Option<PathBuf>,
+    /// Wait for one transfer of an image.
+    pub image_timeout: Duration,
+    /// Wait from start to SSH.
+    pub start_timeout: Duration,
+    /// Pause between two looks at a running workload.
+    pub watch_interval: Duration,
+}
+
 /// What a bare-metal backend is made of.
 #[derive(Clone, Debug)]
 pub struct BareMetalSetup {
@@ -58,22 +79,8 @@ pub struct BareMetalSetup {
     pub public_host: String,
     /// Address workloads' SSH servers listen on; all when absent.
     pub listen: Option<IpAddr>,
-    /// Directory on the machine, relative to the login's home.
-    pub dir: String,
-    /// Name of this bridge's directory below it; from the provider id.
-    pub owner: String,
-    /// The weakest isolation sold.
-    pub minimum_isolation: IsolationLevel,
-    /// Processes and threads of one workload.
-    pub pids_max: u32,
-    /// The program to install; this process's own when absent.
-    pub program: Option<PathBuf>,
-    /// Wait for one transfer of an image.
-    pub image_timeout: Duration,
-    /// Wait from start to SSH.
-    pub start_timeout: Duration,
-    /// Pause between two looks at a running workload.
-    pub watch_interval: Duration,
+    /// How its workloads are run.
+    pub host: HostSetup,
     /// The guest its workloads count as running in; none on a plain host.
     pub guest: Option<Platform>,
 }
@@ -103,10 +110,10 @@ impl BareMetalBackend {
     /// A backend for one machine; nothing is contacted yet.
     #[must_use]
     pub fn new(setup: BareMetalSetup) -> Self {
-        let program = setup.program.clone().unwrap_or_else(own_program);
+        let program = setup.host.program.clone().unwrap_or_else(own_program);
         Self {
             ssh: SshHost::new(setup.target.clone()),
-            runner: Runner::new(program, &setup.dir, &setup.owner),
+            runner: Runner::new(program, &setup.host.dir, &setup.host.owner),
             setup,
             ledger: Mutex::default(),
             trouble: Mutex::default(),
@@ -189,7 +196,7 @@ impl BareMetalBackend {
         if self.ssh.size_of(&path, SMALL).await? == Some(order.image.size_bytes) {
             return Ok(path);
         }
-        let sent = self.ssh.upload(&order.image.path, &path, 0o600, self.setup.image_timeout).await?;
+        let sent = self.ssh.upload(&order.image.path, &path, 0o600, self.setup.host.image_timeout).await?;
         if sent.hash.as_bytes() != order.image.hash.as_bytes() {
             self.ssh.remove_file(&path, SMALL).await?;
             return Err(RunnerCallError::Ssh(crate::ssh::SshError::Hash {
@@ -213,14 +220,14 @@ impl BareMetalBackend {
             cpu_millicores: order.grant.cpu_millicores,
             ram_mib: u64::from(order.grant.ram_mib),
             disk_mib: u64::from(order.workload.disk_mib),
-            pids_max: self.setup.pids_max,
+            pids_max: self.setup.host.pids_max,
             valid_to_unix_ms: order.grant.valid_to_ms,
             ssh_listen: SocketAddr::new(listen, 0),
             ssh_host_key: order.keys.host_private.clone(),
             ssh_authorized_key: order.keys.login_public.clone(),
             command: order.workload.command.clone(),
             env: order.workload.env.iter().cloned().collect(),
-            minimum_isolation: self.setup.minimum_isolation,
+            minimum_isolation: self.setup.host.minimum_isolation,
         }
     }
 
@@ -238,7 +245,8 @@ impl BareMetalBackend {
     async fn start_once(&self, name: &InstanceName, order: Order<'_>) -> Result<RunnerState, StartError> {
         let _images_stay = self.images.read().await;
         let dir = self.put_grant(name, order).await.map_err(StartError::Before)?;
-        let started = self.runner.call(&self.ssh, "start", &[("--dir", &dir)], self.setup.start_timeout, false).await;
+        let started =
+            self.runner.call(&self.ssh, "start", &[("--dir", &dir)], self.setup.host.start_timeout, false).await;
         started.map_err(StartError::from_call)
     }
 
@@ -339,8 +347,8 @@ impl BareMetalBackend {
         };
         let mut capabilities = self.nothing();
         let mut detail = isolation_text(&probe.isolation);
-        if probe.isolation.level < self.setup.minimum_isolation {
-            let (offers, wants) = (probe.isolation.level, self.setup.minimum_isolation);
+        if probe.isolation.level < self.setup.host.minimum_isolation {
+            let (offers, wants) = (probe.isolation.level, self.setup.host.minimum_isolation);
             return (
                 capabilities,
                 format!("the machine isolates only by \"{offers}\", the boot file asks for \"{wants}\""),
@@ -473,7 +481,7 @@ impl Backend for BareMetalBackend {
                     self.note(Some(format!("not visible for {} s: {}", since.elapsed().as_secs(), chain(&error))));
                 }
             }
-            tokio::time::sleep(self.setup.watch_interval).await;
+            tokio::time::sleep(self.setup.host.watch_interval).await;
         }
     }
 

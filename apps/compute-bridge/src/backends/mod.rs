@@ -1,13 +1,13 @@
-//! The backends of this version: machines of the operator's own, and AWS EC2.
+//! The backends: machines of the operator's own, and clouds.
 //!
 //! A cloud only obtains a host; on the host it is the same runner over SSH as everywhere.
 
 pub mod baremetal;
 pub(crate) mod build;
+pub mod cloud;
 pub mod cloud_init;
-pub mod ec2;
 pub mod machine_keys;
 mod runner;
 
-pub use baremetal::{BareMetalBackend, BareMetalSetup};
-pub use ec2::{Ec2Backend, Ec2Setup};
+pub use baremetal::{BareMetalBackend, BareMetalSetup, HostSetup};
+pub use cloud::{CloudBackend, CloudSetup};

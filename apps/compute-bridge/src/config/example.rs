@@ -74,11 +74,11 @@ minimum_isolation = "process_limits"  # or "user_namespaces", "root_namespaces":
 # max_instances = 4
 # rates = { core_hour = "0.09", gib_hour = "0.01" }  # what you charge, unless [provider.rates.aws] says it
 # [[aws.sizes]]                          # the cheapest that a grant fits on is taken
-# instance_type = "m6a.large"
+# size = "m6a.large"
 # cpu_millicores = 2000
 # ram_mib = 7680                         # the host itself needs a little
 # price_hour = "0.1035"                  # what AWS charges you, disk and address included
-# sev_snp = false                        # asks for AMD SEV-SNP (m6a, c6a, r6a); AWS has no Intel TDX
+# confidential = "sev_snp"               # asks for AMD SEV-SNP (m6a, c6a, r6a); AWS has no Intel TDX
 
 # How the bridge proves what it runs on, where the market asks for it. Without this section it is a plain host.
 # [attestation]

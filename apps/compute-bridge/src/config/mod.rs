@@ -4,6 +4,7 @@
 //! published config, keys, token) and refuses secrets that others may read. Nothing is contacted by either.
 
 mod aws;
+mod cloud;
 mod error;
 mod example;
 mod fields;
@@ -11,7 +12,8 @@ mod resolve;
 mod secret;
 mod values;
 
-pub use aws::{AwsConfig, AwsSize};
+pub use aws::AwsConfig;
+pub use cloud::{CloudKind, CloudOffer, CloudSize, ConfidentialKind};
 pub use error::{ConfigError, Place};
 pub use example::EXAMPLE;
 pub use fields::{

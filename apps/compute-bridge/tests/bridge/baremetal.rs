@@ -106,7 +106,8 @@ async fn the_same_behind_debians_sshd() {
     let Some(image) = example_image(sshd.dir.path()) else { return };
     let host = Host::start().await;
     let base = sshd.dir.path().join("base");
-    let setup = BareMetalSetup { target: sshd.target.clone(), dir: base.to_str().unwrap().to_owned(), ..host.setup() };
+    let setup =
+        BareMetalSetup { target: sshd.target.clone(), host: host_setup(base.to_str().unwrap()), ..host.setup() };
     whole_life(setup, sshd.dir.path(), &image).await;
 }
 
@@ -180,8 +181,8 @@ async fn failures_are_typed_and_leave_nothing() {
     let spoofed = BareMetalBackend::new(BareMetalSetup { target, ..host.setup() });
     let error = provision(&spoofed, 7, b"whatever", host.dir.path(), 60_000).await.err().unwrap();
     assert_eq!((error.kind, error.started), (FailureKind::Auth, false), "{error}");
-    let strict =
-        BareMetalSetup { minimum_isolation: coalition_host::types::IsolationLevel::RootNamespaces, ..host.setup() };
+    let mut strict = host.setup();
+    strict.host.minimum_isolation = coalition_host::types::IsolationLevel::RootNamespaces;
     let offering = BareMetalBackend::new(strict).capabilities().await;
     assert!(
         offering.capabilities.max_instances > 0 || offering.detail.contains("isolates only"),

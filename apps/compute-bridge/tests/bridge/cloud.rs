@@ -6,13 +6,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use coalition::UniqueId;
-use coalition_aws::{CredentialSource, Credentials, Ec2, STANDARD_VCPUS, Setup};
+use coalition_aws::{CredentialSource, Credentials, Ec2, Ec2Region, RegionSetup, STANDARD_VCPUS, Setup};
 use coalition_aws_double::{Boot, Double, Moto, REGION, Sshd};
 use coalition_compute::DeclaredRates;
-use coalition_host::types::IsolationLevel;
-use compute_bridge::backends::ec2::ledger::Size;
+use compute_bridge::backends::cloud::ledger::Size;
 use compute_bridge::backends::machine_keys::MachineKeys;
-use compute_bridge::backends::{Ec2Backend, Ec2Setup};
+use compute_bridge::backends::{CloudBackend, CloudSetup};
 
 use super::harness::*;
 use super::world::provider;
@@ -65,48 +64,49 @@ impl Cloud {
         }
     }
 
-    pub(crate) fn setup(&self) -> Ec2Setup {
-        let size = |name: &str, cpu_millicores, ram_mib, price: &str| Size {
-            instance_type: name.into(),
-            cpu_millicores,
-            ram_mib,
-            price_hour: price.parse().unwrap(),
-            sev_snp: false,
-        };
-        Ec2Setup {
-            name: "aws".parse().unwrap(),
-            aws: self.aws(),
-            region: "local".parse().unwrap(),
+    pub(crate) fn region(&self) -> RegionSetup {
+        RegionSetup {
+            api: self.aws(),
             image: Moto::IMAGE.into(),
             subnets: self.double.moto.subnets[..2].to_vec(),
             security_groups: vec![self.double.moto.security_group.clone()],
+            private_addresses: false,
+            quota_code: STANDARD_VCPUS.into(),
+            settle: Some(Duration::from_millis(500)),
+        }
+    }
+
+    pub(crate) fn setup(&self) -> CloudSetup {
+        let size = |name: &str, cpu_millicores, ram_mib, price: &str| Size {
+            name: name.into(),
+            cpu_millicores,
+            ram_mib,
+            price_hour: price.parse().unwrap(),
+            confidential: None,
+        };
+        CloudSetup {
+            name: "aws".parse().unwrap(),
+            cloud: Arc::new(Ec2Region::new(self.region()).unwrap()),
+            region: "local".parse().unwrap(),
             sizes: vec![size("m6a.xlarge", 4_000, 15_000, "0.2"), size("m6a.large", 2_000, 7_500, "0.1")],
             max_instances: 4,
             root_gib: 10,
-            quota_code: STANDARD_VCPUS.into(),
             rates: DeclaredRates { core_hour: "0.02".parse().unwrap(), gib_hour: coalition::RateQ64::ZERO },
             private_addresses: false,
             ssh_port: self.sshd.port,
             keys: MachineKeys::new(&[7; 32]),
             provider: provider(),
             coalition: UniqueId::hash(b"a coalition"),
-            dir: self.dir.path().join("root").to_str().unwrap().to_owned(),
-            owner: "owner".into(),
-            minimum_isolation: IsolationLevel::ProcessLimits,
-            pids_max: 64,
-            program: Some(program()),
-            image_timeout: SOON,
-            start_timeout: SOON,
-            watch_interval: Duration::from_millis(100),
+            host: host_setup(self.dir.path().join("root").to_str().unwrap()),
             boot_timeout: SOON,
             poweroff_after: Duration::from_secs(60),
             look: Duration::from_millis(200),
-            settle: Duration::from_millis(500),
+            pause: Duration::from_millis(20),
         }
     }
 
-    pub(crate) fn backend(&self) -> Arc<Ec2Backend> {
-        Arc::new(Ec2Backend::new(self.setup()).unwrap())
+    pub(crate) fn backend(&self) -> Arc<CloudBackend> {
+        Arc::new(CloudBackend::new(self.setup()))
     }
 
     /// Somebody else with the same account.

@@ -4,11 +4,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use coalition::UniqueId;
-use coalition_aws::InstanceState;
+use coalition_aws::{Ec2Region, InstanceState, RegionSetup};
 use coalition_aws_double::Fault;
 use coalition_compute::{ComputeGrant, GrantEnd, GrantStage, LogEnd};
 use compute_bridge::backend::*;
-use compute_bridge::backends::{Ec2Backend, Ec2Setup};
+use compute_bridge::backends::cloud::ledger::Size;
+use compute_bridge::backends::{CloudBackend, CloudSetup};
 use compute_bridge::now_ms;
 
 use super::cloud::Cloud;
@@ -43,7 +44,7 @@ impl Job {
         }
     }
 
-    async fn run(&self, backend: &Ec2Backend) -> Result<ProvisionedInstance, BackendError> {
+    async fn run(&self, backend: &CloudBackend) -> Result<ProvisionedInstance, BackendError> {
         let order = Order { grant: &self.grant, image: &self.image, workload: &self.workload, keys: &self.keys };
         backend.provision(&self.name, order).await
     }
@@ -94,8 +95,8 @@ async fn a_whole_life_and_what_another_process_finds_of_it() {
     assert_eq!((heir.load(), heir.stop(&job.name).await.unwrap()), (0, None));
     assert!(heir.list_owned().await.unwrap().is_empty() && cloud.live().await.is_empty());
     assert_eq!(cloud.sshd.running(), 0);
-    let other = Ec2Setup { provider: coalition::ProviderId(UniqueId::hash(b"other")), ..cloud.setup() };
-    assert!(Ec2Backend::new(other).unwrap().list_owned().await.unwrap().is_empty());
+    let other = CloudSetup { provider: coalition::ProviderId(UniqueId::hash(b"other")), ..cloud.setup() };
+    assert!(CloudBackend::new(other).list_owned().await.unwrap().is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -240,8 +241,8 @@ async fn an_answer_that_is_lost_makes_one_machine_and_throttling_none_too_few() 
 #[tokio::test(flavor = "multi_thread")]
 async fn machines_that_do_not_come_up_are_typed_failures_and_ended() {
     let Some(cloud) = Cloud::start().await else { return };
-    let setup = Ec2Setup { boot_timeout: Duration::from_secs(3), ..cloud.setup() };
-    let backend = Ec2Backend::new(setup.clone()).unwrap();
+    let setup = CloudSetup { boot_timeout: Duration::from_secs(3), ..cloud.setup() };
+    let backend = CloudBackend::new(setup.clone());
     cloud.double.proxy.no_addresses(true);
     let job = Job::new(&cloud, 1, b"whatever", 60_000);
     let error = job.run(&backend).await.unwrap_err();
@@ -260,10 +261,11 @@ async fn machines_that_do_not_come_up_are_typed_failures_and_ended() {
     backend.terminate(&job.name).await.unwrap();
     *cloud.sshd.impostor.lock().unwrap() = None;
     // EC2 itself ends it while it comes up, and says why.
-    let over = |code: &str| {
+    let over = |code: &str, name: &InstanceName| {
+        let tags = format!("<tagSet><item><key>coalition:instance</key><value>{name}</value></item></tagSet>");
         Fault::Answer(format!(
             "<R><reservationSet><item><instancesSet><item><instanceId>i-0123456789abcdef0</instanceId><instanceState>\
-             <name>terminated</name></instanceState><stateReason><code>{code}</code><message>m</message></stateReason>\
+             <name>terminated</name></instanceState><stateReason><code>{code}</code><message>m</message></stateReason>{tags}\
              </item></instancesSet></item></reservationSet></R>"
         ))
     };
@@ -273,8 +275,8 @@ async fn machines_that_do_not_come_up_are_typed_failures_and_ended() {
         ("Server.InternalError", FailureKind::Transient),
     ];
     for (n, (code, kind)) in codes.into_iter().enumerate() {
-        cloud.double.proxy.fail("DescribeInstances", [over(code)]);
         let job = Job::new(&cloud, 10 + u8::try_from(n).unwrap(), b"whatever", 60_000);
+        cloud.double.proxy.fail("DescribeInstances", [over(code, &job.name)]);
         let error = job.run(&backend).await.unwrap_err();
         assert!(error.kind == kind && error.message.contains(code), "{error}");
         backend.terminate(&job.name).await.unwrap();
@@ -375,19 +377,18 @@ async fn check_asks_everything_makes_nothing_and_makes_one_machine_when_told() {
     assert!(last.ok && last.detail.contains("ended and confirmed"), "{last:?}");
     assert!(cloud.live().await.is_empty() && cloud.sshd.running() == 0);
     // Each thing that is wrong is named.
-    let wrong = |change: &dyn Fn(&mut Ec2Setup)| {
+    let wrong = |change: &dyn Fn(&mut Size)| {
         let mut setup = cloud.setup();
-        change(&mut setup);
-        Ec2Backend::new(setup).unwrap()
+        change(&mut setup.sizes[0]);
+        CloudBackend::new(setup)
     };
-    let cases: [(&str, &str, Ec2Backend); 3] = [
-        ("image", "has no image", wrong(&|setup| setup.image = "ami-00000000000000000".into())),
-        ("sizes", "sold are 9000", wrong(&|setup| setup.sizes[0].cpu_millicores = 9_000)),
-        (
-            "sizes",
-            "SEV-SNP",
-            wrong(&|setup| (setup.sizes[0].instance_type, setup.sizes[0].sev_snp) = ("t3.2xlarge".into(), true)),
-        ),
+    let elsewhere = Ec2Region::new(RegionSetup { image: "ami-00000000000000000".into(), ..cloud.region() }).unwrap();
+    let sev_snp = Some(coalition_cloud::Confidential::SevSnp);
+    let cases: [(&str, &str, CloudBackend); 4] = [
+        ("image", "has no image", CloudBackend::new(CloudSetup { cloud: Arc::new(elsewhere), ..cloud.setup() })),
+        ("sizes", "sold are 9000", wrong(&|size| size.cpu_millicores = 9_000)),
+        ("sizes", "SEV-SNP", wrong(&|size| (size.name, size.confidential) = ("t3.2xlarge".into(), sev_snp))),
+        ("sizes", "eu-central-1 has no m6a.tiny", wrong(&|size| size.name = "m6a.tiny".into())),
     ];
     for (what, words, backend) in cases {
         let findings = backend.check(true).await;

@@ -9,7 +9,7 @@ use coalition_host::keys;
 use coalition_host::sshd::{self, HostSshd, HostSshdConfig};
 use coalition_host::types::IsolationLevel;
 use coalition_shuffle::SshAccessReceipt;
-use compute_bridge::backends::BareMetalSetup;
+use compute_bridge::backends::{BareMetalSetup, HostSetup};
 use compute_bridge::ssh::{LoginKey, SshTarget};
 
 use super::harness::SOON;
@@ -88,15 +88,22 @@ impl Host {
             rates: DeclaredRates { core_hour: "0.02".parse().unwrap(), gib_hour: RateQ64::ZERO },
             public_host: "127.0.0.1".into(),
             listen: Some("127.0.0.1".parse().unwrap()),
-            dir: ".coalition-host".into(),
-            owner: "owner".into(),
-            minimum_isolation: IsolationLevel::ProcessLimits,
-            pids_max: 64,
-            program: Some(program()),
-            image_timeout: SOON,
-            start_timeout: SOON,
-            watch_interval: Duration::from_millis(100),
+            host: host_setup(".coalition-host"),
         }
+    }
+}
+
+/// How the tests' workloads are run, in this directory of a host.
+pub(crate) fn host_setup(dir: &str) -> HostSetup {
+    HostSetup {
+        dir: dir.into(),
+        owner: "owner".into(),
+        minimum_isolation: IsolationLevel::ProcessLimits,
+        pids_max: 64,
+        program: Some(program()),
+        image_timeout: SOON,
+        start_timeout: SOON,
+        watch_interval: Duration::from_millis(100),
     }
 }
 

@@ -7,10 +7,10 @@
 mod attested;
 mod baremetal;
 mod cloud;
+mod cloud_parts;
 mod config;
 mod dashboard;
 mod ec2;
-mod ec2_parts;
 mod fleet;
 mod harness;
 mod hosts;

@@ -116,8 +116,8 @@ async fn check_looks_over_aws_and_shows_no_secret() {
     let section = format!(
         "\n[[aws]]\nname = \"aws-fra\"\nregion = \"fra\"\naws_region = \"eu-central-1\"\nendpoint = \"{}\"\n\
          credentials_file = \"aws.credentials\"\nimage = \"{}\"\nsubnets = [\"{}\"]\nsecurity_groups = [\"{}\"]\n\
-         max_instances = 2\nrates = {{ core_hour = \"0.09\", gib_hour = \"0.01\" }}\nsizes = [{{ instance_type = \"m6a.large\", \
-         cpu_millicores = 2000, ram_mib = 7500, price_hour = \"0.1\", sev_snp = true }}]\n",
+         max_instances = 2\nrates = {{ core_hour = \"0.09\", gib_hour = \"0.01\" }}\nsizes = [{{ size = \"m6a.large\", \
+         cpu_millicores = 2000, ram_mib = 7500, price_hour = \"0.1\", confidential = \"sev_snp\" }}]\n",
         cloud.double.proxy.endpoint,
         Moto::IMAGE,
         cloud.double.moto.subnets[0],

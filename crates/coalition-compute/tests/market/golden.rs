@@ -20,8 +20,6 @@ fn story() -> Sim {
     let mut asked = request(9, 1, 160);
     asked.region = Some("home-01".parse().unwrap());
     asked.pin = Some(asked.image_hash);
-    asked.tdx_required = true;
-    asked.pinned_mrtd = Some(coalition::Mrtd([7; 48]));
     let id = asked.request_id;
     sim.ok(submit(asked, 9));
     sim.pass(1_000);

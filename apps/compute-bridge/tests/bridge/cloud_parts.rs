@@ -1,14 +1,14 @@
-//! The parts of the EC2 backend that touch nothing: user data, keys, the ledger, when an instance counts as gone.
+//! The parts of the cloud backend that touch nothing: user data, keys, the ledger, when a host counts as gone.
 
 use std::collections::BTreeMap;
 use std::process::Command;
 
 use coalition::{ProviderId, RequestId, UniqueId};
-use coalition_aws::InstanceState;
+use coalition_cloud::HostState;
 use compute_bridge::backend::{FailureKind, InstanceName};
+use compute_bridge::backends::cloud::Absence;
+use compute_bridge::backends::cloud::ledger::{Ledger, Limits, Size, choose};
 use compute_bridge::backends::cloud_init::{FirstBoot, poweroff_timer, user_data};
-use compute_bridge::backends::ec2::Absence;
-use compute_bridge::backends::ec2::ledger::{Ledger, Limits, Size, choose};
 use compute_bridge::backends::machine_keys::MachineKeys;
 use proptest::prelude::*;
 
@@ -20,7 +20,7 @@ fn name(n: u8) -> InstanceName {
 
 fn size(cpu_millicores: u32, ram_mib: u32, price: u64) -> Size {
     let price_hour = coalition::RateQ64::from_usd_per_hour(price);
-    Size { instance_type: format!("t{cpu_millicores}"), cpu_millicores, ram_mib, price_hour, sev_snp: false }
+    Size { name: format!("t{cpu_millicores}"), cpu_millicores, ram_mib, price_hour, confidential: None }
 }
 
 #[test]
@@ -89,12 +89,12 @@ async fn the_dead_mans_timer_is_armed_with_what_is_left() {
 }
 
 #[test]
-fn an_instance_is_gone_when_ec2_says_so_or_misses_it_again_and_again() {
-    for over in [InstanceState::Terminated, InstanceState::ShuttingDown, InstanceState::Stopped] {
+fn a_host_is_gone_when_its_cloud_says_so_or_misses_it_again_and_again() {
+    for over in [HostState::Over, HostState::Stopped] {
         assert!(Absence::default().look(Some(over)));
     }
     let mut absence = Absence::default();
-    for state in [None, None, Some(InstanceState::Running), None, None] {
+    for state in [None, None, Some(HostState::Running), None, None] {
         assert!(!absence.look(state));
     }
     assert!(absence.look(None));

@@ -1,8 +1,9 @@
-//! AWS EC2: one instance per grant, in one region, one offer.
+//! A cloud: one host per grant, in one region, one offer.
 //!
-//! EC2 only gives the host. It comes up with a host key and a login made for it ([`super::machine_keys`],
+//! The cloud only gives the host. It comes up with a host key and a login made for it ([`super::machine_keys`],
 //! [`super::cloud_init`]); from then on it is a machine like the operator's own, and [`BareMetalBackend`] does the rest.
-//! EC2's API is asked what exists, and believed when it answers; that it does not answer says nothing about instances.
+//! The cloud's API is asked what exists, and believed when it answers; that it does not answer says nothing about hosts.
+//! Which cloud it is nobody knows here: that is behind [`Cloud`].
 
 mod check;
 mod launch;
@@ -10,24 +11,22 @@ pub mod ledger;
 mod sight;
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use coalition::{ProviderId, UniqueId};
-use coalition_aws::{AwsError, Ec2, EndpointError, ErrorKind, InstanceId, InstanceState};
+use coalition_cloud::{Cloud, CloudError, ErrorKind, HostState, Image, Owner, Quota};
 use coalition_compute::{
     Capabilities, ComputeGrant, DeclaredRates, LogEnd, MIN_CPU_MILLICORES, MIN_RAM_MIB, OfferName, Region, UsageMetrics,
 };
-use coalition_host::types::IsolationLevel;
 
 use self::launch::Wanted;
 use self::ledger::{Ledger, Limits, Size, choose, is_foreign};
 pub use self::sight::Absence;
 use self::sight::Listing;
 use super::machine_keys::MachineKeys;
-use super::{BareMetalBackend, BareMetalSetup};
+use super::{BareMetalBackend, BareMetalSetup, HostSetup};
 use crate::backend::{
     Backend, BackendError, Exit, FailureKind, InstanceName, Offering, Order, OwnedInstance, ProvisionedInstance, Unfit,
     UsageSeen,
@@ -36,55 +35,29 @@ use crate::check::Finding;
 use crate::fleet::chain;
 use crate::ssh::{LoginKey, SshTarget};
 
-/// Tags on everything that is made.
-pub mod tag {
-    /// The provider id. Least-privilege policies name it.
-    pub const BRIDGE: &str = "coalition:bridge";
-    /// The coalition's fingerprint.
-    pub const COALITION: &str = "coalition:coalition";
-    /// The grant, as public in the market's log.
-    pub const GRANT: &str = "coalition:grant";
-    /// The instance's name in the bridge's journal.
-    pub const INSTANCE: &str = "coalition:instance";
-    /// The offer it was sold as.
-    pub const OFFER: &str = "coalition:offer";
-    /// When it switches itself off, Unix seconds.
-    pub const UNTIL: &str = "coalition:until";
-}
-
 /// How long what the region and the account have is believed.
 const FACTS_AGE: Duration = Duration::from_secs(600);
-/// How long EC2 is asked to confirm an end, beyond the time in which it may not show what it has made.
-const CONFIRM: Duration = Duration::from_secs(30);
-/// How long a host that is to be stopped may be unreachable before EC2 is told to end it without its last usage.
+/// How long a host that is to be stopped may be unreachable before the cloud is told to end it without its last usage.
 const UNREACHABLE: Duration = Duration::from_secs(60);
 
-/// What a backend on EC2 is made of.
+/// What a backend on a cloud is made of.
 #[derive(Clone)]
-pub struct Ec2Setup {
+pub struct CloudSetup {
     /// Name of the offer.
     pub name: OfferName,
-    /// The API and the credentials.
-    pub aws: coalition_aws::Setup,
+    /// The region and the account.
+    pub cloud: Arc<dyn Cloud>,
     /// The region as the market calls it.
     pub region: Region,
-    /// The image hosts are made of.
-    pub image: String,
-    /// Subnets, tried in this order when there is no room.
-    pub subnets: Vec<String>,
-    /// Security groups of every host.
-    pub security_groups: Vec<String>,
     /// What is sold.
     pub sizes: Vec<Size>,
-    /// Instances at once.
+    /// Hosts at once.
     pub max_instances: u32,
     /// Disk beside what image and workload need, GiB.
     pub root_gib: u32,
-    /// Which of the account's quotas counts.
-    pub quota_code: String,
     /// What it charges.
     pub rates: DeclaredRates,
-    /// Hosts are reached inside their network, and get no address on the internet.
+    /// Hosts are reached inside their network.
     pub private_addresses: bool,
     /// Port of the hosts' SSH servers.
     pub ssh_port: u16,
@@ -94,54 +67,38 @@ pub struct Ec2Setup {
     pub provider: ProviderId,
     /// The coalition it serves.
     pub coalition: UniqueId,
-    /// Directory on the hosts.
-    pub dir: String,
-    /// Name of this bridge's directory below it.
-    pub owner: String,
-    /// The weakest isolation sold.
-    pub minimum_isolation: IsolationLevel,
-    /// Processes and threads of one workload.
-    pub pids_max: u32,
-    /// The program to install on hosts; this process's own when absent.
-    pub program: Option<PathBuf>,
-    /// Wait for one transfer of an image.
-    pub image_timeout: Duration,
-    /// Wait from the workload's start to its SSH server.
-    pub start_timeout: Duration,
-    /// Pause between two looks at a running workload, or at a host that comes up.
-    pub watch_interval: Duration,
+    /// How workloads are run on the hosts; its pauses between two looks are those at a host that comes up, too.
+    pub host: HostSetup,
     /// Wait from asking for a host to logging in.
     pub boot_timeout: Duration,
     /// How long after its grant's end a host switches itself off.
     pub poweroff_after: Duration,
-    /// Pause between two listings of all instances.
+    /// Pause between two listings of all hosts.
     pub look: Duration,
-    /// How long EC2 may not show an instance that was just made.
-    pub settle: Duration,
+    /// First pause before a host is asked for again, doubled each time.
+    pub pause: Duration,
 }
 
 /// What the region and the account have.
 #[derive(Clone, Debug)]
 struct Facts {
     at: Instant,
-    root_device: String,
-    root_gib: u32,
-    quota_vcpus: Option<u32>,
-    quota_text: String,
+    image: Image,
+    quota: Quota,
 }
 
 /// A request for an instance that was, or may have been, granted.
 #[derive(Clone, Debug)]
 struct Launched {
     at: Instant,
-    /// Its id, when the answer arrived.
-    id: Option<InstanceId>,
+    /// The cloud's name of it, when the answer arrived.
+    id: Option<String>,
 }
 
 /// One region of one account.
-pub struct Ec2Backend {
-    setup: Ec2Setup,
-    ec2: Ec2,
+pub struct CloudBackend {
+    setup: CloudSetup,
+    provider: String,
     ledger: Mutex<Ledger>,
     machines: Mutex<BTreeMap<InstanceName, Arc<BareMetalBackend>>>,
     launches: Mutex<BTreeMap<InstanceName, Launched>>,
@@ -156,28 +113,27 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The client's taxonomy is the backends'.
-const fn failure_kind(kind: ErrorKind) -> FailureKind {
-    match kind {
-        ErrorKind::Capacity => FailureKind::Capacity,
-        ErrorKind::Quota => FailureKind::Quota,
-        ErrorKind::Throttled => FailureKind::Throttled,
-        ErrorKind::Auth => FailureKind::Auth,
-        ErrorKind::NotFound => FailureKind::NotFound,
-        ErrorKind::Conflict => FailureKind::Conflict,
-        ErrorKind::Transient => FailureKind::Transient,
-        ErrorKind::Fatal => FailureKind::Fatal,
+impl From<ErrorKind> for FailureKind {
+    fn from(kind: ErrorKind) -> Self {
+        match kind {
+            ErrorKind::Capacity => Self::Capacity,
+            ErrorKind::Quota => Self::Quota,
+            ErrorKind::Throttled => Self::Throttled,
+            ErrorKind::Auth => Self::Auth,
+            ErrorKind::NotFound => Self::NotFound,
+            ErrorKind::Conflict => Self::Conflict,
+            ErrorKind::Transient => Self::Transient,
+            ErrorKind::Fatal => Self::Fatal,
+        }
     }
 }
 
-impl Ec2Backend {
+impl CloudBackend {
     /// A backend; nothing is contacted yet.
-    ///
-    /// # Errors
-    /// [`EndpointError`] when the region or the endpoint cannot be used.
-    pub fn new(setup: Ec2Setup) -> Result<Self, EndpointError> {
-        Ok(Self {
-            ec2: Ec2::new(setup.aws.clone())?,
+    #[must_use]
+    pub fn new(setup: CloudSetup) -> Self {
+        Self {
+            provider: setup.provider.to_string(),
             setup,
             ledger: Mutex::default(),
             machines: Mutex::default(),
@@ -187,7 +143,12 @@ impl Ec2Backend {
             facts: tokio::sync::Mutex::default(),
             quota: Mutex::default(),
             trouble: Mutex::default(),
-        })
+        }
+    }
+
+    /// Whose things are looked for.
+    fn owner(&self) -> Owner<'_> {
+        Owner { bridge: &self.provider, offer: self.setup.name.as_str() }
     }
 
     fn note(&self, trouble: Option<String>) {
@@ -198,10 +159,10 @@ impl Ec2Backend {
         BackendError { backend: self.setup.name.clone(), kind, message, started: false, remains: false, source: None }
     }
 
-    fn failed(&self, error: &AwsError) -> BackendError {
+    fn failed(&self, error: &CloudError) -> BackendError {
         let message = chain(error);
         self.note(Some(message.clone()));
-        self.error(failure_kind(error.kind()), message)
+        self.error(error.kind.into(), message)
     }
 
     fn remember(&self, name: &InstanceName, launched: Launched) {
@@ -222,19 +183,13 @@ impl Ec2Backend {
         if let Some(facts) = kept.as_ref().filter(|facts| facts.at.elapsed() < FACTS_AGE) {
             return Ok(facts.clone());
         }
-        let image = self.ec2.image(&self.setup.image).await.map_err(|error| self.failed(&error))?;
-        let (id, region) = (&self.setup.image, self.ec2.region());
-        let image = image.ok_or_else(|| self.error(FailureKind::NotFound, format!("{region} has no image {id}")))?;
-        if image.state != "available" {
-            return Err(self.error(FailureKind::Fatal, format!("the image {id} is {}", image.state)));
+        let image = self.setup.cloud.image().await.map_err(|error| self.failed(&error))?;
+        if let Some(state) = &image.unusable {
+            return Err(self.error(FailureKind::Fatal, format!("the image {} is {state}", image.id)));
         }
-        let (quota_vcpus, quota_text) = match self.ec2.quota(&self.setup.quota_code).await {
-            Ok(vcpus) => (Some(vcpus), format!("the account's quota is {vcpus} vCPUs")),
-            Err(error) => (None, format!("the account's quota is unknown ({error})")),
-        };
-        *lock(&self.quota) = quota_vcpus;
-        let (at, root_device, root_gib) = (Instant::now(), image.root_device, image.root_gib);
-        let facts = Facts { at, root_device, root_gib, quota_vcpus, quota_text };
+        let quota = self.setup.cloud.quota().await;
+        *lock(&self.quota) = quota.vcpus;
+        let facts = Facts { at: Instant::now(), image, quota };
         *kept = Some(facts.clone());
         Ok(facts)
     }
@@ -264,79 +219,75 @@ impl Ec2Backend {
             rates: setup.rates,
             public_host: host.to_owned(),
             listen: None,
-            dir: setup.dir.clone(),
-            owner: setup.owner.clone(),
-            minimum_isolation: setup.minimum_isolation,
-            pids_max: setup.pids_max,
-            program: setup.program.clone(),
-            image_timeout: setup.image_timeout,
-            start_timeout: setup.start_timeout,
-            watch_interval: setup.watch_interval,
+            host: setup.host.clone(),
             guest: None,
         }));
         machines.insert(name.clone(), Arc::clone(&machine));
         machine
     }
 
-    /// The size of an instance type, or the largest for one that is not sold any more.
-    fn size_of(&self, instance_type: &str) -> &Size {
-        let sold = self.setup.sizes.iter().find(|size| size.instance_type == instance_type);
+    /// The size of this name, or the largest for one that is not sold any more.
+    fn size_of(&self, name: &str) -> &Size {
+        let sold = self.setup.sizes.iter().find(|size| size.name == name);
         sold.or_else(|| self.setup.sizes.iter().max_by_key(|size| size.cpu_millicores))
             .expect("an offer has at least one size: the boot file is checked for it")
     }
 
-    /// The machine of this name; `None` when EC2 says that there is none (any more).
+    /// The machine of this name; `None` when the cloud says that there is none (any more).
     async fn machine(&self, name: &InstanceName) -> Result<Option<Arc<BareMetalBackend>>, BackendError> {
         if let Some(known) = lock(&self.machines).get(name).cloned() {
             return Ok(Some(known));
         }
         let found = self.named(name).await?;
-        let Some(live) = found.iter().find(|instance| !instance.state.is_over()) else { return Ok(None) };
+        let Some(live) = found.iter().find(|host| !host.state.is_over()) else { return Ok(None) };
         let Some(address) = self.address_of(live) else {
             return Err(self.error(FailureKind::Transient, format!("{} has no address", live.id)));
         };
-        Ok(Some(self.attach(name, &address.to_string(), self.size_of(&live.instance_type))))
+        Ok(Some(self.attach(name, &address.to_string(), self.size_of(&live.size))))
     }
 
-    /// Ends every instance of this name and removes disks of it that stayed behind; confirmed by EC2.
+    /// Ends every host of this name and removes what stayed behind of it; confirmed by the cloud.
     async fn end(&self, name: &InstanceName) -> Result<(), BackendError> {
-        let until = Instant::now() + self.setup.settle + CONFIRM;
-        loop {
-            let mut ids: Vec<InstanceId> = Vec::new();
-            let found = self.named(name).await?;
-            ids.extend(found.iter().filter(|instance| !instance.state.is_over()).map(|instance| instance.id.clone()));
-            let launched = self.launched(name);
-            if let Some(id) = launched.as_ref().and_then(|launched| launched.id.clone())
-                && found.iter().all(|instance| instance.id != id)
-            {
-                ids.push(id);
-            }
-            // EC2 may not show yet what it has just made.
-            let is_young = launched.as_ref().is_some_and(|launched| launched.at.elapsed() < self.setup.settle);
-            let unseen = found.is_empty() && is_young;
-            if !ids.is_empty() {
-                match self.ec2.terminate(&ids).await {
-                    Ok(ended) if ended.iter().all(|one| one.state.is_over()) => break,
-                    Ok(_) => {}
-                    Err(error) if error.kind() == ErrorKind::NotFound && !unseen => break,
-                    Err(error) if error.kind() == ErrorKind::NotFound => {}
-                    Err(error) => return Err(self.failed(&error)),
-                }
-            } else if !unseen {
-                break;
-            }
+        let until = Instant::now() + self.setup.cloud.settle() + self.setup.cloud.end_patience();
+        while !self.is_ended(name).await? {
             if Instant::now() >= until {
-                let problem = format!("EC2 does not confirm that instance {name} ends");
+                let problem = format!("{} does not confirm that the host of {name} ends", self.setup.cloud.name());
                 return Err(self.error(FailureKind::Transient, problem));
             }
-            tokio::time::sleep(self.setup.watch_interval).await;
+            tokio::time::sleep(self.setup.host.watch_interval).await;
         }
-        for (_, disk) in self.left_disks(Some(name)).await? {
-            tracing::warn!(backend = %self.offer(), volume = %disk.id, "deleting a disk that its instance left behind");
-            self.ec2.delete_volume(&disk.id).await.map_err(|error| self.failed(&error))?;
+        for leftover in self.leftovers(Some(name)).await? {
+            let (what, id) = (leftover.1.what, &leftover.1.id);
+            tracing::warn!(backend = %self.offer(), what, id, "deleting what its host left behind");
+            self.setup.cloud.remove(&leftover.1).await.map_err(|error| self.failed(&error))?;
         }
         self.forget(name).await;
         Ok(())
+    }
+
+    /// Asks for the end of everything of this name; answers whether the cloud says that all of it is over.
+    async fn is_ended(&self, name: &InstanceName) -> Result<bool, BackendError> {
+        let found = self.named(name).await?;
+        let mut ids: Vec<String> =
+            found.iter().filter(|host| !host.state.is_over()).map(|host| host.id.clone()).collect();
+        let launched = self.launched(name);
+        let unlisted = launched.as_ref().and_then(|launched| launched.id.clone());
+        ids.extend(unlisted.filter(|id| found.iter().all(|host| host.id != *id)));
+        // The cloud may not show yet what it has just made.
+        let is_young = launched.is_some_and(|launched| launched.at.elapsed() < self.setup.cloud.settle());
+        let is_unseen = found.is_empty() && is_young;
+        if ids.is_empty() {
+            return Ok(!is_unseen);
+        }
+        let mut all_over = true;
+        for id in ids {
+            match self.setup.cloud.end(&id).await {
+                Ok(state) => all_over &= state.is_over(),
+                Err(error) if error.kind == ErrorKind::NotFound => all_over &= !is_unseen,
+                Err(error) => return Err(self.failed(&error)),
+            }
+        }
+        Ok(all_over)
     }
 
     async fn forget(&self, name: &InstanceName) {
@@ -353,7 +304,7 @@ impl Ec2Backend {
         let most = |field: fn(&Size) -> u32| self.setup.sizes.iter().map(field).max().unwrap_or_default();
         Capabilities {
             regions: vec![self.setup.region.clone()],
-            // EC2 has no Intel TDX; SEV-SNP is no TDX and is not sold as such.
+            // What runs on a host is a workload beside its system, not the measured guest itself: not sold as TDX.
             tdx_capable: false,
             mrtds: Vec::new(),
             max_cpu_millicores: 0,
@@ -377,16 +328,17 @@ impl Ec2Backend {
         capabilities.max_ram_mib = all(capabilities.instance_ram_mib);
         let (vcpus, declared) = (lock(&self.ledger).vcpus(), self.setup.max_instances);
         let detail = format!(
-            "EC2 {}: {declared} instances declared; {}, {vcpus} in use here",
-            self.ec2.region(),
-            facts.quota_text
+            "{} {}: {declared} instances declared; {}, {vcpus} in use here",
+            self.setup.cloud.name(),
+            self.setup.cloud.region(),
+            facts.quota.text
         );
         Ok((capabilities, detail))
     }
 }
 
 #[async_trait]
-impl Backend for Ec2Backend {
+impl Backend for CloudBackend {
     fn name(&self) -> &OfferName {
         &self.setup.name
     }
@@ -400,7 +352,7 @@ impl Backend for Ec2Backend {
         match self.offered().await {
             Ok((capabilities, detail)) => {
                 self.note(None);
-                let isolation = Some(self.setup.minimum_isolation);
+                let isolation = Some(self.setup.host.minimum_isolation);
                 Offering { capabilities, rates, isolation, detail, reachable: true }
             }
             Err(error) => {
@@ -472,7 +424,7 @@ impl Backend for Ec2Backend {
             exit = machine.watch_until_exit(instance, valid_to_ms, &see) => exit,
             () = self.until_gone(&instance.name) => {
                 let end = if crate::now_ms() >= valid_to_ms { LogEnd::Deadline } else { LogEnd::BackendLost };
-                tracing::warn!(backend = %self.offer(), instance = %instance.name, "EC2 says that the instance is gone");
+                tracing::warn!(backend = %self.offer(), instance = %instance.name, "the cloud says that the host is gone");
                 Ok(Exit { end, usage: *lock(&newest) })
             }
         }
@@ -487,15 +439,15 @@ impl Backend for Ec2Backend {
             }
             Err(error) => error,
         };
-        let live = self.named(name).await?.into_iter().any(|instance| !instance.state.is_over());
-        if !live && self.launched(name).is_none_or(|launched| launched.at.elapsed() >= self.setup.settle) {
+        let live = self.named(name).await?.into_iter().any(|host| !host.state.is_over());
+        if !live && self.launched(name).is_none_or(|launched| launched.at.elapsed() >= self.setup.cloud.settle()) {
             return Ok(None);
         }
         let since = *lock(&self.stop_fails).entry(name.clone()).or_insert_with(Instant::now);
         if since.elapsed() < UNREACHABLE {
             return Err(error);
         }
-        tracing::warn!(backend = %self.offer(), instance = %name, "the host does not answer; EC2 ends it, and its last usage is what was seen");
+        tracing::warn!(backend = %self.offer(), instance = %name, "the host does not answer; the cloud ends it, and its last usage is what was seen");
         self.end(name).await?;
         Ok(None)
     }
@@ -506,13 +458,13 @@ impl Backend for Ec2Backend {
 
     async fn list_owned(&self) -> Result<Vec<OwnedInstance>, BackendError> {
         let listing = self.listing(Duration::ZERO).await?;
-        let disks = self.left_disks(None).await?;
+        let leftovers = self.leftovers(None).await?;
         let mut owned: BTreeMap<InstanceName, bool> = BTreeMap::new();
-        for (name, instance) in listing.instances.iter().filter(|(_, instance)| !instance.state.is_over()) {
-            let running = matches!(instance.state, InstanceState::Pending | InstanceState::Running);
+        for (name, host) in listing.hosts.iter().filter(|(_, host)| !host.state.is_over()) {
+            let running = matches!(host.state, HostState::Coming | HostState::Running);
             *owned.entry(name.clone()).or_default() |= running;
         }
-        for (name, _) in disks {
+        for (name, _) in leftovers {
             owned.entry(name).or_default();
         }
         Ok(owned.into_iter().map(|(name, running)| OwnedInstance { name, running }).collect())

@@ -1,8 +1,9 @@
-//! What is booked on one offer of EC2, and what may still be. Pure.
+//! What is booked on one offer of a cloud, and what may still be. Pure.
 
 use std::collections::BTreeMap;
 
 use coalition::RateQ64;
+use coalition_cloud::Confidential;
 use coalition_compute::ComputeGrant;
 
 use crate::backend::{FailureKind, InstanceName};
@@ -10,16 +11,16 @@ use crate::backend::{FailureKind, InstanceName};
 /// One size of machines that is sold.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Size {
-    /// EC2's name for it, e.g. `m6a.large`.
-    pub instance_type: String,
+    /// The cloud's name for it, e.g. `m6a.large`.
+    pub name: String,
     /// CPU sold of it, thousandths of a core.
     pub cpu_millicores: u32,
     /// Memory sold of it, MiB.
     pub ram_mib: u32,
-    /// What EC2 charges, USD per hour.
+    /// What the cloud charges, USD per hour.
     pub price_hour: RateQ64,
-    /// Machines of it are asked for with AMD SEV-SNP.
-    pub sev_snp: bool,
+    /// The confidential computing its machines are asked for with.
+    pub confidential: Option<Confidential>,
 }
 
 impl Size {
@@ -98,8 +99,8 @@ impl Ledger {
         }
         if let Some(quota) = limits.quota_vcpus.filter(|quota| vcpus.saturating_add(size.vcpus()) > *quota) {
             let message = format!(
-                "{count} instances hold {vcpus} of the account's {quota} vCPUs; a {} of {} does not fit (ask AWS to raise the quota)",
-                size.instance_type,
+                "{count} instances hold {vcpus} of the account's {quota} vCPUs; a {} of {} does not fit (ask the cloud to raise the quota)",
+                size.name,
                 size.vcpus()
             );
             return Err(Full { kind: FailureKind::Quota, message });

@@ -4,10 +4,10 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use coalition_aws::{AwsError, ErrorKind, Instance, InstanceState, NewInstance, kind_of};
+use coalition_cloud::{CloudError, ErrorKind, Host, HostState, NewHost};
 
 use super::ledger::Size;
-use super::{Ec2Backend, Launched, failure_kind};
+use super::{CloudBackend, Launched};
 use crate::backend::{Backend, BackendError, FailureKind, InstanceName};
 use crate::backends::BareMetalBackend;
 use crate::backends::cloud_init::{FirstBoot, user_data};
@@ -32,8 +32,8 @@ pub(super) struct Wanted<'a> {
     pub(super) disk_mib: u64,
 }
 
-impl Ec2Backend {
-    /// Makes the instance and waits until it lets the bridge in and isolates as it should. Whatever fails, what was made
+impl CloudBackend {
+    /// Makes the host and waits until it lets the bridge in and isolates as it should. Whatever fails, what was made
     /// is ended by `terminate` of the name.
     pub(super) async fn obtain(&self, wanted: &Wanted<'_>) -> Result<Arc<BareMetalBackend>, BackendError> {
         let left_ms = wanted.ends_ms.saturating_sub(crate::now_ms());
@@ -49,7 +49,7 @@ impl Ec2Backend {
         Ok(machine)
     }
 
-    /// Asks for the instance in one subnet after the other, as long as there is no room.
+    /// Asks for the host in one place after the other, as long as there is no room.
     async fn launch(&self, wanted: &Wanted<'_>, left_ms: u64) -> Result<(), BackendError> {
         let facts = self.facts().await?;
         let (host, login) = (self.setup.keys.host(wanted.name), self.setup.keys.login(wanted.name));
@@ -58,30 +58,24 @@ impl Ec2Backend {
         let longest_s = (left_ms / 1_000).saturating_add(spare_s);
         let boot = FirstBoot { host: &host, login_public: &login.public_openssh, poweroff_at_s, longest_s };
         let user_data = user_data(&boot);
-        let tags = self.tags(wanted.name, &wanted.grant, poweroff_at_s);
+        let marks = self.marks(wanted.name, wanted.grant.clone(), poweroff_at_s);
         let disk_gib = u32::try_from(wanted.disk_mib.div_ceil(1_024)).unwrap_or(u32::MAX);
-        let root_gib = self.setup.root_gib.max(facts.root_gib).saturating_add(disk_gib);
+        let disk_gib = self.setup.root_gib.max(facts.image.disk_gib).saturating_add(disk_gib);
         let mut full = None;
-        for (n, subnet) in self.setup.subnets.iter().enumerate() {
-            let token = format!("{}-{n}", wanted.name);
-            let new = NewInstance {
-                client_token: &token,
-                image: &self.setup.image,
-                instance_type: &wanted.size.instance_type,
-                subnet,
-                security_groups: &self.setup.security_groups,
-                public_address: !self.setup.private_addresses,
+        for place in self.setup.cloud.places() {
+            let new = NewHost {
+                marks: &marks,
+                place,
+                size: &wanted.size.name,
+                confidential: wanted.size.confidential,
                 user_data: &user_data,
-                tags: &tags,
-                root_device: &facts.root_device,
-                root_gib,
-                sev_snp: wanted.size.sev_snp,
-                dry_run: false,
+                disk_gib,
+                longest_s,
             };
             match self.ask(wanted.name, &new).await {
                 Ok(()) => return Ok(()),
-                Err(error) if error.kind() == ErrorKind::Capacity => {
-                    tracing::info!(backend = %self.offer(), subnet, size = %wanted.size.instance_type, "no room in this subnet");
+                Err(error) if error.kind == ErrorKind::Capacity => {
+                    tracing::info!(backend = %self.offer(), place, size = %wanted.size.name, "no room there");
                     full = Some(error);
                 }
                 Err(error) => return Err(self.failed(&error)),
@@ -89,68 +83,67 @@ impl Ec2Backend {
         }
         Err(match full {
             Some(error) => self.failed(&error),
-            None => self.error(FailureKind::Fatal, "no subnet is configured".into()),
+            None => self.error(FailureKind::Fatal, "no place to make hosts in is configured".into()),
         })
     }
 
-    /// Asks until it is known whether the instance was made. The same token makes it once, however often it is asked.
-    async fn ask(&self, name: &InstanceName, new: &NewInstance<'_>) -> Result<(), AwsError> {
-        let mut pause = self.setup.aws.pause;
+    /// Asks until it is known whether the host was made. Asked for again it is made once, however often.
+    async fn ask(&self, name: &InstanceName, new: &NewHost<'_>) -> Result<(), CloudError> {
+        let mut pause = self.setup.pause;
         for tries_left in (0..ASKED).rev() {
-            let error = match self.ec2.run_instance(new).await {
+            let error = match self.setup.cloud.create(new).await {
                 Ok(made) => {
                     self.remember(name, Launched { at: Instant::now(), id: Some(made.id) });
                     return Ok(());
                 }
                 Err(error) => error,
             };
-            if error.may_have_acted() {
+            if error.may_have_acted {
                 self.remember(name, Launched { at: Instant::now(), id: None });
             }
-            let again = error.may_have_acted() || matches!(error.kind(), ErrorKind::Throttled | ErrorKind::Transient);
+            let again = error.may_have_acted || matches!(error.kind, ErrorKind::Throttled | ErrorKind::Transient);
             if !again || tries_left == 0 {
                 return Err(error);
             }
-            tracing::warn!(backend = %self.offer(), %error, "it is not known whether the instance was made; asking again with the same token");
+            tracing::warn!(backend = %self.offer(), %error, "it is not known whether the host was made; asking for the same again");
             tokio::time::sleep(pause).await;
             pause *= 2;
         }
         unreachable!("the last try returns")
     }
 
-    /// Waits for the address. What EC2 does not show yet is waited for; what it ended by itself is a failure.
+    /// Waits for the address. What the cloud does not show yet is waited for; what it ended by itself is a failure.
     async fn until_addressed(&self, name: &InstanceName, until: Instant) -> Result<IpAddr, BackendError> {
         loop {
             let (problem, kind) = match self.named(name).await {
                 Ok(found) => match self.look_at(&found)? {
                     Some(address) => return Ok(address),
-                    None => ("the instance got no address".to_owned(), FailureKind::Transient),
+                    None => ("the host got no address".to_owned(), FailureKind::Transient),
                 },
                 Err(error) => (error.message, error.kind),
             };
             if Instant::now() >= until {
                 return Err(self.error(kind, format!("{problem} within {} s", self.setup.boot_timeout.as_secs())));
             }
-            tokio::time::sleep(self.setup.watch_interval).await;
+            tokio::time::sleep(self.setup.host.watch_interval).await;
         }
     }
 
-    fn look_at(&self, found: &[Instance]) -> Result<Option<IpAddr>, BackendError> {
-        if let Some(live) = found.iter().find(|instance| !instance.state.is_over()) {
-            return Ok(self.address_of(live).filter(|_| live.state == InstanceState::Running));
+    fn look_at(&self, found: &[Host]) -> Result<Option<IpAddr>, BackendError> {
+        if let Some(live) = found.iter().find(|host| !host.state.is_over()) {
+            return Ok(self.address_of(live).filter(|_| live.state == HostState::Running));
         }
         let Some(over) = found.first() else { return Ok(None) };
-        let (code, words) = over.reason.clone().unwrap_or_else(|| ("(no reason)".into(), String::new()));
-        let kind = match failure_kind(kind_of(&code, 400)) {
-            FailureKind::Fatal => FailureKind::Transient,
-            known => known,
-        };
-        Err(self.error(kind, format!("EC2 ended the instance while it came up: {code} {words}")))
+        let (kind, words) = over.reason.clone().unwrap_or((ErrorKind::Transient, "(no reason given)".into()));
+        // Asked for elsewhere or again it may work.
+        let kind = if kind == ErrorKind::Fatal { ErrorKind::Transient } else { kind };
+        let problem = format!("{} ended the host while it came up: {words}", self.setup.cloud.name());
+        Err(self.error(kind.into(), problem))
     }
 
     /// The address the bridge and requesters use.
-    pub(super) fn address_of(&self, instance: &Instance) -> Option<IpAddr> {
-        if self.setup.private_addresses { instance.private_address } else { instance.public_address }
+    pub(super) fn address_of(&self, host: &Host) -> Option<IpAddr> {
+        if self.setup.private_addresses { host.private_address } else { host.public_address }
     }
 
     async fn until_let_in(
@@ -181,14 +174,14 @@ impl Ec2Backend {
             if let Ok(found) = self.named(name).await {
                 self.look_at(&found)?;
             }
-            tokio::time::sleep(self.setup.watch_interval).await;
+            tokio::time::sleep(self.setup.host.watch_interval).await;
         }
     }
 
-    /// What the host wrote to its console, for the operator; nothing when EC2 has none yet.
+    /// What the host wrote to its console, for the operator; nothing when the cloud has none yet.
     async fn console_tail(&self, name: &InstanceName) -> String {
         let Some(id) = self.launched(name).and_then(|launched| launched.id) else { return String::new() };
-        let Ok(console) = self.ec2.console(&id).await else { return String::new() };
+        let Ok(console) = self.setup.cloud.console(&id).await else { return String::new() };
         let line: String = console.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
         let skip = line.chars().count().saturating_sub(CONSOLE);
         let tail: String = line.chars().skip(skip).collect();

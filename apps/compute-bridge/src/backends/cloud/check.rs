@@ -1,11 +1,11 @@
-//! What an operator wants to know before selling from EC2: every step a grant takes, as far as it costs nothing; and, when
+//! What an operator wants to know before selling from a cloud: every step a grant takes, as far as it costs nothing; and, when
 //! asked, one machine made, logged in to and ended.
 
 use coalition::RequestId;
-use coalition_aws::{AwsError, NewInstance};
+use coalition_cloud::{CloudError, Confidential, NewHost};
 
 use super::ledger::Size;
-use super::{Ec2Backend, Ec2Setup, Wanted};
+use super::{CloudBackend, CloudSetup, Wanted};
 use crate::backend::{Backend, InstanceName};
 use crate::check::Finding;
 use crate::fleet::chain;
@@ -13,7 +13,7 @@ use crate::fleet::chain;
 /// How long the machine of a round trip may run, in seconds. It switches itself off then, also when nobody is left to end it.
 const ROUND_TRIP_S: u64 = 900;
 
-impl Ec2Backend {
+impl CloudBackend {
     pub(super) async fn look_over(&self, create: bool) -> Vec<Finding> {
         let mut findings = vec![self.credentials().await];
         if !findings[0].ok {
@@ -37,7 +37,7 @@ impl Ec2Backend {
         Finding::new(format!("{} {what}", self.offer()), ok, detail)
     }
 
-    fn judged(&self, what: &str, result: Result<String, AwsError>) -> Finding {
+    fn judged(&self, what: &str, result: Result<String, CloudError>) -> Finding {
         match result {
             Ok(detail) => self.found(what, true, detail),
             Err(error) => self.found(what, false, chain(&error)),
@@ -45,36 +45,33 @@ impl Ec2Backend {
     }
 
     async fn credentials(&self) -> Finding {
-        let caller = self.ec2.caller().await;
-        let told = caller.map(|caller| format!("account {}, {}", caller.account, caller.arn));
-        self.judged("credentials", told)
+        self.judged("credentials", self.setup.cloud.identity().await)
     }
 
     async fn image(&self) -> Finding {
-        let (id, region) = (&self.setup.image, self.ec2.region());
-        match self.ec2.image(id).await {
-            Ok(None) => self.found("image", false, format!("{region} has no image {id}; images belong to one region")),
-            Ok(Some(image)) => {
-                let ours = std::env::consts::ARCH.replace("aarch64", "arm64");
-                let fits = image.architecture == ours || self.setup.program.is_some();
-                let detail = format!("{id} is {}, {}, root on {}", image.state, image.architecture, image.root_device);
+        match self.setup.cloud.image().await {
+            Ok(image) => {
+                let fits = image.architecture == std::env::consts::ARCH || self.setup.host.program.is_some();
+                let state = image.unusable.as_deref().unwrap_or("available");
+                let detail =
+                    format!("{} is {state}, {}, {} GiB at least", image.id, image.architecture, image.disk_gib);
                 let hint = if fits { "" } else { "; this program is not for it, name one that is as `runner`" };
-                self.found("image", fits && image.state == "available", format!("{detail}{hint}"))
+                self.found("image", fits && image.unusable.is_none(), format!("{detail}{hint}"))
             }
             Err(error) => self.found("image", false, chain(&error)),
         }
     }
 
     async fn sizes(&self) -> Finding {
-        let names: Vec<&str> = self.setup.sizes.iter().map(|size| size.instance_type.as_str()).collect();
-        let known = match self.ec2.instance_types(&names).await {
+        let names: Vec<&str> = self.setup.sizes.iter().map(|size| size.name.as_str()).collect();
+        let known = match self.setup.cloud.sizes(&names).await {
             Ok(known) => known,
             Err(error) => return self.found("sizes", false, chain(&error)),
         };
         let problem = |size: &Size| {
-            let name = &size.instance_type;
+            let name = &size.name;
             let Some(real) = known.iter().find(|real| real.name == *name) else {
-                return Some(format!("{} has no {name}", self.ec2.region()));
+                return Some(format!("{} has no {name}", self.setup.cloud.region()));
             };
             let has = (real.vcpus.saturating_mul(1_000), real.ram_mib);
             if size.cpu_millicores > has.0 || size.ram_mib > has.1 {
@@ -84,11 +81,14 @@ impl Ec2Backend {
                     has.0, has.1, sold.0, sold.1
                 ));
             }
-            (size.sev_snp && !real.sev_snp).then(|| format!("{name} does not run under AMD SEV-SNP"))
+            let lacks = size.confidential.filter(|kind| !real.confidential.contains(kind))?;
+            Some(format!("{name} does not run under {}", called(lacks)))
         };
         let problems: Vec<String> = self.setup.sizes.iter().filter_map(problem).collect();
         if problems.is_empty() {
-            return self.found("sizes", true, format!("{}; none runs under Intel TDX", names.join(", ")));
+            let tdx = known.iter().any(|size| size.confidential.contains(&Confidential::Tdx));
+            let note = if tdx { "" } else { "; none runs under Intel TDX" };
+            return self.found("sizes", true, format!("{}{note}", names.join(", ")));
         }
         self.found("sizes", false, problems.join("; "))
     }
@@ -98,9 +98,9 @@ impl Ec2Backend {
         match self.facts().await {
             Ok(facts) => {
                 let fit = self.limits().instances(&self.setup.sizes);
-                let enough = facts.quota_vcpus.is_none() || fit > 0;
+                let enough = facts.quota.vcpus.is_none() || fit > 0;
                 let detail =
-                    format!("{declared} instances declared; {}; {fit} of the largest size fit", facts.quota_text);
+                    format!("{declared} instances declared; {}; {fit} of the largest size fit", facts.quota.text);
                 self.found("quota", enough, detail)
             }
             Err(error) => self.found("quota", false, error.message),
@@ -109,37 +109,29 @@ impl Ec2Backend {
 
     async fn sight(&self) -> Finding {
         match self.list_owned().await {
-            Ok(owned) => self.found("inventory", true, format!("{} instances or disks of this offer", owned.len())),
+            Ok(owned) => self.found("inventory", true, format!("{} hosts or leftovers of this offer", owned.len())),
             Err(error) => self.found("inventory", false, error.message),
         }
     }
 
-    /// Asks, without making anything, whether machines may be made in every subnet and of every size.
+    /// Asks, without making anything, whether hosts may be made in every place and of every size.
     async fn permission(&self) -> Vec<Finding> {
-        let name = self.trial_name();
-        let tags = self.tags(&name, "none: a check", 0);
-        let root = self.facts().await.map(|facts| (facts.root_device, facts.root_gib.max(self.setup.root_gib)));
-        let Ok((root_device, root_gib)) = root else { return Vec::new() };
+        let marks = self.marks(&self.trial_name(), "none: a check".into(), 0);
+        let Ok(facts) = self.facts().await else { return Vec::new() };
         let mut findings = Vec::new();
-        for subnet in &self.setup.subnets {
+        for place in self.setup.cloud.places() {
             for size in &self.setup.sizes {
-                let new = NewInstance {
-                    client_token: name.as_str(),
-                    image: &self.setup.image,
-                    instance_type: &size.instance_type,
-                    subnet,
-                    security_groups: &self.setup.security_groups,
-                    public_address: !self.setup.private_addresses,
+                let new = NewHost {
+                    marks: &marks,
+                    place,
+                    size: &size.name,
+                    confidential: size.confidential,
                     user_data: b"#cloud-config\n{}\n",
-                    tags: &tags,
-                    root_device: &root_device,
-                    root_gib,
-                    sev_snp: size.sev_snp,
-                    dry_run: true,
+                    disk_gib: facts.image.disk_gib.max(self.setup.root_gib),
+                    longest_s: ROUND_TRIP_S,
                 };
-                let what = format!("permission to make a {} in {subnet}", size.instance_type);
-                let asked = self.ec2.may_run(&new).await;
-                findings.push(self.judged(&what, asked.map(|()| "granted (a dry run)".into())));
+                let what = format!("permission to make a {} in {place}", size.name);
+                findings.push(self.judged(&what, self.setup.cloud.may_create(&new).await));
             }
         }
         findings
@@ -158,7 +150,7 @@ impl Ec2Backend {
     fn cost(&self) -> String {
         let size = self.cheapest();
         let most = size.price_hour.cost_of(ROUND_TRIP_S).map_or_else(|| "(much)".to_owned(), |cost| cost.to_string());
-        format!("at most {most} (one {}, {} min; AWS bills at least a minute)", size.instance_type, ROUND_TRIP_S / 60)
+        format!("at most {most} (one {}, {} min; clouds bill at least a minute)", size.name, ROUND_TRIP_S / 60)
     }
 
     /// One machine under an offer of its own, so that a bridge that runs does not take it for an orphan.
@@ -166,11 +158,7 @@ impl Ec2Backend {
         let name = format!("check-{}", self.offer());
         let name = name.parse().or_else(|_| "check".parse());
         let Ok(name) = name else { return self.found("round trip", false, "its offer cannot be named".into()) };
-        let setup = Ec2Setup { name, ..self.setup.clone() };
-        let trial = match Self::new(setup) {
-            Ok(trial) => trial,
-            Err(error) => return self.found("round trip", false, chain(&error)),
-        };
+        let trial = Self::new(CloudSetup { name, ..self.setup.clone() });
         // What an earlier check left, should it have been killed.
         for left in trial.list_owned().await.unwrap_or_default() {
             let _ = trial.terminate(&left.name).await;
@@ -195,14 +183,22 @@ impl Ec2Backend {
             (_, Err(error)) => {
                 let problem = format!(
                     "{what}: the machine could not be ended ({}); it costs {} USD an hour and switches itself off within {} min; \
-                     to end it now, terminate the instance with the tag coalition:instance = {name} in {}",
+                     to end it now, delete the host marked instance = {name} in {} {}",
                     chain(&error),
                     size.price_hour,
                     (ROUND_TRIP_S + self.setup.poweroff_after.as_secs()) / 60,
-                    self.ec2.region(),
+                    self.setup.cloud.name(),
+                    self.setup.cloud.region(),
                 );
                 self.found("round trip", false, problem)
             }
         }
+    }
+}
+
+const fn called(kind: Confidential) -> &'static str {
+    match kind {
+        Confidential::Tdx => "Intel TDX",
+        Confidential::SevSnp => "AMD SEV-SNP",
     }
 }

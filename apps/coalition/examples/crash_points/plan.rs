@@ -1,0 +1,138 @@
+//! Which blows fall, in which order, and what came of them.
+
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use rand::{Rng, SeedableRng, rngs::StdRng, seq::SliceRandom};
+use serde_json::{Value, json};
+
+use crate::{
+    life::{Blow, Place, live},
+    trigger::Point,
+    world::World,
+};
+
+/// One blow in so many falls at a random instant.
+const RANDOM: usize = 6;
+/// One blow in so many is followed by another.
+const TWICE: usize = 3;
+/// Random instants lie within this after the request.
+const LIFETIME_MS: u64 = 6_000;
+
+pub struct Options {
+    pub count: usize,
+    pub seed: u64,
+    /// Where everything is left to look at.
+    pub keep: Option<PathBuf>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { count: 100, seed: 1, keep: None }
+    }
+}
+
+/// What came of it.
+#[derive(Default)]
+pub struct Summary {
+    pub blows: usize,
+    pub twice: usize,
+    pub lives: usize,
+    pub served: usize,
+    pub given_back: usize,
+    pub not_reached: usize,
+    pub labels: BTreeSet<String>,
+    pub points: usize,
+    pub broken: Vec<String>,
+    seconds: u64,
+    seed: u64,
+}
+
+impl Summary {
+    pub fn to_json(&self) -> Value {
+        json!({
+            "seed": self.seed, "lives": self.lives, "kills": self.blows, "lives_with_two_kills": self.twice,
+            "points_known": self.points, "kinds_hit": self.labels.len(), "points_not_reached": self.not_reached,
+            "served": self.served, "given_back": self.given_back, "leaked_or_lost": self.broken, "seconds": self.seconds,
+        })
+    }
+}
+
+/// Runs it; `None`, with a word, where something is missing.
+pub async fn run(options: &Options, program: &Path) -> Option<Summary> {
+    let kept = options.keep.clone();
+    let temporary = tempfile::tempdir().unwrap();
+    let dir = kept.unwrap_or_else(|| temporary.path().to_owned());
+    std::fs::create_dir_all(&dir).unwrap();
+    let (started, mut summary) = (Instant::now(), Summary { seed: options.seed, ..Summary::default() });
+    let mut world = World::start(&dir, program).await?;
+    assert!(world.ask(&["--json", "image", "example", "hello.tar"]).0, "the example image cannot be made");
+    let mut points = Vec::new();
+    for place in Place::ALL {
+        match live(&mut world, place, &Blow::None).await {
+            Ok(told) => points.extend(told.points.into_iter().map(|point| (place, point))),
+            Err(broken) => summary.broken.push(format!("undisturbed: {broken}")),
+        }
+    }
+    summary.points = points.len();
+    println!("{} points in an undisturbed life of both kinds", points.len());
+    let mut rng = StdRng::seed_from_u64(options.seed);
+    let mut queue: Vec<(Place, Point)> = Vec::new();
+    while summary.blows < options.count && summary.broken.is_empty() && summary.lives < options.count * 2 {
+        let (place, blow) = next(&mut rng, &mut queue, &points, summary.lives);
+        let outcome = live(&mut world, place, &blow).await;
+        account(&mut summary, &blow, outcome);
+        if summary.lives % 10 == 0 {
+            let (kills, of, took) = (summary.blows, options.count, started.elapsed().as_secs());
+            println!("{kills} of {of} kills, {} starts, {took} s", world.restarts() + 1);
+        }
+    }
+    summary.seconds = started.elapsed().as_secs();
+    Some(summary)
+}
+
+/// All points in random order before any comes again; now and then a random instant.
+fn next(rng: &mut StdRng, queue: &mut Vec<(Place, Point)>, points: &[(Place, Point)], life: usize) -> (Place, Blow) {
+    if life % RANDOM == RANDOM - 1 || points.is_empty() {
+        let place = Place::ALL[rng.random_range(0..2)];
+        return (place, Blow::After(Duration::from_millis(rng.random_range(0..LIFETIME_MS))));
+    }
+    if queue.is_empty() {
+        queue.extend_from_slice(points);
+        queue.shuffle(rng);
+    }
+    let (place, point) = queue.pop().expect("it was filled");
+    let again = (life % TWICE == 0).then(|| rng.random_range(1..25));
+    (place, Blow::At(point, again))
+}
+
+fn account(summary: &mut Summary, blow: &Blow, outcome: Result<crate::life::Told, String>) {
+    summary.lives += 1;
+    let what = match blow {
+        Blow::None => "nothing".to_owned(),
+        Blow::At(point, again) => format!("{point}, then {again:?}"),
+        Blow::After(delay) => format!("after {} ms", delay.as_millis()),
+    };
+    match outcome {
+        Err(broken) => {
+            println!("BROKEN ({what}): {broken}");
+            summary.broken.push(format!("{what}: {broken}"));
+        }
+        Ok(told) => {
+            summary.blows += told.blows;
+            summary.twice += usize::from(told.blows > 1);
+            if std::env::var_os("CRASH_POINTS_VERBOSE").is_some() {
+                println!("{what}: {} kills, {}", told.blows, told.end);
+            }
+            summary.served += usize::from(told.served);
+            summary.given_back += usize::from(!told.served);
+            summary.not_reached += usize::from(told.blows == 0);
+            if let (Blow::At(point, _), true) = (blow, told.blows > 0) {
+                summary.labels.insert(point.label.clone());
+            }
+        }
+    }
+}
