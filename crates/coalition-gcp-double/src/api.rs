@@ -8,7 +8,9 @@ use serde_json::{Map, Value, json};
 use crate::answer::{Refusal, invalid, not_found, refusal};
 use crate::auth::Auth;
 use crate::insert::{insert, permissions};
-use crate::world::{BASE, IMAGES, MACHINES, Work, World, ZONES, region_of, zone_url};
+use crate::world::{
+    BASE, IMAGE_GIB, IMAGE_PROJECT, IMAGES, Image, SIZES, Size, Work, World, ZONES, region_of, zone_url,
+};
 use crate::{Fault, PROJECT, REGION};
 
 /// One call, by its name in the API and with what its path names.
@@ -175,21 +177,21 @@ fn delete_disk(world: &mut World, route: &Route, fault: Option<&Fault>) -> Resul
 
 fn image(route: &Route) -> Result<Value, Refusal> {
     let is_family = route.call == "images.getFromFamily";
-    let is_meant = |(project, name, family, state, ..): &&(&str, &str, &str, &str, u32, &[&str], &str)| {
-        let named = if is_family { *family == route.name && *state == "ACTIVE" } else { *name == route.name };
-        *project == route.project && named
+    let is_meant = |image: &&Image| {
+        let newest = image.family == route.name && image.state == "ACTIVE";
+        route.project == IMAGE_PROJECT && if is_family { newest } else { image.name == route.name }
     };
-    let Some((project, name, family, state, gib, features, architecture)) = IMAGES.iter().find(is_meant) else {
+    let Some(image) = IMAGES.iter().find(is_meant) else {
         return Err(not_found(&format!("projects/{}/global/images/{}", route.project, route.name)));
     };
-    let features: Vec<Value> = features.iter().map(|feature| json!({ "type": feature })).collect();
+    let features: Vec<Value> = image.features.iter().map(|feature| json!({ "type": feature })).collect();
     let mut shown = json!({
-        "kind": "compute#image", "id": "42", "name": name, "family": family, "status": "READY",
-        "diskSizeGb": gib.to_string(), "architecture": architecture, "guestOsFeatures": features,
-        "selfLink": format!("{BASE}/projects/{project}/global/images/{name}"),
+        "kind": "compute#image", "id": "42", "name": image.name, "family": image.family, "status": "READY",
+        "diskSizeGb": IMAGE_GIB.to_string(), "architecture": image.architecture, "guestOsFeatures": features,
+        "selfLink": format!("{BASE}/projects/{IMAGE_PROJECT}/global/images/{}", image.name),
     });
-    if *state != "ACTIVE" {
-        shown["deprecated"] = json!({ "state": state });
+    if image.state != "ACTIVE" {
+        shown["deprecated"] = json!({ "state": image.state });
     }
     Ok(shown)
 }
@@ -198,15 +200,12 @@ fn machine_type(route: &Route) -> Result<Value, Refusal> {
     if region_of(&route.zone).is_none() {
         return Err(invalid("zone", &route.zone, "Unknown zone."));
     }
-    let is_meant = |(name, _, _, zones, _): &&(&str, u32, u32, &[&str], &str)| {
-        *name == route.name && zones.contains(&route.zone.as_str())
-    };
-    let found = MACHINES.iter().find(is_meant).ok_or_else(|| not_found(&resource(route, "machineTypes")))?;
-    let (name, vcpus, ram_mib, _, architecture) = found;
+    let is_meant = |size: &&Size| size.name == route.name && size.zones.contains(&route.zone.as_str());
+    let size = SIZES.iter().find(is_meant).ok_or_else(|| not_found(&resource(route, "machineTypes")))?;
     Ok(json!({
-        "kind": "compute#machineType", "id": "1000", "name": name, "guestCpus": vcpus, "memoryMb": ram_mib,
-        "architecture": architecture, "isSharedCpu": *name == "e2-medium", "zone": route.zone,
-        "selfLink": format!("{}/machineTypes/{name}", zone_url(&route.zone)),
+        "kind": "compute#machineType", "id": "1000", "name": size.name, "guestCpus": size.vcpus,
+        "memoryMb": size.ram_mib, "architecture": size.architecture, "isSharedCpu": size.name == "e2-medium",
+        "zone": route.zone, "selfLink": format!("{}/machineTypes/{}", zone_url(&route.zone), size.name),
     }))
 }
 

@@ -7,7 +7,10 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::answer::{Refusal, invalid, refusal};
-use crate::world::{Disk, IMAGES, MACHINES, Machine, Operation, Work, World, metric_of, number, region_of, zone_url};
+use crate::world::{
+    Disk, IMAGE_GIB, IMAGE_PROJECT, IMAGES, Machine, Operation, SIZES, Work, World, metric_of, number, region_of,
+    zone_url,
+};
 use crate::{PROJECT, REGION, SUBNETWORK, schema};
 
 /// Longest metadata, in bytes: one value, and all together.
@@ -38,7 +41,7 @@ fn is_name(text: &str) -> bool {
         && !text.ends_with('-')
 }
 
-fn text<'a>(value: &'a Value) -> &'a str {
+fn text(value: &Value) -> &str {
     value.as_str().unwrap_or_default()
 }
 
@@ -119,36 +122,32 @@ fn check_confidential(asked: &Value, size: &str, features: &[&str]) -> Result<()
 /// What the request names, once it is known to exist.
 struct Named {
     vcpus: u32,
-    size: String,
-    image_gib: u64,
+    size: &'static str,
 }
 
 fn look_up(zone: &str, asked: &Value) -> Result<Named, Refusal> {
     let machine_type = text(&asked["machineType"]);
-    let size = machine_type.strip_prefix(&format!("zones/{zone}/machineTypes/")).unwrap_or_default();
-    let known = MACHINES.iter().find(|(name, _, _, zones, _)| *name == size && zones.contains(&zone));
-    let Some((_, vcpus, _, _, architecture)) = known else {
-        let why = format!("Machine type with name '{size}' does not exist in zone '{zone}'.");
+    let name = machine_type.strip_prefix(&format!("zones/{zone}/machineTypes/")).unwrap_or_default();
+    let Some(size) = SIZES.iter().find(|size| size.name == name && size.zones.contains(&zone)) else {
+        let why = format!("Machine type with name '{name}' does not exist in zone '{zone}'.");
         return Err(invalid("resource.machineType", machine_type, &why));
     };
-    let params = &asked["disks"][0]["initializeParams"];
-    let source = text(&params["sourceImage"]).strip_prefix("projects/").unwrap_or_default();
-    let image = IMAGES.iter().find(|(project, name, family, ..)| {
-        source == format!("{project}/global/images/{name}")
-            || source == format!("{project}/global/images/family/{family}")
-    });
-    let field = "resource.disks[0].initializeParams.sourceImage";
-    let Some((_, _, _, state, image_gib, features, image_architecture)) = image else {
-        return Err(invalid(field, text(&params["sourceImage"]), "The referenced image resource cannot be found."));
+    let (field, source) =
+        ("resource.disks[0].initializeParams.sourceImage", text(&asked["disks"][0]["initializeParams"]["sourceImage"]));
+    let images = format!("projects/{IMAGE_PROJECT}/global/images/");
+    let name = source.strip_prefix(&images).unwrap_or_default();
+    let family = name.strip_prefix("family/");
+    let Some(image) = IMAGES.iter().find(|image| image.name == name || family == Some(image.family)) else {
+        return Err(invalid(field, source, "The referenced image resource cannot be found."));
     };
-    if *state != "ACTIVE" || image_architecture != architecture {
+    if image.state != "ACTIVE" || image.architecture != size.architecture {
         return Err(invalid(field, source, "The image cannot be used for this machine."));
     }
-    check_confidential(asked, size, features)?;
-    Ok(Named { vcpus: *vcpus, size: size.to_owned(), image_gib: u64::from(*image_gib) })
+    check_confidential(asked, size.name, image.features)?;
+    Ok(Named { vcpus: size.vcpus, size: size.name })
 }
 
-fn check_disk(zone: &str, asked: &Value, named: &Named) -> Result<(), Refusal> {
+fn check_disk(zone: &str, asked: &Value) -> Result<(), Refusal> {
     let disks = asked["disks"].as_array().map(Vec::as_slice).unwrap_or_default();
     let [disk] = disks else { return Err(refusal(400, "invalid", "Exactly one boot disk is expected here.")) };
     if disk["boot"] != true {
@@ -156,9 +155,9 @@ fn check_disk(zone: &str, asked: &Value, named: &Named) -> Result<(), Refusal> {
     }
     let params = &disk["initializeParams"];
     check_labels("resource.disks[0].initializeParams.labels", &params["labels"])?;
-    let gib = number(&params["diskSizeGb"]).unwrap_or(named.image_gib);
-    if gib < named.image_gib {
-        let why = format!("Requested disk size cannot be smaller than the image size ({} GB)", named.image_gib);
+    let gib = number(&params["diskSizeGb"]).unwrap_or(IMAGE_GIB);
+    if gib < IMAGE_GIB {
+        let why = format!("Requested disk size cannot be smaller than the image size ({IMAGE_GIB} GB)");
         return Err(invalid("resource.disks[0].initializeParams.diskSizeGb", &gib.to_string(), &why));
     }
     let disk_type = text(&params["diskType"]);
@@ -182,7 +181,7 @@ fn check(zone: &str, asked: &Value) -> Result<Named, Refusal> {
     check_metadata(&asked["metadata"])?;
     check_scheduling(asked)?;
     let named = look_up(zone, asked)?;
-    check_disk(zone, asked, &named)?;
+    check_disk(zone, asked)?;
     let subnetwork = text(&asked["networkInterfaces"][0]["subnetwork"]);
     if subnetwork != SUBNETWORK || region_of(zone) != Some(REGION) {
         let why = "The referenced subnetwork resource cannot be found.";
@@ -200,6 +199,39 @@ fn is_uuid(text: &str) -> bool {
     lengths == [8, 4, 4, 4, 12] && is_hex && text.bytes().any(|b| b != b'-' && b != b'0')
 }
 
+/// The operation that a request of this id began before.
+fn before(world: &World, request_id: Option<&String>) -> Result<Option<Operation>, Refusal> {
+    let Some(id) = request_id else { return Ok(None) };
+    if !is_uuid(id) {
+        return Err(invalid("requestId", id, "The request ID must be a valid UUID other than zero."));
+    }
+    Ok(world.requests.get(id).and_then(|name| world.operations.get(name)).cloned())
+}
+
+fn check_free(world: &World, zone: &str, name: &str, disk: &str) -> Result<(), Refusal> {
+    let at = |name: &str| (zone.to_owned(), name.to_owned());
+    let taken = match (world.machines.contains_key(&at(name)), world.disks.contains_key(&at(disk))) {
+        (true, _) => format!("instances/{name}"),
+        (false, true) => format!("disks/{disk}"),
+        (false, false) => return Ok(()),
+    };
+    let words = format!("The resource 'projects/{PROJECT}/zones/{zone}/{taken}' already exists");
+    Err(refusal(409, "alreadyExists", &words))
+}
+
+/// How the operation is to fail: as the test has it, or as the quota does.
+fn failure(world: &World, zone: &str, named: &Named, fails: Option<(String, u16)>) -> Option<(String, String, u16)> {
+    if let Some((code, status)) = fails {
+        let words = format!("The zone '{}' cannot do this now, as the test has it.", zone_url(zone));
+        return Some((code, words, status));
+    }
+    let metric = metric_of(named.size);
+    let limit = world.quotas.get(&metric).copied().unwrap_or(u32::MAX);
+    let is_over = world.in_use(&metric).saturating_add(named.vcpus) > limit;
+    let words = format!("Quota '{metric}' exceeded.  Limit: {limit}.0 in region {REGION}.");
+    is_over.then(|| ("QUOTA_EXCEEDED".to_owned(), words, 403))
+}
+
 /// Takes the request: the machine is listed from now on, and comes up, or fails with this code, when the operation is done.
 pub(crate) fn insert(
     world: &mut World,
@@ -208,63 +240,43 @@ pub(crate) fn insert(
     asked: &Value,
     (fails, takes): (Option<(String, u16)>, Duration),
 ) -> Result<Operation, Refusal> {
-    if let Some(id) = request_id {
-        if !is_uuid(id) {
-            return Err(invalid("requestId", id, "The request ID must be a valid UUID other than zero."));
-        }
-        let before = world.requests.get(id).and_then(|name| world.operations.get(name));
-        if let Some(before) = before {
-            return Ok(before.clone());
-        }
+    if let Some(operation) = before(world, request_id)? {
+        return Ok(operation);
     }
     let named = check(zone, asked)?;
     let name = text(&asked["name"]).to_owned();
-    let at = (zone.to_owned(), name.clone());
     let params = &asked["disks"][0]["initializeParams"];
     let disk_name = params["diskName"].as_str().unwrap_or(&name).to_owned();
-    for (exists, kind, name) in [
-        (world.machines.contains_key(&at), "instances", &name),
-        (world.disks.contains_key(&(zone.to_owned(), disk_name.clone())), "disks", &disk_name),
-    ] {
-        if exists {
-            let resource = format!("projects/{PROJECT}/zones/{zone}/{kind}/{name}");
-            return Err(refusal(409, "alreadyExists", &format!("The resource '{resource}' already exists")));
-        }
-    }
-    let metric = metric_of(&named.size);
-    let limit = world.quotas.get(&metric).copied().unwrap_or(u32::MAX);
-    let is_over_quota = world.in_use(&metric).saturating_add(named.vcpus) > limit;
+    check_free(world, zone, &name, &disk_name)?;
+    let error = failure(world, zone, &named, fails);
     let mut operation = world.begin(Work::Insert, zone, &name, takes);
-    operation.error = match fails {
-        Some((code, status)) => {
-            let words = format!("The zone '{}' cannot do this now, as the test has it.", zone_url(zone));
-            Some((code, words, status))
-        }
-        None if is_over_quota => {
-            let words = format!("Quota '{metric}' exceeded.  Limit: {limit}.0 in region {REGION}.");
-            Some(("QUOTA_EXCEEDED".to_owned(), words, 403))
-        }
-        None => None,
-    };
+    operation.error = error;
     world.operations.insert(operation.name.clone(), operation.clone());
     if let Some(id) = request_id {
         world.requests.insert(id.clone(), operation.name.clone());
     }
-    let (id, disk_id, since) = (world.next_id(), world.next_id(), world.now());
     let disk = Disk {
-        id: disk_id,
+        id: world.next_id(),
         zone: zone.to_owned(),
         name: disk_name.clone(),
         labels: if params["labels"].is_null() { json!({}) } else { params["labels"].clone() },
         description: text(&params["description"]).to_owned(),
-        gib: number(&params["diskSizeGb"]).unwrap_or(named.image_gib),
+        gib: number(&params["diskSizeGb"]).unwrap_or(IMAGE_GIB),
         auto_delete: asked["disks"][0]["autoDelete"] == true,
         user: Some(name.clone()),
     };
     world.disks.insert((zone.to_owned(), disk_name), disk);
-    let (zone, status, asked) = (zone.to_owned(), "PROVISIONING", asked.clone());
-    let machine = Machine { id, zone, name, asked, status, since, address: None, vcpus: named.vcpus };
-    world.machines.insert(at, machine);
+    let machine = Machine {
+        id: world.next_id(),
+        zone: zone.to_owned(),
+        name: name.clone(),
+        asked: asked.clone(),
+        status: "PROVISIONING",
+        since: world.now(),
+        address: None,
+        vcpus: named.vcpus,
+    };
+    world.machines.insert((zone.to_owned(), name), machine);
     Ok(operation)
 }
 

@@ -13,28 +13,51 @@ use crate::{PROJECT, REGION};
 /// Zones by region.
 pub(crate) const ZONES: [(&str, &[&str]); 2] =
     [(REGION, &["europe-west4-a", "europe-west4-b", "europe-west4-c"]), ("us-central1", &["us-central1-a"])];
-/// Sizes: virtual CPUs, memory in MiB, zones, architecture.
-pub(crate) const MACHINES: [(&str, u32, u32, &[&str], &str); 5] = [
-    ("e2-medium", 2, 4_096, &["europe-west4-a", "europe-west4-b", "europe-west4-c", "us-central1-a"], "X86_64"),
-    ("n2d-standard-2", 2, 8_192, &["europe-west4-a", "europe-west4-b"], "X86_64"),
-    ("c3-standard-4", 4, 16_384, &["europe-west4-a", "europe-west4-c"], "X86_64"),
-    ("n2-standard-2", 2, 8_192, &["europe-west4-a"], "X86_64"),
-    ("t2a-standard-1", 1, 4_096, &["europe-west4-a"], "ARM64"),
+/// One size of machines.
+pub(crate) struct Size {
+    pub(crate) name: &'static str,
+    pub(crate) vcpus: u32,
+    pub(crate) ram_mib: u32,
+    pub(crate) zones: &'static [&'static str],
+    pub(crate) architecture: &'static str,
+}
+
+const fn size(name: &'static str, vcpus: u32, ram_mib: u32, zones: &'static [&'static str]) -> Size {
+    Size { name, vcpus, ram_mib, zones, architecture: "X86_64" }
+}
+
+/// All sizes.
+pub(crate) const SIZES: [Size; 5] = [
+    size("e2-medium", 2, 4_096, &["europe-west4-a", "europe-west4-b", "europe-west4-c", "us-central1-a"]),
+    size("n2d-standard-2", 2, 8_192, &["europe-west4-a", "europe-west4-b"]),
+    size("c3-standard-4", 4, 16_384, &["europe-west4-a", "europe-west4-c"]),
+    size("n2-standard-2", 2, 8_192, &["europe-west4-a"]),
+    Size { architecture: "ARM64", ..size("t2a-standard-1", 1, 4_096, &["europe-west4-a"]) },
 ];
-/// Images: project, name, family, state, size in GB, features, architecture.
-pub(crate) const IMAGES: [(&str, &str, &str, &str, u32, &[&str], &str); 4] = [
-    (
-        "double-images",
-        "host-v1",
-        "host",
-        "ACTIVE",
-        10,
-        &["UEFI_COMPATIBLE", "SEV_SNP_CAPABLE", "TDX_CAPABLE"],
-        "X86_64",
-    ),
-    ("double-images", "plain-v1", "plain", "ACTIVE", 10, &["UEFI_COMPATIBLE"], "X86_64"),
-    ("double-images", "host-v0", "host-old", "OBSOLETE", 10, &["UEFI_COMPATIBLE"], "X86_64"),
-    ("double-images", "arm-v1", "arm", "ACTIVE", 10, &["UEFI_COMPATIBLE"], "ARM64"),
+
+/// One image, of 10 GB.
+pub(crate) struct Image {
+    pub(crate) name: &'static str,
+    pub(crate) family: &'static str,
+    pub(crate) state: &'static str,
+    pub(crate) features: &'static [&'static str],
+    pub(crate) architecture: &'static str,
+}
+
+/// The project of all images, and their size in GB.
+pub(crate) const IMAGE_PROJECT: &str = "double-images";
+pub(crate) const IMAGE_GIB: u64 = 10;
+
+const fn image(name: &'static str, family: &'static str, features: &'static [&'static str]) -> Image {
+    Image { name, family, state: "ACTIVE", features, architecture: "X86_64" }
+}
+
+/// All images.
+pub(crate) const IMAGES: [Image; 4] = [
+    image("host-v1", "host", &["UEFI_COMPATIBLE", "SEV_SNP_CAPABLE", "TDX_CAPABLE"]),
+    image("plain-v1", "plain", &["UEFI_COMPATIBLE"]),
+    Image { state: "OBSOLETE", ..image("host-v0", "host-old", &["UEFI_COMPATIBLE"]) },
+    Image { architecture: "ARM64", ..image("arm-v1", "arm", &["UEFI_COMPATIBLE"]) },
 ];
 /// Most things on a page of a list.
 const MAX_RESULTS: usize = 500;

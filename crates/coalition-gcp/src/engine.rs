@@ -310,8 +310,13 @@ impl ComputeEngine {
         match self.operations.look(&making.running).await {
             Ok(Progress::Running(_)) => Ok(Some(false)),
             Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
-            // Done is made a moment ago, or ended meanwhile: asking for its end once more tells.
-            Ok(Progress::Done | Progress::Failed(_)) | Err(_) => {
+            // It failed: there never was one.
+            Ok(Progress::Failed(_)) => {
+                lock(&self.making).remove(id);
+                Ok(Some(true))
+            }
+            // Made a moment ago, or ended meanwhile: asking for its end once more tells.
+            Ok(Progress::Done) | Err(_) => {
                 lock(&self.making).remove(id);
                 Ok(Some(false))
             }

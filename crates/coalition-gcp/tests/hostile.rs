@@ -91,7 +91,7 @@ async fn answers_of_the_wrong_shape() {
         format!(r#"{{"kind":"{kind}","items":{{"zones/europe-west4-a":{{"instances":[7]}}}}}}"#),
         format!(r#"{{"kind":"{kind}","items":{{"zones/europe-west4-a":{{"instances":[{{"id":"x"}}]}}}}}}"#),
         format!(r#"{{"kind":"{kind}","nextPageToken":7}}"#),
-        format!(r#"{{"kind":7,"items":{{}}}}"#),
+        r#"{"kind":7,"items":{}}"#.into(),
     ];
     for answer in answers {
         for action in
