@@ -255,6 +255,29 @@ def edges():
         key,
     )
     put("gcp_answer", *map(json.dumps, answers))
+    machine = {
+        "name": "c-0", "tags": {"coalition:bridge": "b"}, "zones": ["1"],
+        "properties": {
+            "vmId": "00000000-0000-4000-8000-000000000001", "provisioningState": "Failed", "hardwareProfile": {"vmSize": "x"},
+            "networkProfile": {"networkInterfaces": [{"id": "/x", "properties": {"primary": True}}]},
+            "instanceView": {"statuses": [{"code": "ProvisioningState/failed/AllocationFailed"}, {"code": "PowerState/running"}]},
+        },
+    }
+    capabilities = [{"name": "vCPUs", "value": "2"}, {"name": "MemoryGB", "value": "3.5"}]
+    size = {"resourceType": "virtualMachines", "name": "x", "locations": ["westeurope"], "capabilities": capabilities}
+    addresses = [{"properties": {"primary": True, "privateIPAddress": "10.0.0.4", "publicIPAddress": {"id": "/x"}}}]
+    image = {"provisioningState": "Succeeded", "publishingProfile": {"targetRegions": [{"name": "West Europe"}]}}
+    put(
+        "azure_answer",
+        json.dumps(machine),
+        json.dumps({"value": [{"name": "c-0", "tags": {}, "managedBy": "/x"}], "nextLink": "https://x/"}),
+        json.dumps({"value": [size]}),
+        json.dumps({"value": [{"name": {"value": "cores"}, "currentValue": 1, "limit": 20}]}),
+        json.dumps({"properties": {"ipConfigurations": addresses}}),
+        json.dumps({"properties": image}),
+        json.dumps({"status": "Failed", "error": {"code": "x", "details": [{"code": "QuotaExceeded", "message": "m"}]}}),
+        "Debian:debian-12:12-gen2:0.20251006.2257",
+    )
     put("host_answer", b"\x02" + json.dumps({"version": 1, "grants": []}).encode(), b"\x00" + json.dumps(failure).encode())
 
 

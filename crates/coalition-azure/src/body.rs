@@ -113,7 +113,7 @@ fn resource(
 /// Made with the machine and deleted with it; the disk takes the machine's tags by itself.
 fn interface(setup: &Setup, name: &str, tags: &serde_json::Map<String, Value>) -> Value {
     let mut address = json!({ "primary": true, "subnet": { "id": setup.subnet } });
-    if setup.public_address {
+    if !setup.private_addresses {
         address["publicIPAddressConfiguration"] = json!({
             "name": format!("{name}-ip"),
             "sku": { "name": "Standard", "tier": "Regional" },

@@ -9,6 +9,11 @@ use coalition_cloud::{
 
 use crate::client::Azure;
 
+/// How long Azure may not show what it has just made, when the setup does not say.
+const SETTLE: Duration = Duration::from_secs(60);
+/// How long an ending may take: a minute or two as a rule, with everything that is deleted along.
+const END: Duration = Duration::from_secs(600);
+
 #[async_trait]
 impl Cloud for Azure {
     fn name(&self) -> &'static str {
@@ -24,11 +29,11 @@ impl Cloud for Azure {
     }
 
     fn settle(&self) -> Duration {
-        self.setup().settle
+        self.setup().settle.unwrap_or(SETTLE)
     }
 
     fn end_patience(&self) -> Duration {
-        self.setup().end_patience
+        END
     }
 
     async fn identity(&self) -> Result<String, CloudError> {

@@ -313,7 +313,7 @@ impl Azure {
         let answer = self.ask(&Ask::with_body(action, Method::Post, self.in_group(&path), body)).await?;
         if let (202, Some(operation)) = (answer.status, &answer.operation) {
             if let Progress::Running(_) = self.follow(action, operation).await? {
-                let problem = format!("it was not judged within {} s", self.setup().follow.as_secs());
+                let problem = format!("it was not judged within {} s", self.patience().as_secs());
                 return Err(AzureError::Garbled { action, problem });
             }
         } else {
@@ -441,7 +441,7 @@ impl Azure {
                 public = read_address(&answer.body).map_err(|problem| AzureError::Garbled { action, problem })?;
             }
         }
-        let is_complete = private.is_some() && (public.is_some() || !self.setup().public_address);
+        let is_complete = private.is_some() && (public.is_some() || self.setup().private_addresses);
         if let Some(unique) = machine.unique.as_ref().filter(|_| is_complete) {
             self.memory().remember_addresses(unique, (public, private));
         }
@@ -510,6 +510,12 @@ impl Azure {
         match (answer.status, answer.operation) {
             (204, _) if self.memory().has_ended(name) => Ok(Err(HostState::Over)),
             (204, _) => {
+                // What is not shown yet is not gone.
+                if let Some(operation) = self.memory().made_by(name)
+                    && let Ok(Progress::Running(_)) = self.look(Action::PutMachine, &operation).await
+                {
+                    return Ok(Err(HostState::Coming));
+                }
                 let (kind, code, status) = (ErrorKind::NotFound, "NotFound".to_owned(), 204);
                 let message = format!("there is no machine {name}");
                 Err(AzureError::Refused { action, kind, code, message, status, retry_after: None })

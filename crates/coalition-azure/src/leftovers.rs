@@ -11,7 +11,7 @@ use crate::body::name_of;
 use crate::client::{Ask, Azure};
 use crate::error::AzureError;
 use crate::hosts::{MAX_PAGES, NETWORK_API, Page};
-use crate::ids::is_name;
+use crate::ids::{ResourceId, is_name};
 use crate::marks::{Tags, instance_of};
 use crate::operation::Progress;
 
@@ -80,6 +80,13 @@ struct Attached {
 }
 
 impl Thing {
+    /// Of addresses: the interface that holds it.
+    fn interface(&self) -> Option<String> {
+        let id = ResourceId::parse(self.properties.ip_configuration.as_ref()?.get("id")?.as_str()?)?;
+        let is_interface = id.is("Microsoft.Network", &["networkInterfaces", "ipConfigurations"]);
+        id.path.first().filter(|_| is_interface).map(|(_, name)| name.clone())
+    }
+
     fn is_attached(&self) -> bool {
         let Attached { disk_state, virtual_machine, private_endpoint, ip_configuration, nat_gateway } =
             &self.properties;
@@ -103,6 +110,7 @@ impl Azure {
         instance: Option<&str>,
     ) -> Result<Vec<Leftover>, AzureError> {
         let machines: BTreeSet<String> = self.machines_of(owner).await?.into_iter().collect();
+        let mut interfaces = BTreeSet::new();
         let mut found = Vec::new();
         for kind in &KINDS {
             for thing in self.things(kind).await? {
@@ -110,8 +118,13 @@ impl Azure {
                 let Some(of) = instance_of(&tags, owner) else { continue };
                 let wanted = instance.is_none_or(|instance| instance == of);
                 let has_machine = name_of(of).is_ok_and(|machine| machines.contains(&machine));
-                if wanted && !has_machine && !thing.is_attached() && is_name(&thing.name) {
+                // An address that only such an interface holds is free once that is deleted, which comes first.
+                let is_free = !thing.is_attached() || thing.interface().is_some_and(|name| interfaces.contains(&name));
+                if wanted && !has_machine && is_free && is_name(&thing.name) {
                     let id = format!("{}/{}", kind.path, thing.name);
+                    if kind.list == Action::ListInterfaces {
+                        interfaces.insert(thing.name.clone());
+                    }
                     found.push(Leftover { id, what: kind.what, instance: of.to_owned() });
                 }
             }

@@ -12,6 +12,8 @@ use crate::error::{AzureError, Said, kind_of, read_said};
 
 /// Longest pause taken from an answer.
 pub(crate) const MAX_WAIT: Duration = Duration::from_secs(30);
+/// How long an operation is followed when the setup does not say.
+const FOLLOW: Duration = Duration::from_secs(20);
 /// Longest URL followed.
 const MAX_URL: usize = 8 << 10;
 
@@ -146,7 +148,7 @@ impl Azure {
         operation: &Operation,
         mut wait: Duration,
     ) -> Result<Progress, AzureError> {
-        let until = Instant::now() + self.setup().follow;
+        let until = Instant::now() + self.patience();
         loop {
             if Instant::now() + wait > until {
                 return Ok(Progress::Running(wait));
@@ -157,6 +159,11 @@ impl Azure {
                 over => return Ok(over),
             }
         }
+    }
+
+    /// How long an operation is followed.
+    pub(crate) fn patience(&self) -> Duration {
+        self.setup().follow.unwrap_or(FOLLOW)
     }
 
     fn pause_of(&self, asked: Option<Duration>) -> Duration {

@@ -33,8 +33,8 @@ pub struct Setup {
     pub subnet: String,
     /// Their network security group, `/subscriptions/…/networkSecurityGroups/…`; the subnet's alone counts when absent.
     pub security_group: Option<String>,
-    /// Whether they get an address on the internet.
-    pub public_address: bool,
+    /// Hosts get no address on the internet.
+    pub private_addresses: bool,
     /// Whether confidential hosts boot signed kernels only.
     pub secure_boot: bool,
     /// Whether confidential hosts' disks are bound to the host, too, and not their firmware's state alone. Images must allow it.
@@ -51,12 +51,10 @@ pub struct Setup {
     pub timeout: Duration,
     /// Pause before a repetition, doubled each time; and between two looks at an operation, unless Azure says how long.
     pub pause: Duration,
-    /// How long an operation is followed before it is left to the next look.
-    pub follow: Duration,
-    /// See [`coalition_cloud::Cloud::settle`].
-    pub settle: Duration,
-    /// See [`coalition_cloud::Cloud::end_patience`].
-    pub end_patience: Duration,
+    /// How long an operation is followed before it is left to the next look; 20 s when absent.
+    pub follow: Option<Duration>,
+    /// How long Azure may not show what it has just made; a minute when absent.
+    pub settle: Option<Duration>,
 }
 
 /// Where Azure is. All absent: the public cloud.

@@ -21,8 +21,11 @@ async fn running(azure: &Azure, instance: &str) -> Host {
     .await
 }
 
+/// A boot with its address and user data, or the end.
+type Powered = (String, Option<(Ipv4Addr, Vec<u8>)>);
+
 #[derive(Default)]
-struct Booted(Mutex<Vec<(String, Option<(Ipv4Addr, Vec<u8>)>)>>);
+struct Booted(Mutex<Vec<Powered>>);
 
 impl Boot for Booted {
     fn boot(&self, id: &str, address: Ipv4Addr, user_data: &[u8]) {
@@ -71,7 +74,7 @@ async fn a_whole_life_with_the_least_permissions() {
         (host.instance.as_str(), host.size.as_str(), host.reason.clone()),
         (marks.instance.as_str(), new.size, None)
     );
-    assert_eq!(azure.hosts(OWNER, None).await.unwrap(), [host.clone()]);
+    assert_eq!(azure.hosts(OWNER, None).await.unwrap(), std::slice::from_ref(&host));
     for stranger in [Owner { bridge: "other", ..OWNER }, Owner { offer: "other", ..OWNER }] {
         assert!(azure.hosts(stranger, None).await.unwrap().is_empty());
         assert!(azure.hosts(stranger, Some(&marks.instance)).await.unwrap().is_empty());
@@ -96,7 +99,7 @@ async fn plain_hosts_of_the_marketplace_in_no_zone() {
     let setup = Setup {
         image: URN.into(),
         security_group: None,
-        public_address: false,
+        private_addresses: true,
         boot_diagnostics: false,
         quota_family: None,
         ..setup(&double)
@@ -323,16 +326,22 @@ async fn what_is_listed_late_is_known_from_its_request() {
 #[tokio::test]
 async fn endings_are_followed_taken_up_again_and_confirmed() {
     let double = Double::start(&ROLES, None).await;
-    let azure = Azure::new(Setup { follow: Duration::ZERO, ..setup(&double) }).unwrap();
+    let azure = Azure::new(Setup { follow: Some(Duration::ZERO), ..setup(&double) }).unwrap();
     let never = azure.end("c-00").await.unwrap_err();
     assert_eq!((never.kind, never.may_have_acted), (ErrorKind::NotFound, false), "{never}");
     let marks = marks(1);
     let made = azure.create(&new_host(&marks)).await.unwrap();
     running(&azure, &marks.instance).await;
+    // Not shown yet, and its making is known to go on: that is no end.
     double.slow(4, 0);
+    let late = common::marks(2);
+    let name = azure.create(&new_host(&late)).await.unwrap().id;
+    double.fail(DELETE, [Fault::Answer(204, String::new())]);
+    assert_eq!(azure.end(&name).await.unwrap(), HostState::Coming);
+    double.vanish(&name);
     assert_eq!(azure.end(&made.id).await.unwrap(), HostState::Stopping);
     assert_eq!(azure.end(&made.id).await.unwrap(), HostState::Stopping);
-    assert_eq!(double.count(DELETE), 2, "the operation is looked at, not begun again");
+    assert_eq!(double.count(DELETE), 3, "the operation is looked at, not begun again");
     assert_eq!(azure.hosts(OWNER, None).await.unwrap()[0].state, HostState::Stopping);
     // A bridge that was started again asks anew, and is told that it is on its way.
     let again = Azure::new(setup(&double)).unwrap();

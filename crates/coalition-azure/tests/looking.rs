@@ -98,8 +98,8 @@ async fn what_stays_behind_is_found_by_its_marks_and_removed() {
             azure.remove(leftover).await.unwrap();
         }
     }
-    // The interface holds its address until it is gone itself.
-    assert_eq!(rounds, [vec!["network interface", "disk"], vec!["public address"]]);
+    // The interface holds its address until it is gone itself, so it comes first.
+    assert_eq!(rounds, [["network interface", "public address", "disk"]]);
     assert_eq!((double.machines().len(), double.things()), (1, 4));
     // Late lists: a machine that is not shown has parts that are held.
     double.fail(GET, [Fault::ShowNothing]);
@@ -170,7 +170,7 @@ async fn validation_that_goes_on_is_followed() {
     let azure = Azure::new(setup(&double)).unwrap();
     let marks = marks(1);
     azure.may_create(&new_host(&marks)).await.unwrap();
-    let hasty = Azure::new(Setup { follow: Duration::ZERO, ..setup(&double) }).unwrap();
+    let hasty = Azure::new(Setup { follow: Some(Duration::ZERO), ..setup(&double) }).unwrap();
     assert_eq!(hasty.may_create(&new_host(&marks)).await.unwrap_err().kind, ErrorKind::Transient);
     let validate = "Microsoft.Resources/deployments/validate/action";
     let late = r#"{"error":{"code":"InvalidTemplateDeployment","message":"m","details":[{"code":"SkuNotAvailable","message":"s"}]}}"#;

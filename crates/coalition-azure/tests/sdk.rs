@@ -61,7 +61,7 @@ async fn all_bodies() -> Vec<Value> {
     let other = |double: &Double| Setup {
         image: URN.into(),
         security_group: None,
-        public_address: false,
+        private_addresses: true,
         confidential_disk: true,
         boot_diagnostics: false,
         ..setup(double)

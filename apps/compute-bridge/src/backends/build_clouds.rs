@@ -29,8 +29,6 @@ const POLL: Duration = Duration::from_secs(1);
 const CREATE: Duration = Duration::from_secs(60);
 /// How long a cloud may not show what it has just made.
 const SETTLE: Duration = Duration::from_secs(30);
-/// How long an ending may take on clouds that confirm it late.
-const END: Duration = Duration::from_secs(300);
 
 /// One backend per section of a cloud.
 pub(super) fn clouds(resolved: &Resolved, id: ProviderId) -> Result<Vec<Arc<CloudBackend>>, BridgeError> {
@@ -153,7 +151,7 @@ fn azure_setup(resolved: &Resolved, azure: &AzureConfig) -> std::io::Result<coal
         image: azure.image.clone(),
         subnet: azure.subnet.clone(),
         security_group: azure.security_group.clone(),
-        public_address: !azure.private_addresses,
+        private_addresses: azure.private_addresses,
         secure_boot: azure.secure_boot,
         confidential_disk: azure.confidential_disk,
         boot_diagnostics: true,
@@ -167,9 +165,8 @@ fn azure_setup(resolved: &Resolved, azure: &AzureConfig) -> std::io::Result<coal
         },
         timeout: API_TIMEOUT,
         pause: API_PAUSE,
-        follow: CREATE,
-        settle: SETTLE,
-        end_patience: END,
+        follow: None,
+        settle: None,
     })
 }
 

@@ -36,7 +36,7 @@ pub fn setup(double: &Double) -> Setup {
         image: IMAGE.into(),
         subnet: SUBNET.into(),
         security_group: Some(SECURITY_GROUP.into()),
-        public_address: true,
+        private_addresses: false,
         secure_boot: true,
         confidential_disk: false,
         boot_diagnostics: true,
@@ -50,9 +50,8 @@ pub fn setup(double: &Double) -> Setup {
         },
         timeout: Duration::from_secs(20),
         pause: Duration::from_millis(5),
-        follow: Duration::from_secs(10),
-        settle: Duration::from_secs(5),
-        end_patience: Duration::from_secs(60),
+        follow: Some(Duration::from_secs(10)),
+        settle: Some(Duration::from_secs(5)),
     }
 }
 
