@@ -110,7 +110,7 @@ minimum_isolation = "process_limits"  # or "user_namespaces", "root_namespaces":
 # tenant = "00000000-0000-0000-0000-000000000001"  # with client and client_secret_file; without: the machine's own identity
 # client = "00000000-0000-0000-0000-000000000002"
 # client_secret_file = "azure.secret"    # mode 600
-# image = "Debian:debian-12:12-gen2:latest"
+# image = "Debian:debian-12:12-gen2:0.20251006.2257"  # or a gallery's version; never "latest"
 # subnet = "/subscriptions/00000000-0000-0000-0000-000000000000/resourceGroups/net/providers/Microsoft.Network/virtualNetworks/n/subnets/hosts"
 # max_instances = 4
 # rates = { core_hour = "0.08", gib_hour = "0.01" }
