@@ -84,6 +84,12 @@ async fn a_lost_answer_leaves_one_host() {
     double.fail("instances.delete", [Fault::LoseAnswer, Fault::Refuse("backendError", 503)]);
     end(&cloud, &made.id).await;
     assert!(double.machines().is_empty());
+    // Asked for again, it is not there any more: that confirms it.
+    double.slow(Duration::ZERO);
+    let made = cloud.create(&new_host(&common::marks(4))).await.unwrap();
+    double.fail("instances.delete", [Fault::LoseAnswer]);
+    assert_eq!(cloud.end(&made.id).await.unwrap(), HostState::Over);
+    assert!(double.machines().is_empty());
 }
 
 #[tokio::test]
