@@ -227,6 +227,35 @@ def edges():
         "[default]\naws_access_key_id = A\naws_secret_access_key = b\n",
     )
     machine = {
+        "name": "c-1", "status": "RUNNING", "zone": "x/zones/us-east1-b", "machineType": "x/machineTypes/n2d-standard-2",
+        "labels": {"coalition-bridge": "b", "coalition-offer": "o", "coalition-instance": "1"},
+        "metadata": {"items": [
+            {"key": f"coalition-{key}", "value": value} for key, value in (("bridge", "b"), ("offer", "o"), ("instance", "1"))
+        ]},
+        "networkInterfaces": [{"networkIP": "10.0.0.1", "accessConfigs": [{"natIP": "192.0.2.7"}]}],
+    }
+    disk = {
+        "name": "c-1", "status": "READY", "zone": "x/zones/us-east1-b", "labels": machine["labels"],
+        "description": "coalition-bridge=b coalition-offer=o coalition-instance=1",
+    }
+    refusal = {"error": {"code": 403, "message": "m", "errors": [{"reason": "quotaExceeded"}], "details": [{"reason": "R"}]}}
+    failed = {"errors": [{"code": "ZONE_RESOURCE_POOL_EXHAUSTED", "message": "m"}]}
+    key = {"type": "service_account", "client_email": "a@b", "private_key_id": "0", "private_key": "x", "token_uri": "https://t"}
+    answers = (
+        {"kind": "compute#instanceAggregatedList", "nextPageToken": "n", "items": {"zones/us-east1-b": {"instances": [machine]}}},
+        {"kind": "compute#diskAggregatedList", "items": {"zones/us-east1-b": {"disks": [disk]}}},
+        {"kind": "compute#instanceAggregatedList", "items": {"zones/us-east1-b": {"warning": {"code": "UNREACHABLE"}}}},
+        machine,
+        {"name": "operation-1", "status": "DONE", "error": failed, "httpErrorStatusCode": 503},
+        {"name": "x", "status": "READY", "diskSizeGb": "10", "architecture": "X86_64", "deprecated": {"state": "OBSOLETE"}},
+        {"name": "n2d-standard-2", "guestCpus": 2, "memoryMb": 8192},
+        {"name": "us-east1", "quotas": [{"metric": "CPUS", "limit": 24.0, "usage": 2.0}]},
+        {"access_token": "t", "expires_in": 3599, "token_type": "Bearer"},
+        refusal,
+        key,
+    )
+    put("gcp_answer", *map(json.dumps, answers))
+    machine = {
         "name": "c-0", "tags": {"coalition:bridge": "b"}, "zones": ["1"],
         "properties": {
             "vmId": "00000000-0000-4000-8000-000000000001", "provisioningState": "Failed", "hardwareProfile": {"vmSize": "x"},

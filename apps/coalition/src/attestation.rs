@@ -1,8 +1,11 @@
 //! Quotes of a workload's guest as a requester judges and shows them.
 
 use coalition::{Mrtd, RequestId, UniqueId};
-use coalition_attest::{DEVELOPMENT_LABEL, Evidence, Outcome, Quote, Verdict, Verifier, evidence::Nowhere};
+use coalition_attest::{
+    CollateralSource, DEVELOPMENT_LABEL, Evidence, Outcome, Quote, Verdict, VerdictCache, Verifier,
+};
 use coalition_compute::{ComputeParams, expect_workload};
+use coalition_shuffle::Posture;
 
 use crate::{
     error::{CliError, Kind, Result},
@@ -11,6 +14,11 @@ use crate::{
 
 /// What a person is told of a machine that nothing vouches for.
 pub const NOT_ATTESTED: &str = "not attested";
+
+/// Under which root the providers of a market have to be attested, or that they need not be.
+pub fn market_posture(params: &ComputeParams) -> &'static str {
+    params.attestation.as_ref().map_or(NOT_ATTESTED, |rule| rule.policy.root().label())
+}
 
 /// Text with a development root's label in red wherever it occurs.
 pub fn labelled(text: &str, paint: impl Fn(Paint, &str) -> String) -> String {
@@ -49,19 +57,41 @@ pub struct Workload<'a> {
 }
 
 /// Judges the evidence of a workload's guest at `now_ms`, Unix milliseconds, under the market's own policy with the granted
-/// measurement. `None` when the market has no policy: then nothing says which root may vouch.
+/// measurement. `own` collateral counts first; what came with the evidence only where that says nothing. `None` when the
+/// market has no policy: then nothing says which root may vouch.
 #[must_use]
-pub fn judge(workload: &Workload<'_>, evidence: &Evidence, now_ms: u64) -> Option<Verdict> {
+pub fn judge(workload: &Workload<'_>, evidence: &Evidence, own: &dyn CollateralSource, now_ms: u64) -> Option<Verdict> {
     let rule = workload.params.attestation.as_ref()?;
     let verifier = Verifier::new(rule.policy.of_workload(workload.expected_mrtd));
     let requested_s = workload.requested_ms / 1_000;
     let expect =
         expect_workload(workload.organism, &workload.host_key, workload.image, workload.request.0, requested_s);
-    let now_s = now_ms / 1_000;
-    Some(match &evidence.collateral {
-        Some(collateral) => verifier.verify(&evidence.quote, collateral, &expect, now_s),
-        None => verifier.verify(&evidence.quote, &Nowhere, &expect, now_s),
-    })
+    Some(evidence.judge(&verifier, &VerdictCache::new(1), own, &expect, now_ms / 1_000))
+}
+
+/// What vouches for a machine, as far as anything does.
+#[derive(Debug)]
+pub struct Vouched {
+    /// For people: the verdict, or that there is none and why.
+    pub posture: String,
+    /// What was found.
+    pub verdict: Option<Verdict>,
+}
+
+/// What the verdict on a machine's evidence comes to, together with what its receipt says.
+///
+/// # Errors
+/// [`Kind::Unproven`] when the machine must be inside TDX and nothing valid says so.
+pub fn vouch(required: bool, receipt: Posture, verdict: Option<Verdict>) -> Result<Vouched> {
+    if required {
+        demand(verdict.as_ref())?;
+    }
+    let posture = match (&verdict, receipt) {
+        (Some(verdict), _) => verdict.to_string(),
+        (None, Posture::NotAttested) => NOT_ATTESTED.to_owned(),
+        (None, _) => format!("{NOT_ATTESTED}: its quote did not come, or this market names no policy"),
+    };
+    Ok(Vouched { posture, verdict })
 }
 
 /// Refuses a machine that must be inside TDX and did not prove it.
@@ -91,7 +121,7 @@ pub fn digest(evidence: &Evidence) -> Option<UniqueId> {
 
 #[cfg(test)]
 mod tests {
-    use coalition_attest::{DevelopmentRoot, Measurements, Policy, QuoteSource, TrustRoot};
+    use coalition_attest::{DevelopmentRoot, Measurements, Policy, QuoteSource, TrustRoot, evidence::Nowhere};
     use coalition_compute::{AttestationRule, workload_report_data};
 
     use super::*;
@@ -129,7 +159,7 @@ mod tests {
         let data = workload_report_data(id(1), &[4; 32], id(3), id(2));
         let quote = root.guest(Measurements::of_mrtd(MRTD)).unwrap().quote(&data).unwrap();
         let evidence = Evidence { quote, collateral: Some(root.collateral(NOW_MS / 1_000).unwrap()) };
-        let valid = judge(&right, &evidence, NOW_MS).unwrap();
+        let valid = judge(&right, &evidence, &Nowhere, NOW_MS).unwrap();
         assert!(valid.is_valid(), "{valid}");
         let shown = shown_verdict(&valid, |paint, text| format!("<{paint:?} {text}>"));
         assert!(shown.starts_with("<Good valid>") && shown.contains("<Bad DEVELOPMENT ROOT"), "{shown}");
@@ -144,11 +174,44 @@ mod tests {
             ("nonce_in_future", Workload { requested_ms: NOW_MS + 1_000, ..right }),
         ];
         for (code, wrong) in cases {
-            let verdict = judge(&wrong, &evidence, NOW_MS).unwrap();
+            let verdict = judge(&wrong, &evidence, &Nowhere, NOW_MS).unwrap();
             assert_eq!(verdict.outcome.code(), Some(code), "{verdict}");
             assert!(shown_verdict(&verdict, |paint, text| format!("<{paint:?} {text}>")).starts_with("<Bad "));
+            // A machine that must be inside TDX is not taken with it; one that need not be is, and is told apart.
+            let refused = vouch(true, Posture::Attested { quote: id(6) }, Some(verdict.clone())).unwrap_err();
+            assert_eq!((refused.kind(), refused.code()), (Kind::Unproven, code));
+            let taken = vouch(false, Posture::Attested { quote: id(6) }, Some(verdict)).unwrap();
+            assert!(!taken.posture.starts_with("valid"), "{}", taken.posture);
         }
         let plain = ComputeParams::standard(1_000);
-        assert!(judge(&Workload { params: &plain, ..right }, &evidence, NOW_MS).is_none());
+        assert!(judge(&Workload { params: &plain, ..right }, &evidence, &Nowhere, NOW_MS).is_none());
+    }
+
+    /// Nothing came, whatever the receipt claims.
+    #[test]
+    fn a_machine_without_a_quote_is_not_attested() {
+        for receipt in [Posture::NotAttested, Posture::Attested { quote: id(1) }] {
+            let refused = vouch(true, receipt, None).unwrap_err();
+            assert_eq!((refused.kind(), refused.code()), (Kind::Unproven, "not_attested"));
+            let taken = vouch(false, receipt, None).unwrap();
+            assert!(taken.posture.starts_with(NOT_ATTESTED) && taken.verdict.is_none());
+        }
+    }
+
+    /// Collateral lives for a month, a grant may live longer: what was fetched since counts first.
+    #[test]
+    fn newer_collateral_of_ones_own_counts_first() {
+        let root = DevelopmentRoot::generate().unwrap();
+        let own = params(root.trust_root().unwrap());
+        let right = workload(&own);
+        let data = workload_report_data(id(1), &[4; 32], id(3), id(2));
+        let quote = root.guest(Measurements::of_mrtd(MRTD)).unwrap().quote(&data).unwrap();
+        let evidence = Evidence { quote, collateral: Some(root.collateral(NOW_MS / 1_000).unwrap()) };
+        let later_ms = NOW_MS + 400 * 24 * 3_600_000;
+        let expired = judge(&right, &evidence, &Nowhere, later_ms).unwrap();
+        assert_eq!(expired.outcome.code(), Some("collateral_expired"), "{expired}");
+        let fresh = root.collateral(later_ms / 1_000).unwrap();
+        let valid = judge(&right, &evidence, &fresh, later_ms).unwrap();
+        assert!(valid.is_valid(), "{valid}");
     }
 }

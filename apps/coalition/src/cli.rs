@@ -11,7 +11,10 @@ use clap::{Args, Parser, Subcommand, ValueHint};
 use clap_complete::Shell;
 
 pub use self::{
-    attest::{AttestCommand, AttestLogArgs, AttestPredictArgs, AttestQuoteArgs, AttestShowArgs, AttestVerifyArgs},
+    attest::{
+        AttestCommand, AttestFetchArgs, AttestLogArgs, AttestPredictArgs, AttestQuoteArgs, AttestShowArgs,
+        AttestVerifyArgs,
+    },
     retire::{RetireArgs, RetireReason, RetireService},
     successor::{SuccessorCommand, SuccessorConfigArgs, SuccessorMoveArgs},
     ticket::{TicketCharterArgs, TicketCommand, TicketIssueArgs, TicketPeerArgs, TicketShowArgs},

@@ -75,6 +75,12 @@ impl Home {
         self.root.join("universe.toml")
     }
 
+    /// Collateral of attesting platforms, which counts before what they bring.
+    #[must_use]
+    pub fn collateral(&self) -> PathBuf {
+        self.root.join("collateral")
+    }
+
     /// The published config in its hex form.
     #[must_use]
     pub fn config_hex(&self) -> PathBuf {

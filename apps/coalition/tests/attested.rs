@@ -32,6 +32,8 @@ fn the_label_is_wherever_a_user_looks_and_the_unattested_are_refused() {
     assert!(env.run(&["market"]).expect_status(0).out.contains(LABEL));
     assert!(env.run(&["id"]).expect_status(0).out.contains(LABEL));
     let mrtd = offer["mrtds"][0].as_str().unwrap().to_owned();
+    let started = up.told.iter().find(|step| step["step"] == "market").unwrap();
+    assert!(started.to_string().contains(LABEL), "{started}");
 
     an_unattested_bridge_is_refused(&env);
     a_bridge_of_another_root_is_refused(&env);
@@ -43,6 +45,11 @@ fn the_label_is_wherever_a_user_looks_and_the_unattested_are_refused() {
     let grant = steps_carry_the_label(&env, &mrtd);
     login_is_verified_first(&env, &grant);
     evidence_stands_alone(&env, &grant);
+    for arguments in [&["grants"][..], &["status"], &["log", &grant], &["--json", "log", &grant], &["--json", "status"]]
+    {
+        let said = env.run(arguments).expect_status(0).out;
+        assert!(said.contains(LABEL), "{arguments:?}: {said}");
+    }
     env.run(&["end", "--wait", "2m"]).expect_status(0);
     up.stop();
 }
@@ -96,6 +103,15 @@ fn login_is_verified_first(env: &Environment, grant: &str) {
     let refused = env.run(&["--json", "ssh", &grant[..8], "--", "true"]).expect_status(6);
     assert_eq!(refused.json()["error"]["code"], "report_data");
     std::fs::write(&file, kept).unwrap();
+    // Nor when the quote is of the right machine, and OpenSSH was told to expect another.
+    let pinned = dir.join("known_hosts");
+    let right = std::fs::read_to_string(&pinned).unwrap();
+    let (host, _) = right.split_once(' ').unwrap();
+    let other = coalition_host::keys::generate("other").public_openssh;
+    std::fs::write(&pinned, format!("{host} {other}\n")).unwrap();
+    let refused = env.run(&["--json", "ssh", &grant[..8], "--", "true"]).expect_status(6);
+    assert_eq!(refused.json()["error"]["code"], "host_key_differs");
+    std::fs::write(&pinned, right).unwrap();
     env.run(&["ssh", &grant[..8], "--", "true"]).expect_status(0);
 }
 
@@ -204,7 +220,7 @@ fn a_bridge_of_another_root_is_refused(env: &Environment) {
     });
     let status = bridge.card_problem();
     let problem = status["attestation_problem"].as_str().unwrap();
-    assert!(problem.contains("attestation_refused") || problem.contains("wrong_root"), "{problem}");
+    assert!(problem.contains("attestation_refused") && problem.contains("wrong_root"), "{problem}");
     assert_eq!(status["posture"], "not attested");
     one_provider(env);
 }

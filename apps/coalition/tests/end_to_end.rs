@@ -68,6 +68,7 @@ fn a_request_becomes_a_machine_and_everything_about_it_can_be_proven() {
     let short = &grant[..8];
     let inside = env.run(&["ssh", short, "--", "hello; exit 7"]).expect_status(7);
     assert!(inside.out.contains("ello"), "{inside:?}");
+    assert!(inside.err.contains("plain host: not attested"), "said before the first byte: {}", inside.err);
     let running = env.run(&["--json", "log", short]).expect_status(0).json();
     assert_eq!(running["grant"], grant.as_str());
 

@@ -392,7 +392,18 @@ impl ChunkSource for NodeSource {
     }
 
     async fn deliver(&self, evidence: Vec<u8>, deadline: Duration) -> Result<(), String> {
-        self.node.call_at(&self.address, EVIDENCE_METHOD, evidence, deadline).await.map(drop).map_err(nameless)
+        let until = Instant::now() + deadline;
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            let sent = self.node.call_at(&self.address, EVIDENCE_METHOD, evidence.clone(), left.min(CHUNK_WAIT)).await;
+            match sent {
+                Ok(_) => return Ok(()),
+                Err(CallError::Timeout { .. } | CallError::Transport { .. }) if left > PAUSE => {
+                    tokio::time::sleep(PAUSE).await;
+                }
+                Err(error) => return Err(nameless(error)),
+            }
+        }
     }
 }
 

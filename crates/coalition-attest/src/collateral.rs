@@ -6,7 +6,8 @@
 //! is a separate, asynchronous step, so that verification never waits for a network.
 
 use std::fmt;
-use std::io;
+use std::io::{self, Write as _};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -16,6 +17,8 @@ use dcap_qvl::QuoteCollateralV3;
 use dcap_qvl::config::PckCa;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 
 /// Longest collateral looked at, as JSON.
 pub const MAX_COLLATERAL_BYTES: usize = 1024 * 1024;
@@ -202,9 +205,46 @@ impl Collateral {
         self.origin
     }
 
+    /// What its TCB info says of itself, unverified. None when it does not say so much.
+    #[must_use]
+    pub fn claimed(&self) -> Option<Claimed> {
+        #[derive(Deserialize)]
+        #[serde(rename_all = "camelCase")]
+        struct Head<'a> {
+            fmspc: &'a str,
+            issue_date: &'a str,
+            next_update: &'a str,
+            tcb_evaluation_data_number: u32,
+        }
+        let seconds = |text: &str| {
+            let at = OffsetDateTime::parse(text, &Rfc3339).ok()?;
+            u64::try_from(at.unix_timestamp()).ok()
+        };
+        let head: Head<'_> = serde_json::from_str(&self.inner.tcb_info).ok()?;
+        Some(Claimed {
+            fmspc: coalition::serde_hex::parse(&head.fmspc.to_ascii_lowercase()).ok()?,
+            issued_s: seconds(head.issue_date)?,
+            next_update_s: seconds(head.next_update)?,
+            tcb_evaluation: head.tcb_evaluation_data_number,
+        })
+    }
+
     pub(crate) const fn bundle(&self) -> &QuoteCollateralV3 {
         &self.inner
     }
+}
+
+/// What the TCB info in a bundle says of itself. True only of a bundle with which some quote has verified.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Claimed {
+    /// The platform family it is about.
+    pub fmspc: [u8; 6],
+    /// Its date, Unix seconds.
+    pub issued_s: u64,
+    /// When the next one is due, Unix seconds; other parts may end before.
+    pub next_update_s: u64,
+    /// Number of its TCB evaluation.
+    pub tcb_evaluation: u32,
 }
 
 /// Looks collateral up, without a network.
@@ -247,19 +287,37 @@ impl Directory {
         self.path.join(format!("{key}.json"))
     }
 
-    /// Stores a bundle whole or not at all: it is written beside its place and then moved there.
+    /// Stores a bundle whole or not at all, readable to everybody: it is written beside its place and then moved there.
     ///
     /// # Errors
-    /// [`CollateralError::File`].
+    /// [`CollateralError::TooLong`] when it could not be read again, and [`CollateralError::File`].
     pub fn store(&self, key: CollateralKey, collateral: &Collateral) -> Result<(), CollateralError> {
         static COUNTER: AtomicU64 = AtomicU64::new(0);
+        let json = collateral.to_json();
+        if json.len() > MAX_COLLATERAL_BYTES {
+            return Err(CollateralError::TooLong { found: json.len() });
+        }
         let path = self.file(key);
         let unique = COUNTER.fetch_add(1, Ordering::Relaxed);
         let beside = self.path.join(format!(".{key}.{}.{unique}", std::process::id()));
         std::fs::create_dir_all(&self.path).map_err(|e| file_error(&self.path, e))?;
-        std::fs::write(&beside, collateral.to_json()).map_err(|e| file_error(&beside, e))?;
-        std::fs::rename(&beside, &path).map_err(|e| file_error(&path, e))
+        let stored = write_public(&beside, json.as_bytes())
+            .map_err(|e| file_error(&beside, e))
+            .and_then(|()| std::fs::rename(&beside, &path).map_err(|e| file_error(&path, e)));
+        if stored.is_err() {
+            // What is left over says nothing; the error of the write does.
+            let _ = std::fs::remove_file(&beside);
+        }
+        stored
     }
+}
+
+/// Writes a file of mode 644, whatever the process's mask, down to the disk.
+fn write_public(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut file = std::fs::File::options().write(true).create(true).truncate(true).open(path)?;
+    file.write_all(bytes)?;
+    file.set_permissions(std::fs::Permissions::from_mode(0o644))?;
+    file.sync_all()
 }
 
 impl CollateralSource for Directory {

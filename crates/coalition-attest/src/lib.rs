@@ -32,8 +32,8 @@
 //! # }
 //! ```
 //!
-//! Nothing here reads a clock, and only [`pccs`] with the feature `http` uses a network: times are arguments, and
-//! collateral is looked up, not fetched, while verifying. Who trusts whom, and what no quote proves, is in
+//! Nothing here reads a clock, and only [`pccs`] uses a network: times are arguments, and collateral is looked up,
+//! not fetched, while verifying. Who trusts whom, and what no quote proves, is in
 //! `docs/ATTESTATION.md`.
 
 pub mod binding;

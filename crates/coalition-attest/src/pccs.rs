@@ -1,15 +1,22 @@
 //! Fetching collateral from a provisioning certificate caching service (PCCS), or anything that speaks its version 4.
 //!
-//! Four requests for public, signed data. The transport is a small trait; the feature `http` has one over `reqwest`.
-//! Nothing fetched is trusted: it is judged with the quote. A service can only withhold, or serve what is old and
-//! unexpired, which a policy limits by age and TCB evaluation.
+//! Four requests for public, signed data. The transport is a small trait; [`http`] has one over `reqwest`, and
+//! [`fetch_into`] puts what comes into a directory. Nothing fetched is trusted: it is judged with the quote. A service can
+//! only withhold, or serve what is old and unexpired, which a policy limits by age and TCB evaluation.
 
 use std::future::Future;
+use std::path::PathBuf;
 
 use dcap_qvl::QuoteCollateralV3;
 use thiserror::Error;
 
-use crate::collateral::{Collateral, CollateralKey, Origin};
+use crate::collateral::{Collateral, CollateralError, CollateralKey, Origin};
+use crate::verdict::date;
+
+pub mod http;
+mod store;
+
+pub use store::{Service, Stored, fetch_into};
 
 /// Longest answer read.
 pub const MAX_ANSWER_BYTES: usize = 1024 * 1024;
@@ -45,6 +52,39 @@ pub enum PccsError {
     /// The HTTP client could not be made.
     #[error("the HTTP client could not be made")]
     Client(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// Not an address to ask.
+    #[error("'{url}' is no address of a collateral service: {why}")]
+    Address {
+        /// What was given.
+        url: String,
+        /// What is wrong with it.
+        why: &'static str,
+    },
+    /// The TCB info that came does not say what it is about, or says something else.
+    #[error("the service was asked about platform {asked}, and its TCB info is about {found}")]
+    AnotherPlatform {
+        /// The platform asked about.
+        asked: CollateralKey,
+        /// What the TCB info says.
+        found: String,
+    },
+    /// What is stored is newer than what came, so nothing was replaced.
+    #[error(
+        "the service's TCB info (evaluation {}, of {}) is older than the one in {} (evaluation {}, of {}): ask another \
+         service, or remove the file if you trust this one more",
+        .found.0, date(.found.1), .path.display(), .stored.0, date(.stored.1)
+    )]
+    Older {
+        /// TCB evaluation and issue date, Unix seconds, of what came.
+        found: (u32, u64),
+        /// The same of what is stored.
+        stored: (u32, u64),
+        /// Where that is.
+        path: PathBuf,
+    },
+    /// It could not be stored.
+    #[error("the collateral could not be stored")]
+    Store(#[from] CollateralError),
 }
 
 /// An HTTP answer.
@@ -185,51 +225,4 @@ fn percent_decode(text: &str) -> Option<String> {
         }
     }
     String::from_utf8(out).ok()
-}
-
-/// The HTTP client of the feature `http`.
-#[cfg(feature = "http")]
-pub mod http {
-    use std::time::Duration;
-
-    use super::{Answer, Fetch, MAX_ANSWER_BYTES, PccsError};
-
-    const TIMEOUT: Duration = Duration::from_secs(30);
-
-    /// Fetches over HTTP or HTTPS, with the system's root certificates and a limit of 30 s a request.
-    #[derive(Debug, Clone)]
-    pub struct HttpFetch(reqwest::Client);
-
-    impl HttpFetch {
-        /// A client. Makes ring the process's TLS provider if none is chosen yet.
-        ///
-        /// # Errors
-        /// [`PccsError::Client`] when the system's root certificates cannot be read.
-        pub fn new() -> Result<Self, PccsError> {
-            if rustls::crypto::CryptoProvider::get_default().is_none() {
-                // An error only says that somebody was faster.
-                let _ = rustls::crypto::ring::default_provider().install_default();
-            }
-            let client = reqwest::Client::builder().timeout(TIMEOUT).build();
-            client.map(Self).map_err(|e| PccsError::Client(Box::new(e)))
-        }
-    }
-
-    impl Fetch for HttpFetch {
-        type Error = reqwest::Error;
-
-        async fn get(&self, url: &str) -> Result<Answer, reqwest::Error> {
-            let mut response = self.0.get(url).send().await?;
-            let text = |value: &reqwest::header::HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned();
-            let headers = response.headers().iter().map(|(name, value)| (name.to_string(), text(value))).collect();
-            let mut answer = Answer { status: response.status().as_u16(), headers, body: Vec::new() };
-            while let Some(chunk) = response.chunk().await? {
-                answer.body.extend_from_slice(&chunk);
-                if answer.body.len() > MAX_ANSWER_BYTES {
-                    break;
-                }
-            }
-            Ok(answer)
-        }
-    }
 }

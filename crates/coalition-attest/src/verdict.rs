@@ -405,7 +405,7 @@ fn short(id: &UniqueId) -> String {
 }
 
 /// A Unix time as a date, or the bare number when it is none.
-fn date(seconds: u64) -> String {
+pub(crate) fn date(seconds: u64) -> String {
     let formatted = i64::try_from(seconds)
         .ok()
         .and_then(|s| OffsetDateTime::from_unix_timestamp(s).ok())

@@ -8,7 +8,8 @@ use std::sync::{Arc, LazyLock};
 
 use coalition_attest::evidence::Nowhere;
 use coalition_attest::ratls::{
-    Context, EVIDENCE_OID, Identity, Peer, Refused, SERVER_NAME, Side, client_config, refusal, server_config,
+    ChallengeBook, Claim, Context, EVIDENCE_OID, Expectations, Identity, Peer, Prover, Refused, SERVER_NAME, Side,
+    Unexpected, client_config, refusal, server_config,
 };
 use coalition_attest::{
     CollateralSource, DevelopmentRoot, Measurements, Mrtd, Nonce, Policy, TrustRoot, VerdictCache, Verifier,
@@ -50,8 +51,12 @@ fn peer(side: Side) -> Peer {
 }
 
 fn peer_with(policy: Policy, context: Context, collateral: Arc<dyn CollateralSource>) -> Peer {
+    peer_expecting(policy, Arc::new(context), collateral)
+}
+
+fn peer_expecting(policy: Policy, expectations: Arc<dyn Expectations>, collateral: Arc<dyn CollateralSource>) -> Peer {
     let verifier = Arc::new(Verifier::new(policy));
-    Peer { verifier, collateral, cache: Arc::new(VerdictCache::new(16)), context }
+    Peer { verifier, collateral, cache: Arc::new(VerdictCache::new(16)), expectations }
 }
 
 fn client(identity: &Identity, peer: Peer) -> ClientConfig {
@@ -249,7 +254,7 @@ fn refusals(shown: &Arc<CertifiedKey>) -> [String; 2] {
     [by_server, by_client]
 }
 
-/// The evidence inside an identity's certificate.
+/// What an identity's certificate carries: version, config, nonce and evidence.
 fn evidence(identity: &Identity) -> Vec<u8> {
     use x509_cert::der::Decode as _;
     let parsed = x509_cert::Certificate::from_der(identity.certificate()).unwrap();
@@ -272,7 +277,15 @@ fn a_certificate_without_a_quote_is_refused() {
         assert!(refused.contains("carries no quote"), "{refused}");
     }
     for refused in refusals(&plain(&[&[1, 2, 3]])) {
+        assert!(refused.contains("not of version 2"), "{refused}");
+    }
+    for refused in refusals(&plain(&[&evidence(&CLIENT)[..68]])) {
         assert!(refused.contains("no usable evidence"), "{refused}");
+    }
+    for length in [0, 1, 32, 64] {
+        for refused in refusals(&plain(&[&evidence(&CLIENT)[..length]])) {
+            assert!(refused.contains("not of version 2"), "{length} bytes: {refused}");
+        }
     }
     for refused in refusals(&plain(&[&evidence(&CLIENT), &evidence(&SERVER)])) {
         assert!(refused.contains("more than one quote"), "{refused}");
@@ -314,4 +327,189 @@ fn older_tls_is_refused() {
         .with_no_client_auth()
         .with_cert_resolver(Arc::new(Shows(Some(shown))));
     assert!(connect(client(&CLIENT, peer(Side::Server)), old_server).is_err());
+}
+
+/// What a side is that has a nonce for each bond: on one side of one network, with one config.
+fn prover(side: Side) -> Prover {
+    prover_of(root(), side)
+}
+
+fn prover_of(root: &DevelopmentRoot, side: Side) -> Prover {
+    let context = context(side);
+    Prover {
+        source: Arc::new(root.guest(Measurements::of_mrtd(mrtd())).unwrap()),
+        collateral: Some(root.collateral(NOW - 3600).unwrap()),
+        side,
+        network: context.network,
+        config: context.config,
+    }
+}
+
+fn book() -> Arc<ChallengeBook> {
+    Arc::new(ChallengeBook::new(id(1), 60, 16))
+}
+
+fn challenged(book: &Arc<ChallengeBook>) -> Peer {
+    peer_expecting(policy(), Arc::clone(book) as _, Arc::new(Nowhere))
+}
+
+fn config_of(side: Side) -> coalition::UniqueId {
+    context(side).config
+}
+
+#[test]
+fn each_client_has_its_own_nonce_at_one_listener() {
+    let book = book();
+    let listener = Arc::new(server(&SERVER, challenged(&book)));
+    let prover = prover(Side::Client);
+    let nonces = [0, 1].map(|_| book.draw(config_of(Side::Client), NOW - 5).unwrap());
+    let identities = nonces.map(|nonce| prover.identity(nonce.value).unwrap());
+    assert_ne!(identities[0].certificate(), identities[1].certificate());
+    for identity in &identities {
+        let connected = connect(client(identity, peer(Side::Server)), Arc::clone(&listener)).unwrap();
+        let certificate = &connected.1.peer_certificates().unwrap()[0];
+        let verdict = challenged(&book).judge(certificate, Side::Client, NOW).unwrap();
+        assert_eq!(verdict.quote_age_s, Some(5), "after the handshake it can still be judged");
+    }
+    // The same certificates once more: their quotes are true, their keys are proved, their nonces are used.
+    for identity in &identities {
+        let refused = connect(client(identity, peer(Side::Server)), Arc::clone(&listener)).unwrap_err();
+        assert!(refused.starts_with("server:") && refused.contains("has served another connection"), "{refused}");
+    }
+    // Another key and another quote over a used nonce are no better.
+    let again = prover.identity(nonces[0].value).unwrap();
+    let refused = connect(client(&again, peer(Side::Server)), listener).unwrap_err();
+    assert!(refused.contains("has served another connection"), "{refused}");
+}
+
+#[test]
+fn both_sides_draw_and_use_up_nonces() {
+    let (of_client, of_server) = (book(), book());
+    let bond = || {
+        // Each book is the other side's: it says what that side has to quote.
+        let to_quote = of_client.draw(config_of(Side::Server), NOW).unwrap();
+        let server_identity = prover(Side::Server).identity(to_quote.value).unwrap();
+        let to_quote = of_server.draw(config_of(Side::Client), NOW).unwrap();
+        let client_identity = prover(Side::Client).identity(to_quote.value).unwrap();
+        (client(&client_identity, challenged(&of_client)), server(&server_identity, challenged(&of_server)))
+    };
+    let (first, second) = (bond(), bond());
+    let (first_client, first_server) = (Arc::new(first.0), Arc::new(first.1));
+    connect(Arc::clone(&first_client), Arc::clone(&first_server)).unwrap();
+    let (second_client, second_server) = (Arc::new(second.0), Arc::new(second.1));
+    let refused = connect(Arc::clone(&second_client), Arc::clone(&first_server)).unwrap_err();
+    assert!(refused.starts_with("client:") && refused.contains("has served another connection"), "{refused}");
+    // The client refused before it showed anything, so its own nonce is not used up.
+    connect(second_client, Arc::clone(&second_server)).unwrap();
+    let (third, _) = bond();
+    let refused = connect(third, second_server).unwrap_err();
+    assert!(refused.starts_with("client:") && refused.contains("has served another connection"), "{refused}");
+}
+
+#[test]
+fn unknown_old_and_borrowed_nonces_are_refused() {
+    let book = book();
+    let listener = Arc::new(server(&SERVER, challenged(&book)));
+    let attempt = |identity: &Identity| {
+        let refused = connect(client(identity, peer(Side::Server)), Arc::clone(&listener)).unwrap_err();
+        assert!(refused.starts_with("server:"), "{refused}");
+        refused
+    };
+    let unknown = prover(Side::Client).identity(id(77)).unwrap();
+    assert!(attempt(&unknown).contains("not one that was drawn here"));
+    let old = book.draw(config_of(Side::Client), NOW - 61).unwrap();
+    assert!(attempt(&prover(Side::Client).identity(old.value).unwrap()).contains("61 s old"));
+    let of_another_config = book.draw(id(99), NOW).unwrap();
+    let refused = attempt(&prover(Side::Client).identity(of_another_config.value).unwrap());
+    assert!(refused.contains("another config hash"), "{refused}");
+    let network = Prover { network: id(9), ..prover(Side::Client) };
+    let nonce = book.draw(config_of(Side::Client), NOW).unwrap();
+    assert!(attempt(&network.identity(nonce.value).unwrap()).contains("another purpose or network"));
+    // A refused quote uses up nothing.
+    let sound = prover(Side::Client).identity(nonce.value).unwrap();
+    connect(client(&sound, peer(Side::Server)), Arc::clone(&listener)).unwrap();
+    // Nothing that was drawn for clients serves a server.
+    let nonce = book.draw(config_of(Side::Server), NOW).unwrap();
+    let mirrored = Prover { side: Side::Client, ..prover(Side::Server) }.identity(nonce.value).unwrap();
+    let refused = connect(client(&CLIENT, challenged(&book)), server(&mirrored, peer(Side::Client))).unwrap_err();
+    assert!(refused.starts_with("client:") && refused.contains("another purpose or network"), "{refused}");
+}
+
+#[test]
+fn a_copy_of_a_certificate_uses_up_no_nonce() {
+    let book = book();
+    let nonce = book.draw(config_of(Side::Client), NOW).unwrap();
+    let own = prover(Side::Client).identity(nonce.value).unwrap();
+    let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap();
+    let mut thief = client(&CLIENT, peer(Side::Server));
+    thief.client_auth_cert_resolver = Arc::new(Shows(Some(certified(own.certificate().clone(), &key))));
+    let refused = connect(thief, server(&SERVER, challenged(&book))).unwrap_err();
+    assert!(refused.contains("BadSignature"), "{refused}");
+    connect(client(&own, peer(Side::Server)), server(&SERVER, challenged(&book))).unwrap();
+}
+
+#[test]
+fn a_claim_must_be_that_of_the_quote() {
+    // A true quote and its true key, under a certificate that claims another nonce.
+    let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap();
+    let spki = rcgen::PublicKeyData::subject_public_key_info(&key);
+    let Context { network, config, nonce } = context(Side::Client);
+    let binding =
+        coalition_attest::Binding { purpose: "ra-tls/client", network, key: &spki, config, nonce: nonce.value };
+    let guest = root().guest(Measurements::of_mrtd(mrtd())).unwrap();
+    let quote = coalition_attest::QuoteSource::quote(&guest, &binding.report_data()).unwrap();
+    let evidence = coalition_attest::Evidence { quote, collateral: Some(collateral()) }.to_bytes().unwrap();
+    let showing = |claimed: coalition::UniqueId| {
+        let content = [&[2], config.as_bytes().as_slice(), claimed.as_bytes(), &evidence].concat();
+        let mut params = CertificateParams::default();
+        params.custom_extensions.push(CustomExtension::from_oid_content(&EVIDENCE_OID, content));
+        let mut shown = client(&CLIENT, peer(Side::Server));
+        let certificate = params.self_signed(&key).unwrap().der().clone();
+        shown.client_auth_cert_resolver = Arc::new(Shows(Some(certified(certificate, &key))));
+        connect(shown, server(&SERVER, peer(Side::Client)))
+    };
+    assert!(showing(nonce.value).is_ok());
+    let refused = showing(id(88)).unwrap_err();
+    assert!(refused.contains("claims another config or nonce"), "{refused}");
+}
+
+#[test]
+fn a_closure_decides_by_the_claim() {
+    let welcome = config_of(Side::Client);
+    let by_config = move |claim: &Claim, now_s: u64| {
+        assert_eq!((claim.side, now_s), (Side::Client, NOW));
+        let nonce = Nonce { value: claim.nonce, issued_s: NOW };
+        let context = Context { network: id(1), config: claim.config, nonce };
+        if claim.config == welcome { Ok(context) } else { Err(Unexpected::Config(claim.config)) }
+    };
+    let listener = Arc::new(server(&SERVER, peer_expecting(policy(), Arc::new(by_config), Arc::new(Nowhere))));
+    let shown = prover(Side::Client).identity(id(50)).unwrap();
+    connect(client(&shown, peer(Side::Server)), Arc::clone(&listener)).unwrap();
+    let other = Prover { config: id(98), ..prover(Side::Client) }.identity(id(51)).unwrap();
+    let refused = connect(client(&other, peer(Side::Server)), listener).unwrap_err();
+    assert!(refused.contains("which is not expected here"), "{refused}");
+}
+
+#[test]
+fn nothing_less_passes_where_nonces_are_drawn() {
+    let book = book();
+    let refuse = |client: ClientConfig| connect(client, server(&SERVER, challenged(&book))).unwrap_err();
+    let mut silent = client(&CLIENT, peer(Side::Server));
+    silent.client_auth_cert_resolver = Arc::new(Shows(None));
+    assert_eq!(refuse(silent), "server: peer sent no certificates");
+    let mut bare = client(&CLIENT, peer(Side::Server));
+    bare.client_auth_cert_resolver = Arc::new(Shows(Some(plain(&[]))));
+    assert!(refuse(bare).contains("carries no quote"));
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let old = ClientConfig::builder_with_details(provider, Arc::new(At(NOW)))
+        .with_protocol_versions(&[&rustls::version::TLS12])
+        .unwrap()
+        .with_root_certificates(rustls::RootCertStore::empty())
+        .with_no_client_auth();
+    assert!(refuse(old).contains("incompatible"));
+    // A quote of another development root, over a nonce that was drawn here.
+    let nonce = book.draw(config_of(Side::Client), NOW).unwrap();
+    let stranger = prover_of(&DevelopmentRoot::generate().unwrap(), Side::Client).identity(nonce.value).unwrap();
+    assert!(refuse(client(&stranger, peer(Side::Server))).contains("the policy's root is DEVELOPMENT ROOT"));
+    assert_eq!(book.len(), 1);
 }

@@ -150,7 +150,9 @@ impl Proxy {
 
 async fn handle(State(inner): State<Arc<Inner>>, request: Request) -> Response {
     let watcher = inner.watcher.clone();
-    let (action, answer) = answer(&inner, request).await;
+    // In a task of its own: what was asked for happens, also when whoever asked is gone before the answer.
+    let answering = tokio::spawn(async move { answer(&inner, request).await });
+    let (action, answer) = answering.await.expect("answering does not panic");
     watcher.tell(&action, Phase::During);
     tokio::spawn(async move {
         // By then the answer has left: it goes out as soon as this task's parent yields.

@@ -68,8 +68,7 @@ pub static LOWEST_RATE_FILTERS: [&dyn Eligibility; 9] = [
     }),
     &Rule(FilterKind::CardAge, |c, _| c.state.is_card_within(c.card, c.at, 1)),
     &Rule(FilterKind::Attestation, |c, r| {
-        let rule = c.state.params().attestation.as_ref();
-        let needed = rule.is_some_and(|rule| rule.required || r.tdx_required);
+        let needed = r.tdx_required || c.state.params().attestation.as_ref().is_some_and(|rule| rule.required);
         !needed || c.state.attestation_of(&c.card.card, c.at).is_some()
     }),
     &Rule(FilterKind::PriceCap, |c, r| {

@@ -124,6 +124,9 @@ fn account(summary: &mut Summary, blow: &Blow, outcome: Result<crate::life::Told
         Ok(told) => {
             summary.blows += told.blows;
             summary.twice += usize::from(told.blows > 1);
+            if std::env::var_os("CRASH_POINTS_VERBOSE").is_some() {
+                println!("{what}: {} kills, {}", told.blows, told.end);
+            }
             summary.served += usize::from(told.served);
             summary.given_back += usize::from(!told.served);
             summary.not_reached += usize::from(told.blows == 0);

@@ -179,7 +179,7 @@ impl World {
 
     /// Every growth of the journal is a point: a state has just become durable, or is about to.
     fn watch_journal(&self) {
-        let (path, trigger) = (self.dir.join("bridge-data/journal"), Arc::clone(&self.trigger));
+        let (path, trigger) = (self.dir.join("bridge-data/grants.journal"), Arc::clone(&self.trigger));
         let watching = Arc::clone(&self.watching);
         std::thread::spawn(move || {
             let mut known = 0;
@@ -197,7 +197,7 @@ impl World {
     fn start_bridge(&mut self) {
         let log = fs::OpenOptions::new().create(true).append(true).open(self.dir.join("bridge.log")).unwrap();
         let boot = self.dir.join("bridge.toml");
-        let mut command = self.command(&["run", "bridge", "--config", boot.to_str().unwrap()]);
+        let mut command = self.command(&["run", "bridge", boot.to_str().unwrap()]);
         let child = command.stdout(Stdio::null()).stderr(log).spawn().unwrap();
         self.trigger.aim_at(i32::try_from(child.id()).unwrap());
         self.bridge = Some(child);

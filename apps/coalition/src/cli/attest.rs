@@ -19,6 +19,40 @@ pub enum AttestCommand {
     Predict(AttestPredictArgs),
     /// Replay a guest's event log, and compare it with its quote
     Log(AttestLogArgs),
+    /// Fetch a platform's collateral, so that quotes can be judged offline
+    Fetch(AttestFetchArgs),
+}
+
+/// Arguments of `coalition attest fetch`.
+#[derive(Args, Debug, Clone)]
+#[command(after_help = "\
+Four requests for public data that Intel has signed: two revocation lists, TCB info, QE identity. They say nothing about whose machine \
+it is but its processor family. What comes is stored as <fmspc>-<ca>.json, whole or not at all, and never replaces something newer; \
+its signatures are checked with every quote. It is good for about a month: run this from a timer.
+
+`coalition ssh` and `coalition request` look into --home's collateral first; point a bridge's `collateral_dir` or a member's \
+[admission] at --into.
+
+Examples:
+  coalition attest fetch quote.bin
+  coalition attest fetch --platform 90c06f000000-platform --into /var/lib/compute-bridge/collateral
+  coalition attest fetch quote.bin --pccs https://pccs.example:8081")]
+pub struct AttestFetchArgs {
+    /// A quote of the platform, binary or hexadecimal, or evidence
+    #[arg(value_name = "QUOTE", value_hint = ValueHint::FilePath, required_unless_present = "platform")]
+    pub quote: Option<PathBuf>,
+    /// The platform family instead, as `attest show` prints it: <fmspc>-<ca>
+    #[arg(long, value_name = "FAMILY", conflicts_with = "quote")]
+    pub platform: Option<String>,
+    /// The collateral service [default: Intel's]
+    #[arg(long, value_name = "URL")]
+    pub pccs: Option<String>,
+    /// Where the root's revocation list is, for services that do not have it
+    #[arg(long, value_name = "URL", requires = "pccs")]
+    pub root_crl: Option<String>,
+    /// The directory to store it in [default: `collateral` below --home]
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub into: Option<PathBuf>,
 }
 
 /// Arguments of `coalition attest verify`.
@@ -124,10 +158,10 @@ pub struct AttestPredictArgs {
     /// The text given to `qemu -append`
     #[arg(long, value_name = "TEXT", requires = "kernel", default_value = "")]
     pub append: String,
-    /// The guest's memory: before QEMU 10 it decides what QEMU writes into the kernel
+    /// The guest's memory, where QEMU writes into the kernel's header what depends on it, and the firmware hashes that
     #[arg(long, value_name = "MIB", requires = "kernel", group = "image")]
     pub ram_mib: Option<u64>,
-    /// The firmware is shown the kernel as the file is: QEMU 10 and firmware of 2025 or later
+    /// The firmware hashes the kernel as the file is. Which of the two yours do: compare with a guest's event log
     #[arg(long, requires = "kernel", group = "image")]
     pub untouched: bool,
 }

@@ -1,5 +1,6 @@
 //! `coalition attest`: judge a quote, print one, make one.
 
+mod fetch;
 mod measured;
 
 use std::{io::Read, path::Path};
@@ -15,6 +16,7 @@ use crate::{
     cli::{AttestCommand, AttestQuoteArgs, AttestShowArgs, AttestVerifyArgs},
     config_file,
     error::{CliError, Context, Kind, Result},
+    home::Home,
     output::{Output, Paint},
     request::now_ms,
 };
@@ -26,13 +28,14 @@ const MAX_FILE_BYTES: u64 = 256 << 10;
 ///
 /// # Errors
 /// [`Kind::Unproven`] when a quote is not valid, [`Kind::Input`] for files and values that are none.
-pub fn run(command: &AttestCommand, output: &Output) -> Result<()> {
+pub fn run(home: impl Fn() -> Result<Home>, command: &AttestCommand, output: &Output) -> Result<()> {
     match command {
         AttestCommand::Verify(args) => verify(args, output),
         AttestCommand::Show(args) => show(args, output),
         AttestCommand::Quote(args) => make(args, output),
         AttestCommand::Predict(args) => measured::predict(args, output),
         AttestCommand::Log(args) => measured::log(args, output),
+        AttestCommand::Fetch(args) => super::asynchronously(Box::pin(fetch::fetch(&home()?, args, output))),
     }
 }
 

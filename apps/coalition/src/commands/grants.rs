@@ -1,8 +1,10 @@
 //! `coalition grants`: what was requested from here.
 
+use coalition_attest::DEVELOPMENT_LABEL;
 use serde_json::json;
 
 use crate::{
+    attestation::NOT_ATTESTED,
     error::Result,
     grants::{self, Grant},
     home::Home,
@@ -26,7 +28,7 @@ pub fn run(home: &Home, output: &Output) -> Result<()> {
             return format!("nothing was requested from {}\n", home.root().display());
         }
         let rows: Vec<_> = grants.iter().map(row).collect();
-        table(&["GRANT", "STAGE", "SIZE", "PROVIDER", "RATE", "UNTIL", "REQUESTED"], &rows)
+        table(&["GRANT", "STAGE", "SIZE", "PROVIDER", "RATE", "UNTIL", "REQUESTED", "VOUCHED FOR"], &rows)
     });
     Ok(())
 }
@@ -45,5 +47,16 @@ fn row(grant: &Grant) -> Vec<String> {
         or_dash(cleared.map(|cleared| dollars(cleared.rate))),
         or_dash(cleared.map(|cleared| values::utc(cleared.valid_to_ms))),
         values::utc(file.requested_ms),
+        or_dash(file.access.as_ref().map(|access| vouched(&access.posture).to_owned())),
     ]
+}
+
+/// What vouched for a machine when its receipt came, in a word; whose root it was is never left out.
+fn vouched(posture: &str) -> &str {
+    match posture {
+        said if said.contains(DEVELOPMENT_LABEL) => DEVELOPMENT_LABEL,
+        said if said.starts_with("valid") => "Intel",
+        said if said.starts_with(NOT_ATTESTED) => NOT_ATTESTED,
+        _ => "not valid",
+    }
 }

@@ -5,6 +5,7 @@ use coalition_compute::{GrantEnd, GrantRecord, GrantStage, MarketView, RequestRe
 use serde_json::{Value, json};
 
 use crate::{
+    attestation::{self, labelled},
     cli::LogArgs,
     error::{CliError, Context, Kind, Result},
     grants,
@@ -65,12 +66,15 @@ pub async fn run(home: &Home, args: &LogArgs, output: &Output) -> Result<()> {
 struct Record {
     request: RequestRecord,
     grant: Option<GrantRecord>,
+    /// Under which root this market's providers are attested.
+    posture: &'static str,
 }
 
 impl Record {
     fn of(view: &MarketView, id: &RequestId) -> Option<Self> {
         let request = view.state().requests().get(id)?.clone();
-        Some(Self { request, grant: view.grant(id).cloned() })
+        let posture = attestation::market_posture(view.state().params());
+        Some(Self { request, grant: view.grant(id).cloned(), posture })
     }
 
     /// The entry that says most: the newest usage log, else the grant, else the request.
@@ -97,7 +101,7 @@ impl Record {
         }).collect();
         json!({
             "grant": request.request_id, "request": { "pointer": self.request.pointer, "admitted_ms": self.request.admitted_ms },
-            "granted": grant, "logs": logs, "newest": self.newest(),
+            "granted": grant, "logs": logs, "newest": self.newest(), "posture": self.posture,
         })
     }
 
@@ -129,6 +133,8 @@ impl Record {
                 line(&format!("usage {}", entry.log.number), &entry.pointer, said);
             }
             text += &format!("  {:<9} {:12} {}\n", "total", "", usage_words(&record.usage));
+            let posture = labelled(self.posture, |paint, text| output.paint(paint, text));
+            text += &format!("  {:<9} {:12} {posture}\n", "providers", "");
         }
         text
     }

@@ -44,7 +44,7 @@ pub fn dispatch(cli: &Cli, output: &Output) -> Result<()> {
         Command::End(args) => asynchronously(Box::pin(end::run(&home()?, args, output))),
         Command::Grants(_) => grants::run(&home()?, output),
         Command::Verify(args) => asynchronously(Box::pin(verify::run(&home()?, args, output))),
-        Command::Attest(command) => attest::run(command, output),
+        Command::Attest(command) => attest::run(home, command, output),
         Command::Ticket(command) => ticket::run(home, command, output),
         Command::Image(command) => image::run(command, output),
         Command::Id(args) => id::run(&home()?, args, output),

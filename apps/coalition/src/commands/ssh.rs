@@ -14,7 +14,8 @@ use crate::{
     roles::config::UniverseConfig,
     values, view,
 };
-use coalition_attest::Evidence;
+use coalition_attest::{Directory, Evidence, Verdict};
+use coalition_shuffle::{Posture, SshHostKey};
 
 /// Replaces this process with OpenSSH's client.
 ///
@@ -39,15 +40,28 @@ pub fn run(home: &Home, args: &SshArgs, output: &Output) -> Result<()> {
 /// [`Kind::Unproven`] when the machine must be inside TDX and its quote is not valid now.
 fn verify(home: &Home, grant: &Grant, access: &Access) -> Result<String> {
     let required = grant.file.cleared.as_ref().is_some_and(|cleared| cleared.tdx_required);
-    let Some(host_key) = &access.quoted_host_key else {
-        if required {
-            attestation::demand(None)?;
-        }
-        return Ok(access.posture.clone());
+    let verdict = match &access.quoted_host_key {
+        Some(host_key) => judge(home, grant, host_key)?,
+        None => None,
     };
+    // Nothing that was said earlier is repeated: it was not checked now.
+    let vouched = attestation::vouch(required, Posture::NotAttested, verdict)?;
+    Ok(vouched.posture)
+}
+
+/// The verdict on the kept evidence, which must bind the very key that OpenSSH is told to expect.
+fn judge(home: &Home, grant: &Grant, host_key: &str) -> Result<Option<Verdict>> {
     let damaged = || format!("the evidence of grant {} cannot be read", grant.short());
     let bytes = std::fs::read(grant.evidence_path()).or_input("grant_damaged", damaged)?;
     let evidence = Evidence::from_bytes(&bytes).or_input("grant_damaged", damaged)?;
+    let host_key: [u8; 32] = coalition::serde_hex::parse(host_key).or_input("grant_damaged", damaged)?;
+    let pinned = std::fs::read_to_string(grant.known_hosts_path()).or_input("grant_damaged", damaged)?;
+    let expected = SshHostKey(host_key).to_openssh();
+    if !pinned.lines().filter(|line| !line.trim().is_empty()).all(|line| line.contains(&expected)) {
+        let message = format!("grant {} pins another host key than its quote binds", grant.short());
+        return Err(CliError::new(Kind::Unproven, "host_key_differs", message)
+            .hint("its directory below `grants` was changed; ask for another machine"));
+    }
     let (_, config) = UniverseConfig::load(&home.universe())?;
     let compute = view::compute(&config)?;
     let workload = Workload {
@@ -56,14 +70,11 @@ fn verify(home: &Home, grant: &Grant, access: &Access) -> Result<String> {
         request: grant.file.grant,
         image: coalition::parse_id(&grant.file.image).or_input("grant_damaged", damaged)?,
         expected_mrtd: grant.file.cleared.as_ref().and_then(|cleared| cleared.expected_mrtd),
-        host_key: coalition::serde_hex::parse(host_key).or_input("grant_damaged", damaged)?,
+        host_key,
         requested_ms: grant.file.requested_ms,
     };
-    let verdict = attestation::judge(&workload, &evidence, now_ms());
-    if required {
-        attestation::demand(verdict.as_ref())?;
-    }
-    Ok(verdict.map_or_else(|| access.posture.clone(), |verdict| verdict.to_string()))
+    let own = Directory::new(home.collateral());
+    Ok(attestation::judge(&workload, &evidence, &own, now_ms()))
 }
 
 /// How to get into a grant that is ready and not over.

@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 
 use super::up::{RoleStatus, status_file};
 use crate::{
+    attestation::{self, NOT_ATTESTED, labelled},
     devnet::manifest::role_names,
     error::{CliError, Kind, Result},
     home::Home,
@@ -56,12 +57,13 @@ async fn look(home: &Home) -> Result<Value> {
     let now = session.now().await?;
     let age_ms = now_ms().saturating_sub(now.time_ms);
     let market = session.market().await?;
-    let (providers, open, live) = market.read(|view| {
+    let (providers, open, live, posture) = market.read(|view| {
         let state = view.state();
         (
             state.providers().values().filter(|known| known.card.is_some()).count(),
             state.open_count(),
             state.live_grants().count(),
+            attestation::market_posture(state.params()),
         )
     });
     let size = market.certified_size();
@@ -77,7 +79,7 @@ async fn look(home: &Home) -> Result<Value> {
             .hint("too few members are up, or this machine's clock is ahead"));
     }
     Ok(
-        json!({ "tick": now.tick, "clock_age_ms": age_ms, "market_entries": size, "providers": providers, "open_requests": open, "live_grants": live, "retirement": retirement }),
+        json!({ "tick": now.tick, "clock_age_ms": age_ms, "market_entries": size, "providers": providers, "open_requests": open, "live_grants": live, "posture": posture, "retirement": retirement }),
     )
 }
 
@@ -115,6 +117,8 @@ fn shown(
             number("open_requests"),
             number("live_grants"),
         );
+        let posture = network["posture"].as_str().unwrap_or(NOT_ATTESTED);
+        text += &labelled(&format!("providers: {posture}\n"), |paint, text| output.paint(paint, text));
         if let Some(how) = network["retirement"]["how"].as_str() {
             let state = if network["retirement"]["in_effect"] == true { "has retired" } else { "is about to retire" };
             text += &output.paint(Paint::Bad, &format!("the market {state}: {how}\n"));

@@ -168,7 +168,7 @@ impl Coalition {
         steps.begin("waiting for the bridge's offer");
         let offered = self.wait_offer().await?;
         match &offered {
-            Some(offered) => steps.done("market", offered, json!({ "offers": 1 })),
+            Some(offered) => steps.done("market", offered, json!({ "offers": 1, "offer": offered })),
             None => {
                 steps.pause();
                 let log = self.home.log("bridge");
@@ -182,10 +182,13 @@ impl Coalition {
         let session = Session::open(&self.home).await?;
         let market = session.market().await?;
         let region = self.devnet.manifest.sale.region.clone();
-        let found =
-            market.wait_for(MARKET_WAIT, |view| view.state().providers().values().find_map(|known| known.card.clone()));
+        let found = market.wait_for(MARKET_WAIT, |view| {
+            let known = view.state().providers().values().find(|known| known.card.is_some())?;
+            let vouched = known.platform.attestation.as_ref().map_or(NOT_ATTESTED, |found| found.root.label());
+            known.card.clone().map(|record| (record, vouched))
+        });
         let offered = match found.await {
-            Ok(record) => Some(offer_words(&record.card.offers, &region)),
+            Ok((record, vouched)) => Some(offer_words(&record.card.offers, &region, vouched)),
             Err(coalition_organism::ReadError::Deadline { .. }) => None,
             Err(error) => return Err(unanswered(error, "market")),
         };
@@ -372,12 +375,12 @@ fn place(details: &serde_json::Value) -> String {
     text("url").or_else(|| text("listen")).or_else(node).unwrap_or_default()
 }
 
-fn offer_words(offers: &[coalition_compute::Offer], region: &Region) -> Offered {
+fn offer_words(offers: &[coalition_compute::Offer], region: &Region, vouched: &str) -> Offered {
     let Some(offer) = offers.first() else { return "a card without offers".into() };
     let capabilities = &offer.capabilities;
     let rate = offer.declared_rates.effective_core_hour(1_000, 1_024).map_or_else(|| "?".to_owned(), dollars);
     format!(
-        "sells {} cores and {} in {region}, {rate} per core-hour with 1 GiB; not attested",
+        "sells {} cores and {} in {region}, {rate} per core-hour with 1 GiB; {vouched}",
         values::cores(u64::from(capabilities.max_cpu_millicores)),
         values::mib(u64::from(capabilities.max_ram_mib)),
     )

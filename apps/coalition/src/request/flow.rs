@@ -8,7 +8,7 @@ use std::{
 };
 
 use coalition::{MemberId, RequestId, ZERO_ID};
-use coalition_attest::{Evidence, Verdict};
+use coalition_attest::{Directory, Evidence, Verdict};
 use coalition_compute::{
     At, Command, ComputeGrant, ComputeRequest, EndGrant, GrantStage, MarketView, RequestEnd, RequestStatus, Signed,
     Statement, WithdrawRequest, anonymous_requester, request_id,
@@ -16,7 +16,7 @@ use coalition_compute::{
 use coalition_log::retirement::Retirement;
 use coalition_organism::{Committed, Follower, Organism, WriteError, random_write_id};
 use coalition_shuffle::{PendingRequest, Posture, SshAccessReceipt, WorkloadSpec};
-use coalition_universe::NodeKey;
+use coalition_universe::{NodeKey, PeerId};
 use ed25519_dalek::SigningKey;
 use rand_core::{OsRng, RngCore};
 use serde_json::{Value, json};
@@ -26,7 +26,7 @@ use super::{
     serve::{ImageService, Served},
 };
 use crate::{
-    attestation::{self, NOT_ATTESTED, Workload, labelled},
+    attestation::{self, NOT_ATTESTED, Vouched, Workload, labelled},
     commands::request::posture_line,
     error::{CliError, Context, Kind, Result},
     grants::{Cleared, Grant, GrantFile, Stage, short},
@@ -104,13 +104,6 @@ pub async fn run(home: &Home, request: &Request, steps: &mut Steps) -> Result<Gr
     drop(market);
     session.close().await;
     outcome
-}
-
-/// What vouches for the machine of a receipt.
-struct Vouched {
-    posture: String,
-    evidence: Option<Vec<u8>>,
-    verdict: Option<Verdict>,
 }
 
 /// One request on its way.
@@ -196,9 +189,9 @@ impl<'a> Attempt<'a> {
         self.order(home, steps).await?;
         let first = self.wait_cleared(0, steps).await?;
         let receipt = self.wait_receipt(first, steps).await?;
-        let vouched = self.vouch(&receipt)?;
+        let (vouched, evidence) = self.vouch(home, &receipt)?;
         let mut grant = self.grant.take().ok_or_else(|| CliError::fault("internal", "the grant was not kept"))?;
-        if let Err(error) = grant.keep_receipt(&receipt, vouched.posture, vouched.evidence.as_deref()) {
+        if let Err(error) = grant.keep_receipt(&receipt, vouched.posture, evidence.as_deref()) {
             self.grant = Some(grant);
             return Err(error);
         }
@@ -289,6 +282,9 @@ impl<'a> Attempt<'a> {
                 .because(error)
         })?;
         let (grant, pointer) = cleared?;
+        if let Ok(provider) = PeerId::from_bytes(grant.endpoint_hint.provider_peer) {
+            self.image.expect_evidence_of(provider);
+        }
         self.cleared = Some(grant.clone());
         if let Some(kept) = &mut self.grant {
             let cleared = Cleared {
@@ -368,8 +364,9 @@ impl<'a> Attempt<'a> {
         }
     }
 
-    /// What vouches for the machine. A machine that must be inside TDX and does not prove it is not taken.
-    fn vouch(&self, receipt: &SshAccessReceipt) -> Result<Vouched> {
+    /// What vouches for the machine, with the evidence where there is some. A machine that must be inside TDX and does not
+    /// prove it is not taken.
+    fn vouch(&self, home: &Home, receipt: &SshAccessReceipt) -> Result<(Vouched, Option<Vec<u8>>)> {
         let missing = || CliError::fault("internal", "the grant was not kept");
         let grant = self.cleared.as_ref().ok_or_else(missing)?;
         let workload = Workload {
@@ -386,16 +383,10 @@ impl<'a> Attempt<'a> {
             _ => None,
         };
         let judged = evidence.as_ref().and_then(|bytes| Evidence::from_bytes(bytes).ok());
-        let verdict = judged.and_then(|evidence| attestation::judge(&workload, &evidence, now_ms()));
-        if grant.tdx_required {
-            attestation::demand(verdict.as_ref())?;
-        }
-        let posture = match (&verdict, receipt.posture) {
-            (Some(verdict), _) => verdict.to_string(),
-            (None, Posture::NotAttested) => NOT_ATTESTED.to_owned(),
-            (None, _) => format!("{NOT_ATTESTED}: its quote did not come, or this market names no policy"),
-        };
-        Ok(Vouched { posture, evidence: evidence.filter(|_| verdict.is_some()), verdict })
+        let own = Directory::new(home.collateral());
+        let verdict = judged.and_then(|evidence| attestation::judge(&workload, &evidence, &own, now_ms()));
+        let evidence = evidence.filter(|_| verdict.is_some());
+        Ok((attestation::vouch(grant.tdx_required, receipt.posture, verdict)?, evidence))
     }
 
     /// Takes back what the market knows of this request, and adds to the error what could not be taken back.

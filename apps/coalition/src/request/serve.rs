@@ -5,12 +5,12 @@
 //! checks the whole against the granted blake3, so nothing here needs to be trusted by it.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet, VecDeque},
     fs::File,
     os::unix::fs::FileExt,
     path::Path,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
 };
@@ -28,8 +28,41 @@ use crate::attestation;
 /// Largest encoded question.
 const MAX_ASK_BYTES: usize = 64;
 
-/// Most pieces of evidence kept: one for each provider that may be tried, and then some.
-const MAX_EVIDENCE_KEPT: usize = 32;
+/// Most peers whose evidence is kept before it is known which of them was granted the request. The oldest goes first.
+const MAX_STRANGERS: usize = 8;
+
+/// Evidence that came, the newest piece of each peer.
+#[derive(Default)]
+struct Received {
+    granted: BTreeSet<PeerId>,
+    from: BTreeMap<PeerId, (UniqueId, Vec<u8>)>,
+    strangers: VecDeque<PeerId>,
+}
+
+impl Received {
+    fn take(&mut self, from: PeerId, digest: UniqueId, bytes: Vec<u8>) {
+        let is_new = self.from.insert(from, (digest, bytes)).is_none();
+        if is_new && !self.granted.contains(&from) {
+            self.strangers.push_back(from);
+        }
+        while self.strangers.len() > MAX_STRANGERS {
+            if let Some(oldest) = self.strangers.pop_front() {
+                self.from.remove(&oldest);
+            }
+        }
+    }
+
+    /// From now on nobody crowds out what this peer hands over.
+    fn grant(&mut self, peer: PeerId) {
+        self.granted.insert(peer);
+        self.strangers.retain(|stranger| *stranger != peer);
+    }
+
+    fn get(&self, quote: UniqueId) -> Option<Vec<u8>> {
+        let mut granted = self.from.iter().filter(|(peer, _)| self.granted.contains(peer));
+        granted.find(|(_, (digest, _))| *digest == quote).map(|(_, (_, bytes))| bytes.clone())
+    }
+}
 
 /// Serves one image file.
 pub struct ImageService {
@@ -38,7 +71,7 @@ pub struct ImageService {
     file: Arc<File>,
     furthest: AtomicU64,
     progress: watch::Sender<u64>,
-    evidence: Mutex<BTreeMap<UniqueId, Vec<u8>>>,
+    evidence: Mutex<Received>,
 }
 
 impl ImageService {
@@ -63,24 +96,29 @@ impl ImageService {
         self.progress.subscribe()
     }
 
-    /// The evidence with this quote, if it was handed over.
+    fn received(&self) -> MutexGuard<'_, Received> {
+        self.evidence.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The request was granted to this peer: its evidence counts.
+    pub fn expect_evidence_of(&self, provider: PeerId) {
+        self.received().grant(provider);
+    }
+
+    /// The evidence with this quote, if a peer that was granted the request has handed it over.
     pub fn evidence(&self, quote: UniqueId) -> Option<Vec<u8>> {
-        self.evidence.lock().unwrap_or_else(PoisonError::into_inner).get(&quote).cloned()
+        self.received().get(quote)
     }
 
     /// Keeps evidence under its quote's digest; whether it is worth anything is judged later.
-    fn take_evidence(&self, bytes: Vec<u8>) -> Result<(), Fault> {
+    fn take_evidence(&self, from: PeerId, bytes: Vec<u8>) -> Result<(), Fault> {
         let malformed = || Fault::new("malformed", "that is no evidence");
         if bytes.len() > MAX_EVIDENCE_BYTES {
             return Err(malformed());
         }
         let evidence = Evidence::from_bytes(&bytes).map_err(|_| malformed())?;
         let digest = attestation::digest(&evidence).ok_or_else(malformed)?;
-        let mut kept = self.evidence.lock().unwrap_or_else(PoisonError::into_inner);
-        if kept.len() >= MAX_EVIDENCE_KEPT && !kept.contains_key(&digest) {
-            return Err(Fault::new("too_much", "enough evidence came already"));
-        }
-        kept.insert(digest, bytes);
+        self.received().take(from, digest, bytes);
         Ok(())
     }
 
@@ -104,11 +142,11 @@ impl ImageService {
 pub struct Served(pub Arc<ImageService>);
 
 impl Service for Served {
-    fn call(&self, _: PeerId, method: String, body: Vec<u8>) -> BoxFuture<'static, Result<Vec<u8>, Fault>> {
+    fn call(&self, from: PeerId, method: String, body: Vec<u8>) -> BoxFuture<'static, Result<Vec<u8>, Fault>> {
         let image = Arc::clone(&self.0);
         Box::pin(async move {
             if method == EVIDENCE_METHOD {
-                return image.take_evidence(body).map(|()| Vec::new());
+                return image.take_evidence(from, body).map(|()| Vec::new());
             }
             if method != IMAGE_METHOD {
                 return Err(Fault::new("unknown_method", format!("this peer answers {IMAGE_METHOD} only")));
@@ -160,5 +198,28 @@ mod tests {
         assert_eq!(served.call(peer, IMAGE_METHOD.into(), vec![0xff; 40]).await.unwrap_err().code, "malformed");
         std::fs::write(file.path(), b"short now").unwrap();
         assert_eq!(ask(hash, 0).await.unwrap_err().code, "image_unreadable");
+    }
+
+    /// Whoever knows the address can hand over evidence; it counts from the granted provider, and nobody crowds that out.
+    #[test]
+    fn evidence_counts_from_the_provider_that_was_granted_the_request() {
+        let peer = |n: u8| coalition_universe::NodeKey::from_bytes([n; 32]).peer_id();
+        let digest = |n: u8| UniqueId::from_bytes([n; 32]);
+        let mut received = Received::default();
+        received.take(peer(1), digest(1), vec![1]);
+        assert_eq!(received.get(digest(1)), None, "not granted yet");
+        received.grant(peer(1));
+        for stranger in 2..200 {
+            received.take(peer(stranger), digest(stranger), vec![stranger]);
+            received.take(peer(stranger), digest(1), vec![0]);
+        }
+        assert_eq!(received.get(digest(1)), Some(vec![1]));
+        assert_eq!(received.get(digest(199)), None);
+        assert_eq!(received.from.len(), MAX_STRANGERS + 1);
+        // A second provider, after the first gave the grant back; its evidence may be there before the grant is seen.
+        received.grant(peer(199));
+        assert_eq!(received.get(digest(1)), Some(vec![1]));
+        received.take(peer(199), digest(7), vec![7]);
+        assert_eq!(received.get(digest(7)), Some(vec![7]));
     }
 }

@@ -2,6 +2,7 @@
 
 use std::{path::Path, sync::Arc};
 
+use coalition::PublishedConfig;
 use coalition_compute::MarketView;
 use coalition_organism::{Follower, Organism};
 use coalition_shuffle::Member;
@@ -18,6 +19,7 @@ use crate::{
     devnet::keys::load_share,
     error::{CliError, Context, Kind, Result},
     home::private_dir,
+    names::UNSEAL_ROLE,
     session::say_goodbye,
     view,
 };
@@ -26,6 +28,7 @@ pub(super) async fn start(path: &Path) -> Result<Running> {
     let config: UnsealConfig = config_file::load(path)?;
     let published = config.network.published(path)?;
     let (unseal, compute) = (view::unseal(&published)?, view::compute(&published)?);
+    refuse_rules(&published)?;
     let place = place_in(&unseal.roster, &config.name)?;
     let share = load_share(&relative_to(path, &config.share))?;
     if usize::from(share.index()) != place + 1 {
@@ -63,6 +66,18 @@ pub(super) async fn start(path: &Path) -> Result<Running> {
     };
     let stop = async move { say_goodbye(&node).await };
     Ok(Running { ready, failed: Box::pin(failed), stop: Box::pin(stop) })
+}
+
+/// Cells are sealed and counted, and whoever writes them is nobody's business here. Published rules would be kept by nobody.
+fn refuse_rules(published: &PublishedConfig) -> Result<()> {
+    if published.organism(UNSEAL_ROLE).is_none_or(|unseal| unseal.acl.is_empty()) {
+        return Ok(());
+    }
+    Err(CliError::input(
+        "rules_unenforced",
+        "the config publishes access rules for the unseal committee, which enforces none",
+    )
+    .hint("publish rules for the market instead: only what was requested there is opened"))
 }
 
 fn disk_error(name: &str, error: CellStoreError) -> CliError {

@@ -4,6 +4,7 @@
 
 pub mod baremetal;
 pub(crate) mod build;
+mod build_clouds;
 pub mod cloud;
 pub mod cloud_init;
 pub mod machine_keys;

@@ -9,8 +9,10 @@ use serde::Deserialize;
 use toml::Spanned;
 
 use super::aws::AwsConfig;
+use super::azure::AzureConfig;
 use super::error::ConfigError;
 use super::fields::{BackendRates, BridgeConfig, MAX_MACHINES};
+use super::gcp::GcpConfig;
 use super::secret::check_secret_file;
 use super::values::Rate;
 
@@ -144,6 +146,19 @@ impl From<ConfidentialKind> for Confidential {
 }
 
 impl CloudSize {
+    /// What is wrong when its cloud runs machines of this size under these kinds of confidential computing only.
+    pub(super) fn unlike(&self, known: &[Confidential]) -> Option<String> {
+        let asked = Confidential::from(self.confidential?);
+        (!known.contains(&asked)).then(|| {
+            let word = |kind: &Confidential| match kind {
+                Confidential::Tdx => "tdx",
+                Confidential::SevSnp => "sev_snp",
+            };
+            let has = known.iter().map(word).next().unwrap_or("none");
+            format!("{} with confidential = {:?}; this size has {has}", self.size, word(&asked))
+        })
+    }
+
     fn problem(&self) -> Option<String> {
         let fits = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_');
         let name = &self.size;
@@ -163,6 +178,10 @@ impl CloudSize {
 pub enum CloudKind {
     /// `[[aws]]`.
     Aws,
+    /// `[[gcp]]`.
+    Gcp,
+    /// `[[azure]]`.
+    Azure,
 }
 
 impl CloudKind {
@@ -171,6 +190,8 @@ impl CloudKind {
     pub const fn section(self) -> &'static str {
         match self {
             Self::Aws => "aws",
+            Self::Gcp => "gcp",
+            Self::Azure => "azure",
         }
     }
 }
@@ -220,27 +241,39 @@ pub(super) fn ranged(key: &str, value: u64, min: u64, max: u64) -> Option<String
 impl CloudOffer<'_> {
     /// What is wrong with it by itself.
     fn problem(&self) -> Option<String> {
-        self.own_problem
-            .clone()
-            .or_else(|| ranged("max_instances", self.max_instances.into(), 1, 10_000))
+        ranged("max_instances", self.max_instances.into(), 1, 10_000)
             .or_else(|| ranged("root_gib", self.root_gib.into(), 1, 16_000))
             .or_else(|| ranged("ssh_port", self.ssh_port.into(), 1, 65_535))
             .or_else(|| ranged("boot_timeout_sec", self.boot_timeout_sec, 10, 1_800))
             .or_else(|| ranged("poweroff_after_sec", self.poweroff_after_sec, 30, 3_600))
             .or_else(|| ranged("number of sizes", self.sizes.len() as u64, 1, MAX_SIZES as u64))
             .or_else(|| self.sizes.iter().find_map(CloudSize::problem))
+            .or_else(|| self.own_problem.clone())
     }
 }
 
 impl BridgeConfig {
     /// The sections of all clouds, in the order in which their offers come, each with the place it has in the file.
     pub(super) fn cloud_offers(&self) -> impl Iterator<Item = (std::ops::Range<usize>, CloudOffer<'_>)> {
-        self.aws.iter().map(|section| (section.span(), section.get_ref().offer()))
+        let aws = self.aws.iter().map(|section| (section.span(), section.get_ref().offer()));
+        let gcp = self.gcp.iter().map(|section| (section.span(), section.get_ref().offer()));
+        let azure = self.azure.iter().map(|section| (section.span(), section.get_ref().offer()));
+        aws.chain(gcp).chain(azure)
     }
 
     /// The sections `[[aws]]`.
     pub fn aws(&self) -> impl Iterator<Item = &AwsConfig> {
         self.aws.iter().map(Spanned::get_ref)
+    }
+
+    /// The sections `[[gcp]]`.
+    pub fn gcp(&self) -> impl Iterator<Item = &GcpConfig> {
+        self.gcp.iter().map(Spanned::get_ref)
+    }
+
+    /// The sections `[[azure]]`.
+    pub fn azure(&self) -> impl Iterator<Item = &AzureConfig> {
+        self.azure.iter().map(Spanned::get_ref)
     }
 
     pub(super) fn check_clouds(&self) -> Result<(), ConfigError> {
@@ -283,6 +316,8 @@ impl BridgeConfig {
     fn cloud_rates(&self, offer: &CloudOffer<'_>) -> Option<BackendRates> {
         let general = match offer.kind {
             CloudKind::Aws => self.provider.rates.aws,
+            CloudKind::Gcp => self.provider.rates.gcp,
+            CloudKind::Azure => self.provider.rates.azure,
         };
         offer.rates.or(general)
     }

@@ -80,6 +80,47 @@ minimum_isolation = "process_limits"  # or "user_namespaces", "root_namespaces":
 # price_hour = "0.1035"                  # what AWS charges you, disk and address included
 # confidential = "sev_snp"               # asks for AMD SEV-SNP (m6a, c6a, r6a); AWS has no Intel TDX
 
+# One section per region of Google Cloud.
+# [[gcp]]
+# name = "gcp-ams"
+# region = "europe-west4"                # as the market calls it; `gcp_region` when Google calls it otherwise
+# project = "my-project"
+# zones = ["europe-west4-a"]             # the next is tried when one has no room
+# credentials_file = "gcp.json"          # a service account's key, mode 600; the machine's own service account when absent
+# image = "projects/debian-cloud/global/images/family/debian-12"  # needs cloud-init: your own image, or Ubuntu's
+# subnetwork = "hosts"
+# network_tags = ["coalition-host"]      # firewall rules open SSH and the local port range for them
+# disk_type = "pd-balanced"
+# max_instances = 4
+# rates = { core_hour = "0.08", gib_hour = "0.01" }
+# [[gcp.sizes]]
+# size = "n2d-standard-2"
+# cpu_millicores = 2000
+# ram_mib = 7680
+# price_hour = "0.0927"
+# confidential = "sev_snp"               # n2d; "tdx" on c3-standard
+
+# One section per region of Azure.
+# [[azure]]
+# name = "azure-ams"
+# region = "westeurope"                  # as the market calls it; `azure_region` when Azure calls it otherwise
+# subscription = "00000000-0000-0000-0000-000000000000"
+# resource_group = "coalition-hosts"     # best one for this bridge alone
+# zones = ["any"]
+# tenant = "00000000-0000-0000-0000-000000000001"  # with client and client_secret_file; without: the machine's own identity
+# client = "00000000-0000-0000-0000-000000000002"
+# client_secret_file = "azure.secret"    # mode 600
+# image = "Debian:debian-12:12-gen2:latest"
+# subnet = "/subscriptions/00000000-0000-0000-0000-000000000000/resourceGroups/net/providers/Microsoft.Network/virtualNetworks/n/subnets/hosts"
+# max_instances = 4
+# rates = { core_hour = "0.08", gib_hour = "0.01" }
+# [[azure.sizes]]
+# size = "Standard_DC2as_v5"
+# cpu_millicores = 2000
+# ram_mib = 7680
+# price_hour = "0.0980"
+# confidential = "sev_snp"               # DCas, ECas; "tdx" on DCes, ECes
+
 # How the bridge proves what it runs on, where the market asks for it. Without this section it is a plain host.
 # [attestation]
 # source = "tdx"                # the TDX guest the bridge runs in

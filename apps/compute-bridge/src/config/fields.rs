@@ -7,11 +7,12 @@ use coalition_compute::{OfferName, Region};
 use coalition_host::types::IsolationLevel;
 use coalition_universe::PeerAddress;
 use serde::Deserialize;
-use serde::de::IgnoredAny;
 use toml::Spanned;
 
 use super::aws::AwsConfig;
+use super::azure::AzureConfig;
 use super::error::{ConfigError, Place, from_toml, key_path};
+use super::gcp::GcpConfig;
 use super::values::{PinnedHostKey, Rate};
 use crate::fleet::policy::OrderPolicy;
 
@@ -52,10 +53,12 @@ pub struct BridgeConfig {
     /// Regions of AWS.
     #[serde(default)]
     pub aws: Vec<Spanned<AwsConfig>>,
-    /// Recognised and refused: no such backend yet.
-    pub(super) gcp: Option<Spanned<IgnoredAny>>,
-    /// Recognised and refused: no such backend yet.
-    pub(super) azure: Option<Spanned<IgnoredAny>>,
+    /// Regions of Google Cloud.
+    #[serde(default)]
+    pub gcp: Vec<Spanned<GcpConfig>>,
+    /// Regions of Azure.
+    #[serde(default)]
+    pub azure: Vec<Spanned<AzureConfig>>,
     /// The operator's page, on loopback.
     pub dashboard: Option<DashboardConfig>,
     #[serde(skip)]
@@ -152,6 +155,10 @@ pub struct RatesConfig {
     pub baremetal: Option<BackendRates>,
     /// Prices on AWS, unless a section names its own.
     pub aws: Option<BackendRates>,
+    /// Prices on Google Cloud, unless a section names its own.
+    pub gcp: Option<BackendRates>,
+    /// Prices on Azure, unless a section names its own.
+    pub azure: Option<BackendRates>,
 }
 
 /// The two posted rates of a backend.

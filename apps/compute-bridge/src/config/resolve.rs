@@ -54,18 +54,10 @@ impl BridgeConfig {
     }
 
     fn check_backends(&self) -> Result<(), ConfigError> {
-        for (name, section) in [("gcp", &self.gcp), ("azure", &self.azure)] {
-            if let Some(section) = section {
-                let problem = format!(
-                    "this version has no {name} backend yet; remove the section [{name}] and use [[baremetal.machines]] or [[aws]]"
-                );
-                return Err(self.refuse(section, problem));
-            }
-        }
         let machines = self.baremetal.as_ref().map_or(0, |section| section.get_ref().machines.len());
-        if machines + self.aws.len() == 0 {
+        if machines + self.cloud_offers().count() == 0 {
             let place = Place { file: self.file.clone(), key: "baremetal.machines".into(), line: 0 };
-            let problem = "no backend is enabled, so there is nothing to sell; add at least one [[baremetal.machines]] or [[aws]]";
+            let problem = "no backend is enabled, so there is nothing to sell; add at least one [[baremetal.machines]], [[aws]], [[gcp]] or [[azure]]";
             return Err(ConfigError::Value { place, problem: problem.into() });
         }
         Ok(())

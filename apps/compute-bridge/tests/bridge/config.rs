@@ -114,15 +114,6 @@ fn a_missing_key_is_named_with_its_section() {
 }
 
 #[test]
-fn clouds_are_recognised_and_refused_plainly() {
-    for cloud in ["gcp", "azure"] {
-        let text = format!("{EXAMPLE}\n[{cloud}]\nregions = [\"us-east-1\"]\n");
-        let message = parse(&text).unwrap_err().to_string();
-        assert!(message.contains(&format!("this version has no {cloud} backend yet")), "{message}");
-    }
-}
-
-#[test]
 fn no_backend_no_bridge() {
     let text: String = EXAMPLE.split("[[baremetal.machines]]").next().unwrap().to_owned();
     let message = parse(&text).unwrap_err().to_string();
@@ -193,12 +184,46 @@ fn secrets_must_be_private_and_the_fingerprint_right() {
     assert!(inline.contains("key `coalition`"), "{inline}");
 }
 
-/// The example's section for AWS, switched on.
-fn with_aws(change: impl Fn(String) -> String) -> String {
-    let (head, rest) = EXAMPLE.split_once("# [[aws]]").unwrap();
+/// The example's section for a cloud, switched on.
+fn with_cloud(name: &str, change: impl Fn(String) -> String) -> String {
+    let (head, rest) = EXAMPLE.split_once(&format!("# [[{name}]]")).unwrap();
     let (section, tail) = rest.split_once("\n\n").unwrap();
     let section: Vec<&str> = section.lines().map(|line| line.strip_prefix("# ").unwrap_or(line)).collect();
-    format!("{head}{}\n\n{tail}", change(format!("[[aws]]{}", section.join("\n"))))
+    format!("{head}{}\n\n{tail}", change(format!("[[{name}]]{}", section.join("\n"))))
+}
+
+fn with_aws(change: impl Fn(String) -> String) -> String {
+    with_cloud("aws", change)
+}
+
+#[test]
+fn the_other_clouds_of_the_example_are_valid_and_their_mistakes_are_named() {
+    let config = parse(&with_cloud("gcp", |section| section)).unwrap();
+    let gcp = config.gcp().next().unwrap();
+    assert_eq!((gcp.name.as_str(), gcp.api_region(), gcp.zones.len()), ("gcp-ams", "europe-west4", 1));
+    let config = parse(&with_cloud("azure", |section| section)).unwrap();
+    let azure = config.azure().next().unwrap();
+    assert_eq!(
+        (azure.name.as_str(), azure.api_region(), azure.zones.as_slice()),
+        ("azure-ams", "westeurope", &["any".to_owned()][..])
+    );
+    let table: &[(&str, &str, &str, &str)] = &[
+        ("gcp", "n2d-standard-2", "e2-medium", "this size has none"),
+        ("gcp", "\"sev_snp\"", "\"tdx\"", "this size has sev_snp"),
+        ("gcp", "project =", "projekt =", "did you mean `project`?"),
+        ("gcp", "max_instances = 4", "max_instances = 0", "max_instances = 0 is out of range"),
+        ("gcp", "rates = {", "# rates = {", "provider.rates.gcp"),
+        ("azure", "Standard_DC2as_v5", "Standard_D2s_v5", "this size has none"),
+        ("azure", "tenant =", "# tenant =", "belong together"),
+        ("azure", "client_secret_file =", "# client_secret_file =", "belong together"),
+        ("azure", "azure-ams", "rack-01", "two offers are called rack-01"),
+        ("azure", "rates = {", "# rates = {", "provider.rates.azure"),
+    ];
+    for (cloud, from, to, wanted) in table {
+        let text = with_cloud(cloud, |section| section.replacen(from, to, 1));
+        let message = parse(&text).err().unwrap_or_else(|| panic!("{to:?} was accepted")).to_string();
+        assert!(message.contains(wanted), "{to:?}: {message}");
+    }
 }
 
 #[test]
@@ -214,7 +239,7 @@ fn the_examples_cloud_is_a_valid_section_and_its_mistakes_are_named() {
         ("ami-0123456789abcdef0", "debian", "expected ami-"),
         ("\"sg-0123456789abcdef0\"", "", "security_groups has 0 entries"),
         ("subnet-0123456789abcdef0", "subnet-1", "subnets has \"subnet-1\""),
-        ("m6a.large", "m6a large", "expected a name like"),
+        ("m6a.large", "m6a large", "expected the cloud's name of a size"),
         ("confidential =", "sev_snp =", "sev_snp"),
         ("\"sev_snp\"", "\"tdx\"", "EC2 has no Intel TDX"),
         ("m6a.large", "m7i.large", "m6a, c6a and r6a only"),

@@ -12,48 +12,15 @@ use compute_bridge::backends::cloud::ledger::Size;
 use compute_bridge::backends::{CloudBackend, CloudSetup};
 use compute_bridge::now_ms;
 
+use super::accounts::Job;
 use super::cloud::Cloud;
 use super::harness::*;
 use super::world::*;
 
-/// What a grant needs, held together.
-struct Job {
-    grant: ComputeGrant,
-    image: LocalImage,
-    workload: Workload,
-    keys: InstanceKeys,
-    name: InstanceName,
-}
-
-impl Job {
-    fn new(cloud: &Cloud, n: u8, image: &[u8], lasts_ms: u64) -> Self {
-        let path = cloud.dir.path().join(format!("image-{n}"));
-        std::fs::write(&path, image).unwrap();
-        let hash = UniqueId::from_bytes(*blake3::hash(image).as_bytes());
-        let mut grant = grant_number(n, "aws", lasts_ms);
-        (grant.cpu_millicores, grant.ram_mib) = (500, 64);
-        // Cgroups and users of workloads are named after instances; another test's must be called otherwise.
-        let own = [cloud.dir.path().as_os_str().as_encoded_bytes(), &[n]].concat();
-        grant.request_id = coalition::RequestId(UniqueId::hash(&own));
-        Self {
-            name: InstanceName::derive(&grant.provider, &grant.request_id, 0),
-            image: LocalImage { path, hash, size_bytes: image.len() as u64 },
-            workload: Workload { command: vec![], env: vec![], disk_mib: 64 },
-            keys: instance_keys(),
-            grant,
-        }
-    }
-
-    async fn run(&self, backend: &CloudBackend) -> Result<ProvisionedInstance, BackendError> {
-        let order = Order { grant: &self.grant, image: &self.image, workload: &self.workload, keys: &self.keys };
-        backend.provision(&self.name, order).await
-    }
-}
-
 /// The image, and an account; `None`, with a word, where something is missing.
 async fn cloud_and_image() -> Option<(Cloud, Vec<u8>)> {
     let cloud = Cloud::start().await?;
-    let image = example_image(cloud.dir.path())?;
+    let image = example_image(cloud.hosts.dir.path())?;
     Some((cloud, image))
 }
 
@@ -67,7 +34,7 @@ async fn a_whole_life_and_what_another_process_finds_of_it() {
     let sold = &offering.capabilities;
     assert_eq!((sold.max_instances, sold.instance_cpu_millicores, sold.max_cpu_millicores), (4, 4_000, 16_000));
     assert!(!sold.tdx_capable);
-    let job = Job::new(&cloud, 1, &image, 120_000);
+    let job = Job::new(&cloud.hosts, "aws", 1, &image, 120_000);
     assert_eq!(backend.can_satisfy(&job.grant), Ok(()));
     let tdx = ComputeGrant { tdx_required: true, ..job.grant.clone() };
     assert_eq!(backend.can_satisfy(&tdx), Err(Unfit::Tdx), "EC2 has none, whatever it is called");
@@ -94,7 +61,7 @@ async fn a_whole_life_and_what_another_process_finds_of_it() {
     heir.terminate(&job.name).await.unwrap();
     assert_eq!((heir.load(), heir.stop(&job.name).await.unwrap()), (0, None));
     assert!(heir.list_owned().await.unwrap().is_empty() && cloud.live().await.is_empty());
-    assert_eq!(cloud.sshd.running(), 0);
+    assert_eq!(cloud.hosts.sshd.running(), 0);
     let other = CloudSetup { provider: coalition::ProviderId(UniqueId::hash(b"other")), ..cloud.setup() };
     assert!(CloudBackend::new(other).list_owned().await.unwrap().is_empty());
 }
@@ -137,7 +104,7 @@ async fn a_bridge_killed_at_any_time_finds_its_machines_and_ends_what_nobody_exp
     eventually("a machine to be made", || (cloud.double.proxy.count("RunInstances") > 0).then_some(())).await;
     bridge.kill().await;
     // A machine of ours that no grant explains.
-    let orphan = Job::new(&cloud, 9, b"whatever", 60_000);
+    let orphan = Job::new(&cloud.hosts, "aws", 9, b"whatever", 60_000);
     let error = orphan.run(&cloud.backend()).await.unwrap_err();
     assert!(error.started, "it ran as far as its image goes: {error}");
     world.backends = vec![cloud.backend() as _];
@@ -160,7 +127,7 @@ async fn a_bridge_killed_at_any_time_finds_its_machines_and_ends_what_nobody_exp
     let bridge = world.start();
     requester.end(&world.market);
     assert_eq!(world.ended(&requester).await, GrantEnd::Logged(LogEnd::EndedByRequester));
-    assert!(cloud.live().await.is_empty() && cloud.sshd.running() == 0);
+    assert!(cloud.live().await.is_empty() && cloud.hosts.sshd.running() == 0);
     bridge.stop().await;
 }
 
@@ -170,7 +137,7 @@ async fn no_room_goes_to_the_next_subnet_and_then_back() {
     let backend = cloud.backend();
     let full = || Fault::Refuse("InsufficientInstanceCapacity", 500);
     cloud.double.proxy.fail("RunInstances", [full()]);
-    let job = Job::new(&cloud, 1, &image, 60_000);
+    let job = Job::new(&cloud.hosts, "aws", 1, &image, 60_000);
     job.run(&backend).await.unwrap();
     let asked: Vec<String> = cloud
         .double
@@ -189,7 +156,7 @@ async fn no_room_goes_to_the_next_subnet_and_then_back() {
         (vec![Fault::Refuse("InvalidSubnetID.NotFound", 400)], FailureKind::NotFound),
     ] {
         cloud.double.proxy.fail("RunInstances", faults);
-        let job = Job::new(&cloud, 2, b"whatever", 60_000);
+        let job = Job::new(&cloud.hosts, "aws", 2, b"whatever", 60_000);
         let error = job.run(&backend).await.unwrap_err();
         assert_eq!((error.kind, error.started, error.remains), (kind, false, false), "{error}");
         backend.terminate(&job.name).await.unwrap();
@@ -200,7 +167,7 @@ async fn no_room_goes_to_the_next_subnet_and_then_back() {
     let small = cloud.backend();
     assert_eq!(small.capabilities().await.capabilities.max_instances, 0, "the largest size does not fit");
     small.adopt(&job.grant, &job.name);
-    let error = Job::new(&cloud, 3, b"whatever", 60_000).run(&small).await.unwrap_err();
+    let error = Job::new(&cloud.hosts, "aws", 3, b"whatever", 60_000).run(&small).await.unwrap_err();
     assert_eq!(error.kind, FailureKind::Quota, "{error}");
 }
 
@@ -220,7 +187,7 @@ async fn an_answer_that_is_lost_makes_one_machine_and_throttling_none_too_few() 
     );
     // And EC2 shows what it has made a little later.
     proxy.fail("DescribeInstances", [Fault::ShowNothing, Fault::ShowNothing, Fault::ShowNothing]);
-    let job = Job::new(&cloud, 1, &image, 60_000);
+    let job = Job::new(&cloud.hosts, "aws", 1, &image, 60_000);
     job.run(&backend).await.unwrap();
     assert_eq!((proxy.count("RunInstances"), cloud.live().await.len()), (5, 1));
     backend.terminate(&job.name).await.unwrap();
@@ -229,7 +196,7 @@ async fn an_answer_that_is_lost_makes_one_machine_and_throttling_none_too_few() 
         "RunInstances",
         [Fault::LoseAnswer, Fault::LoseAnswer, Fault::LoseAnswer, Fault::LoseAnswer, Fault::LoseAnswer],
     );
-    let job = Job::new(&cloud, 2, &image, 60_000);
+    let job = Job::new(&cloud.hosts, "aws", 2, &image, 60_000);
     let error = job.run(&backend).await.unwrap_err();
     assert!(error.kind == FailureKind::Transient && error.remains, "{error}");
     assert_eq!(cloud.live().await.len(), 1);
@@ -244,27 +211,28 @@ async fn machines_that_do_not_come_up_are_typed_failures_and_ended() {
     let setup = CloudSetup { boot_timeout: Duration::from_secs(3), ..cloud.setup() };
     let backend = CloudBackend::new(setup.clone());
     cloud.double.proxy.no_addresses(true);
-    let job = Job::new(&cloud, 1, b"whatever", 60_000);
+    let job = Job::new(&cloud.hosts, "aws", 1, b"whatever", 60_000);
     let error = job.run(&backend).await.unwrap_err();
     assert!(error.kind == FailureKind::Transient && error.message.contains("no address"), "{error}");
     backend.terminate(&job.name).await.unwrap();
     cloud.double.proxy.no_addresses(false);
     // Another host key than the one it was told: somebody else's machine, or somebody in between. Nothing is sent there.
     let impostor = coalition_host::keys::generate("impostor").private_openssh.expose().to_owned();
-    *cloud.sshd.impostor.lock().unwrap() = Some(impostor);
-    let job = Job::new(&cloud, 2, b"whatever", 60_000);
+    *cloud.hosts.sshd.impostor.lock().unwrap() = Some(impostor);
+    let job = Job::new(&cloud.hosts, "aws", 2, b"whatever", 60_000);
     let error = job.run(&backend).await.unwrap_err();
     assert!(
         error.kind == FailureKind::Auth && error.message.contains("shows the host key") && error.remains,
         "{error}"
     );
     backend.terminate(&job.name).await.unwrap();
-    *cloud.sshd.impostor.lock().unwrap() = None;
+    *cloud.hosts.sshd.impostor.lock().unwrap() = None;
     // EC2 itself ends it while it comes up, and says why.
-    let over = |code: &str| {
+    let over = |code: &str, name: &InstanceName| {
+        let tags = format!("<tagSet><item><key>coalition:instance</key><value>{name}</value></item></tagSet>");
         Fault::Answer(format!(
             "<R><reservationSet><item><instancesSet><item><instanceId>i-0123456789abcdef0</instanceId><instanceState>\
-             <name>terminated</name></instanceState><stateReason><code>{code}</code><message>m</message></stateReason>\
+             <name>terminated</name></instanceState><stateReason><code>{code}</code><message>m</message></stateReason>{tags}\
              </item></instancesSet></item></reservationSet></R>"
         ))
     };
@@ -274,8 +242,8 @@ async fn machines_that_do_not_come_up_are_typed_failures_and_ended() {
         ("Server.InternalError", FailureKind::Transient),
     ];
     for (n, (code, kind)) in codes.into_iter().enumerate() {
-        cloud.double.proxy.fail("DescribeInstances", [over(code)]);
-        let job = Job::new(&cloud, 10 + u8::try_from(n).unwrap(), b"whatever", 60_000);
+        let job = Job::new(&cloud.hosts, "aws", 10 + u8::try_from(n).unwrap(), b"whatever", 60_000);
+        cloud.double.proxy.fail("DescribeInstances", [over(code, &job.name)]);
         let error = job.run(&backend).await.unwrap_err();
         assert!(error.kind == kind && error.message.contains(code), "{error}");
         backend.terminate(&job.name).await.unwrap();
@@ -287,7 +255,7 @@ async fn machines_that_do_not_come_up_are_typed_failures_and_ended() {
 async fn an_outage_ends_nothing_and_a_machine_that_was_ended_elsewhere_does() {
     let Some((cloud, image)) = cloud_and_image().await else { return };
     let backend = cloud.backend();
-    let job = Job::new(&cloud, 1, &image, 120_000);
+    let job = Job::new(&cloud.hosts, "aws", 1, &image, 120_000);
     let running = job.run(&backend).await.unwrap();
     let told = Arc::new(tokio::sync::Notify::new());
     let watch = tokio::spawn({
@@ -370,11 +338,11 @@ async fn check_asks_everything_makes_nothing_and_makes_one_machine_when_told() {
     assert!(told("quota").detail.contains("4 of the largest size fit"));
     assert!(told("round trip").detail.contains("for at most $0.025 (one m6a.large, 15 min"), "{plain:#?}");
     assert_eq!(plain.iter().filter(|finding| finding.what.contains("permission to make")).count(), 4);
-    assert!(cloud.live().await.is_empty() && cloud.sshd.running() == 0);
+    assert!(cloud.live().await.is_empty() && cloud.hosts.sshd.running() == 0);
     let made = backend.check(true).await;
     let last = made.last().unwrap();
     assert!(last.ok && last.detail.contains("ended and confirmed"), "{last:?}");
-    assert!(cloud.live().await.is_empty() && cloud.sshd.running() == 0);
+    assert!(cloud.live().await.is_empty() && cloud.hosts.sshd.running() == 0);
     // Each thing that is wrong is named.
     let wrong = |change: &dyn Fn(&mut Size)| {
         let mut setup = cloud.setup();

@@ -323,7 +323,7 @@ pub(crate) fn requester(
     let hash = UniqueId::from_bytes(*blake3::hash(image).as_bytes());
     let public = signer.verifying_key().to_bytes();
     let nonce = [seed; 16];
-    let request = ComputeRequest {
+    let mut request = ComputeRequest {
         request_id: request_id(&organism(), &public, &nonce),
         nonce,
         requester: anonymous_requester(&public),
@@ -354,6 +354,7 @@ pub(crate) fn requester(
         ssh_authorized_key: None,
     };
     change(&mut workload);
+    request.region = workload.requested_region.as_ref().map(|region| region.parse().unwrap());
     let envelope = Envelope { peer_id: RotatingPeer::from_bytes(peer), peer_x25519: receiver.public(), workload };
     Requester { signer, receiver, peer, request, envelope }
 }

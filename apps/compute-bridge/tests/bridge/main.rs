@@ -4,10 +4,12 @@
 //! static busybox) say so and pass.
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stderr)]
 
+mod accounts;
 mod attested;
 mod baremetal;
 mod cloud;
 mod cloud_parts;
+mod clouds;
 mod config;
 mod dashboard;
 mod ec2;

@@ -59,7 +59,7 @@ pub struct Capabilities {
     pub regions: Vec<Region>,
     /// Whether workloads run inside TDX. Where the module has an attestation rule, only an attested provider may say so.
     pub tdx_capable: bool,
-    /// TDX measurements workloads can be launched under; at most [`MAX_MRTDS`], unique, only with `tdx_capable`.
+    /// TDX measurements workloads can be launched under; at most [`MAX_MRTDS`], unique; some with `tdx_capable`, else none.
     pub mrtds: Vec<Mrtd>,
     /// CPU for all instances together, in thousandths of a core. Zero takes the offer out of the market.
     pub max_cpu_millicores: u32,
@@ -131,6 +131,11 @@ impl Capabilities {
         if !self.mrtds.is_empty() && !self.tdx_capable {
             return Err(Invalid::Contradiction {
                 what: "an offer lists TDX measurements but is not tdx_capable; set tdx_capable or leave mrtds empty",
+            });
+        }
+        if self.mrtds.is_empty() && self.tdx_capable {
+            return Err(Invalid::Contradiction {
+                what: "an offer is tdx_capable but lists no TDX measurement, so nothing would say what runs; list mrtds",
             });
         }
         Ok(())

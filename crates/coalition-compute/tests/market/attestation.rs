@@ -111,6 +111,41 @@ fn an_attested_provider_is_admitted_and_its_card_shows_what_was_found() {
 }
 
 #[test]
+fn posture_and_measurement_are_matched_per_offer() {
+    let mut sim = market(false);
+    let digest = attest(&mut sim, 1, 1);
+    let measured = Mrtd([7; 48]);
+    let mut tdx = offer("tdx", "home-01", 4, "0.5");
+    tdx.capabilities.tdx_capable = true;
+    tdx.capabilities.mrtds = vec![measured];
+    let offers = vec![offer("plain", "us-east-1", 4, "0.01"), tdx];
+    sim.ok(post(1, 3, ProviderCard { attestation: Some(digest), ..card(1, 100, offers) }));
+    let mut asked = request(9, 1, 160);
+    asked.tdx_required = true;
+    let id = asked.request_id;
+    sim.ok(submit(asked, 9));
+    let grant = &sim.grant(id).grant;
+    assert_eq!((grant.offer.as_str(), grant.expected_mrtd), ("tdx", Some(measured)));
+    sim.pass(100);
+    let mut elsewhere = request(9, 2, 160);
+    elsewhere.tdx_required = true;
+    elsewhere.region = Some("us-east-1".parse().unwrap());
+    sim.ok(submit(elsewhere, 9));
+    assert_eq!(sim.machine.state().open_count(), 1, "TDX here and that region there is no TDX in that region");
+    sim.pass(100);
+    let mut other = request(9, 3, 160);
+    other.tdx_required = true;
+    other.pinned_mrtd = Some(Mrtd([8; 48]));
+    sim.ok(submit(other, 9));
+    assert_eq!(sim.machine.state().open_count(), 2);
+    // What would say nothing of what runs is no offer of TDX.
+    let mut silent = attested_card(1, sim.cx.tick, Some(digest), true);
+    silent.offers[0].capabilities.mrtds.clear();
+    assert!(silent.check().unwrap_err().to_string().contains("list mrtds"));
+    sim.audit();
+}
+
+#[test]
 fn stale_attestation_leaves_clearing_and_comes_back_with_a_new_one() {
     let mut sim = market(true);
     let digest = attest(&mut sim, 1, 1);

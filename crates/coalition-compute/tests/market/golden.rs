@@ -20,8 +20,6 @@ fn story() -> Sim {
     let mut asked = request(9, 1, 160);
     asked.region = Some("home-01".parse().unwrap());
     asked.pin = Some(asked.image_hash);
-    asked.tdx_required = true;
-    asked.pinned_mrtd = Some(coalition::Mrtd([7; 48]));
     let id = asked.request_id;
     sim.ok(submit(asked, 9));
     sim.pass(1_000);
@@ -68,7 +66,10 @@ fn lines() -> Vec<String> {
             ))
         ),
     ];
+    let mut inside = request(9, 2, 160);
+    (inside.tdx_required, inside.pinned_mrtd) = (true, Some(coalition::Mrtd([7; 48])));
     let commands = [
+        ("submit-tdx", submit(inside, 9)),
         ("register", post(1, 1, card(1, 100, vec![offer("local", "home-01", 2, "0.04")]))),
         ("submit", submit(request(9, 1, 160), 9)),
         ("log", log(request(9, 1, 160).request_id, 1, 1, (100, 101), None)),

@@ -299,31 +299,20 @@ fn memory_counts_in_the_price_and_the_cheaper_whole_wins() {
 }
 
 #[test]
-fn posture_and_measurement_are_matched_per_offer() {
+fn where_nobody_attests_nobody_wins_a_request_for_tdx() {
     let mut sim = Sim::new();
-    let measured = coalition::Mrtd([7; 48]);
-    let mut tdx = offer("tdx", "home-01", 4, "0.5");
+    let mut tdx = offer("tdx", "home-01", 4, "0.01");
     tdx.capabilities.tdx_capable = true;
-    tdx.capabilities.mrtds = vec![measured];
-    sim.ok(post(1, 1, card(1, 100, vec![offer("plain", "us-east-1", 4, "0.01"), tdx])));
-    let mut asked = request(9, 1, 160);
+    tdx.capabilities.mrtds = vec![coalition::Mrtd([7; 48])];
+    sim.ok(post(1, 1, card(1, 100, vec![tdx])));
+    let mut asked = request(9, 1, 102);
     asked.tdx_required = true;
     let id = asked.request_id;
     sim.ok(submit(asked, 9));
-    let grant = &sim.grant(id).grant;
-    assert_eq!((grant.offer.as_str(), grant.expected_mrtd), ("tdx", Some(measured)));
-    sim.pass(100);
-    let mut elsewhere = request(9, 2, 160);
-    elsewhere.tdx_required = true;
-    elsewhere.region = Some("us-east-1".parse().unwrap());
-    sim.ok(submit(elsewhere, 9));
-    assert_eq!(sim.machine.state().open_count(), 1, "TDX here and that region there is no TDX in that region");
-    sim.pass(100);
-    let mut other = request(9, 3, 160);
-    other.tdx_required = true;
-    other.pinned_mrtd = Some(coalition::Mrtd([8; 48]));
-    sim.ok(submit(other, 9));
-    assert_eq!(sim.machine.state().open_count(), 2);
+    assert_eq!(sim.machine.state().open_count(), 1, "a claim is not enough");
+    sim.pass(3_000);
+    let RequestStatus::Ended(RequestEnd::Expired(expiry)) = sim.view.request_status(&id) else { panic!("it expires") };
+    assert_eq!(expiry.removed, [RemovedBy { filter: FilterKind::Attestation, offers: 1 }]);
     sim.audit();
 }
 

@@ -54,6 +54,7 @@ fn command(step: &Step, tick: u64) -> Option<Vec<u8>> {
         Step::Card { provider, sequence, age, cores, price, tdx } => {
             let mut posted = offer("local", "home-01", u32::from(*cores), &format!("0.0{price}"));
             posted.capabilities.tdx_capable = *tdx;
+            posted.capabilities.mrtds = if *tdx { vec![coalition::Mrtd([7; 48])] } else { Vec::new() };
             let tick = tick.saturating_sub(u64::from(*age));
             post(*provider, u64::from(*sequence), card(*provider, tick, vec![posted])).to_bytes()
         }
@@ -137,7 +138,7 @@ impl Ledger {
         assert!(!self.settled.contains(&grant.request_id) && !self.live.contains_key(&grant.request_id));
         assert!(!self.refused.contains(&(grant.request_id, grant.provider)), "never back to one that refused");
         assert!(grant.rate <= asked.max_rate, "above the cap");
-        assert!(!asked.tdx_required || offer.capabilities.tdx_capable, "unfit posture");
+        assert!(!asked.tdx_required, "nobody is attested here");
         assert!(asked.cpu_millicores <= offer.capabilities.instance_cpu_millicores, "unfit size");
         let (tick, max_age) = (entry.tick.unwrap(), u64::from(params().card_max_age_ticks));
         assert!(tick <= card.refreshed_at.0 + max_age, "stale by ticks");

@@ -35,8 +35,8 @@ pub(super) fn predict(args: &AttestPredictArgs, output: &Output) -> Result<()> {
     }
     output.answer(&value, |_| {
         let mut lines = vec![
-            format!("mrtd    {}   QEMU 9 and later: pages one by one", mrtd[0]),
-            format!("        {}   QEMU 8: pages section by section", mrtd[1]),
+            format!("mrtd    {}   where pages are added one by one", mrtd[0]),
+            format!("        {}   where they are added section by section", mrtd[1]),
             "rtmr0   depends on the machine: see `coalition attest log`".to_owned(),
         ];
         match &kernel {
@@ -68,7 +68,7 @@ pub(super) fn log(args: &AttestLogArgs, output: &Output) -> Result<()> {
     let explained = quoted.map(|quoted| log.explains(&quoted.rtmr));
     let events: Vec<Value> = log.events().iter().map(event).collect();
     let value = json!({
-        "events": events, "rtmr": log.replay(), "explains_quote": explained.as_ref().map(std::result::Result::is_ok),
+        "events": events, "rtmr": log.replay(), "explains_quote": explained.as_ref().map(std::result::Result::is_ok), "quote_verified": false,
     });
     output.answer(&value, |output| shown(&log, explained.as_ref(), output));
     explained.unwrap_or(Ok(())).map_err(|wrong| {
@@ -102,7 +102,12 @@ fn shown(log: &EventLog, explained: Option<&std::result::Result<(), Unexplained>
     let registers = log.replay().into_iter().zip(0..);
     lines.extend(registers.map(|(value, register)| format!("rtmr{register}  {value}")));
     match explained {
-        Some(Ok(())) => lines.push(output.paint(Paint::Good, "explains all four run-time registers of the quote")),
+        Some(Ok(())) => {
+            lines.push(output.paint(Paint::Good, "explains all four run-time registers of the quote"));
+            lines.push(
+                output.paint(Paint::Warn, "the quote itself is not verified here: `coalition attest verify` does that"),
+            );
+        }
         Some(Err(wrong)) => lines.push(output.paint(Paint::Bad, &wrong.to_string())),
         None => lines.push(output.paint(Paint::Warn, "a log proves nothing without a quote: compare it with --quote")),
     }
