@@ -294,12 +294,14 @@ impl Azure {
             format!("it is in {}, asked was {}", zone(machine.zone.as_deref()), zone(asked_zone))
         } else if !machine.size.eq_ignore_ascii_case(new.size) {
             format!("it is a {}, asked was a {}", machine.size, new.size)
+        } else if machine.state == HostState::Stopping {
+            "it is being deleted".to_owned()
         } else {
             let addresses = self.addresses_of(&machine).await.unwrap_or_default();
             return Ok(host(machine, new.marks.instance.clone(), addresses));
         };
         let (kind, code, status) = (ErrorKind::Conflict, "Conflict".to_owned(), 409);
-        let message = format!("there is a machine {name} already, and {differs}; end it first");
+        let message = format!("there is a machine {name} already, and {differs}; it must end first");
         Err(AzureError::Refused { action, kind, code, message, status, retry_after: None })
     }
 

@@ -156,6 +156,14 @@ impl Setup {
         if let Some(family) = &self.quota_family {
             name("the family", family, is_name(family), "one like \"standardDCASv5Family\", see az vm list-usage")?;
         }
+        if self.confidential_disk && !self.secure_boot {
+            return Err(SetupError::Contradiction {
+                problem: "a disk bound to its host needs a verified boot",
+                first: "confidential_disk = true".to_owned(),
+                second: "secure_boot = false".to_owned(),
+                fix: "switch the second on, or the first off",
+            });
+        }
         self.check_network()?;
         let image = self.image.parse().map_err(|expected| SetupError::Value {
             what: "the image",

@@ -7,7 +7,7 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use coalition_azure::*;
-use coalition_azure_double::{Boot, Double, Fault, SUBSCRIPTION, URN};
+use coalition_azure_double::{Boot, Double, Fault, SUBSCRIPTION, Sshd, URN};
 use coalition_cloud::{Cloud, CloudError, Confidential, ErrorKind, Host, HostState, NewHost, Owner};
 use common::*;
 use std::net::Ipv4Addr;
@@ -146,7 +146,7 @@ async fn one_instance_is_one_host_and_another_question_a_conflict() {
     let size = NewHost { size: "Standard_D2s_v5", confidential: None, ..new };
     conflict(azure.create(&size).await.unwrap_err(), ["Standard_DC2es_v6", "Standard_D2s_v5"]);
     double.retag(&format!("c-{}", one.instance), "coalition:grant", "another");
-    conflict(azure.create(&new).await.unwrap_err(), ["tags", "end it first"]);
+    conflict(azure.create(&new).await.unwrap_err(), ["tags", "must end first"]);
     azure.create(&NewHost { place: "2", ..new_host(&two) }).await.unwrap();
     assert_eq!(double.machines().len(), 2);
     // The answer is lost after the host was made, twice; then it is cut, then garbled: one host.
@@ -333,13 +333,15 @@ async fn endings_are_followed_taken_up_again_and_confirmed() {
     let made = azure.create(&new_host(&marks)).await.unwrap();
     running(&azure, &marks.instance).await;
     // Not shown yet, and its making is known to go on: that is no end.
-    double.slow(4, 0);
+    double.slow(6, 0);
     let late = common::marks(2);
     let name = azure.create(&new_host(&late)).await.unwrap().id;
     double.fail(DELETE, [Fault::Answer(204, String::new())]);
     assert_eq!(azure.end(&name).await.unwrap(), HostState::Coming);
     double.vanish(&name);
     assert_eq!(azure.end(&made.id).await.unwrap(), HostState::Stopping);
+    let ending = azure.create(&new_host(&marks)).await.unwrap_err();
+    assert!(ending.kind == ErrorKind::Conflict && ending.message.contains("being deleted"), "{ending}");
     assert_eq!(azure.end(&made.id).await.unwrap(), HostState::Stopping);
     assert_eq!(double.count(DELETE), 3, "the operation is looked at, not begun again");
     assert_eq!(azure.hosts(OWNER, None).await.unwrap()[0].state, HostState::Stopping);
@@ -361,4 +363,37 @@ async fn endings_are_followed_taken_up_again_and_confirmed() {
     assert_eq!(patient.end(&made.id).await.unwrap(), HostState::Stopping);
     until("it is over", || async { (patient.end(&made.id).await.unwrap() == HostState::Over).then_some(()) }).await;
     assert_eq!(double.things(), 0);
+}
+
+/// The machine is an SSH server that shows the key of its user data, for as long as it is a machine; its name may boot again.
+#[tokio::test]
+async fn hosts_boot_with_their_user_data_and_stop_with_their_end() {
+    let Some(sshd) = Sshd::new().map(Arc::new) else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let key = dir.path().join("key");
+    let made =
+        std::process::Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-f"]).arg(&key).status();
+    assert!(made.unwrap().success());
+    let private = std::fs::read_to_string(&key).unwrap();
+    let public = std::fs::read_to_string(key.with_extension("pub")).unwrap();
+    let config = serde_json::json!({ "ssh_keys": { "ed25519_private": private }, "ssh_authorized_keys": [public] });
+    let user_data = format!("#cloud-config\n{config}\n");
+    let double = Double::start(&ROLES, Some(Arc::clone(&sshd) as Arc<dyn Boot>)).await;
+    let azure = Azure::new(setup(&double)).unwrap();
+    let marks = marks(1);
+    for place in ["1", "2"] {
+        let new = NewHost { user_data: user_data.as_bytes(), place, ..new_host(&marks) };
+        let id = azure.create(&new).await.unwrap().id;
+        let host = running(&azure, &marks.instance).await;
+        let (address, port) = (host.public_address.unwrap().to_string(), sshd.port.to_string());
+        let shown = until("the host shows its key", || async {
+            let scanned =
+                std::process::Command::new("ssh-keyscan").args(["-t", "ed25519", "-p", &port, &address]).output();
+            let line = String::from_utf8(scanned.unwrap().stdout).unwrap();
+            line.split_whitespace().nth(2).map(ToOwned::to_owned)
+        })
+        .await;
+        assert_eq!(Some(shown.as_str()), public.split_whitespace().nth(1));
+        assert_eq!((azure.end(&id).await.unwrap(), sshd.running()), (HostState::Over, 0));
+    }
 }

@@ -115,6 +115,10 @@ async fn setups_are_checked_with_both_values_and_the_fix() {
         (Setup { subnet: "default".into(), ..good.clone() }, &["subnet", "virtualNetworks"]),
         (Setup { security_group: Some(good.subnet.clone()), ..good.clone() }, &["security group"]),
         (Setup { quota_family: Some("a b".into()), ..good.clone() }, &["family", "a b"]),
+        (
+            Setup { confidential_disk: true, secure_boot: false, ..good.clone() },
+            &["confidential_disk = true", "secure_boot = false", "switch"],
+        ),
         (Setup { subnet: other.into(), ..good.clone() }, &["different subscriptions", "01234567", "0b1f6471"]),
         (
             Setup {
