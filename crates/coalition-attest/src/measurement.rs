@@ -48,6 +48,13 @@ hex_newtype!(
     pub
 );
 
+/// The initial content among published measurements, for who demands no more than that.
+impl From<Measurements> for Mrtd {
+    fn from(measurements: Measurements) -> Self {
+        measurements.mrtd
+    }
+}
+
 impl From<Mrtd> for RegisterValue {
     fn from(mrtd: Mrtd) -> Self {
         Self(mrtd.0)

@@ -233,6 +233,12 @@ impl Policy {
         self
     }
 
+    /// The same demands under another root: another policy, with another fingerprint.
+    #[must_use]
+    pub fn under_root(self, root: TrustRoot) -> Self {
+        Self { root, ..self }
+    }
+
     /// The one root that may vouch.
     #[must_use]
     pub const fn root(&self) -> &TrustRoot {

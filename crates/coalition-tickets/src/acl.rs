@@ -39,7 +39,8 @@ impl ReputationFloor {
         clippy::cast_sign_loss,
         reason = "bounded before"
     )]
-    pub fn from(organism: UniqueId, floor: f64) -> Demand {
+    pub fn from(organism: UniqueId, floor: impl Into<f64>) -> Demand {
+        let floor = floor.into();
         let share = if floor.is_nan() { 1.0 } else { floor.clamp(0.0, 1.0) };
         Self::ppm(organism, (share * f64::from(PPM)).round() as u32)
     }

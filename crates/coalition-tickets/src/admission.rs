@@ -11,7 +11,7 @@ use crate::issuer::Charter;
 use crate::presentation::{Presentation, Shown};
 use crate::refused::Refused;
 use crate::resources::{Resources, Unresolved};
-use crate::sources::{PeerKey, Reputation, Seats, Settlements};
+use crate::sources::{ENDLESS_FOR_S, PeerKey, Reputation, Seats, Settlements};
 use crate::tdx_ticket::{Carried, TdxTicket};
 
 const ATTESTATION: &str = "attestation";
@@ -71,6 +71,11 @@ impl Admission {
         matches!(&self.demands, Check::All(demands) if demands.is_empty())
     }
 
+    /// Changes whenever seats change hands; earlier judgements then count no more.
+    pub(crate) fn edition(&self) -> u64 {
+        self.resources.seats_edition()
+    }
+
     /// The first second, Unix, at which what was shown no longer admits the bearer; `u64::MAX` when nothing of it ends.
     ///
     /// # Errors
@@ -99,7 +104,9 @@ impl Judging<'_> {
             Check::Issued { root, charter } => self.issued(*root, charter),
             Check::Seat { organism, source } => {
                 let until = source.seated_until_s(*organism, &self.bearer.peer);
-                until.filter(|until| *until > self.now_s).ok_or(Refused::NotSeated(*organism))
+                let until = until.filter(|until| *until > self.now_s).ok_or(Refused::NotSeated(*organism))?;
+                // Seats change hands: what has no end is looked at again.
+                Ok(if until == u64::MAX { self.now_s.saturating_add(ENDLESS_FOR_S) } else { until })
             }
             Check::Reputation { organism, floor_ppm, source } => {
                 let card = source.card(*organism, &self.bearer.peer).filter(|card| card.until_s > self.now_s);

@@ -6,6 +6,7 @@
 
 use coalition::tickets::{AclComposition, AclRule};
 use coalition::{UniqueId, hash_many};
+use coalition_attest::TrustRoot;
 
 use crate::admission::Admission;
 use crate::resources::{Resources, Unresolved};
@@ -45,6 +46,19 @@ impl Demand {
             Self::AclOf(organism) => AclRule::Policy(hash_many(&[&[VERSION], TAG_ACL_OF, organism.as_bytes()])),
             Self::All(demands) => composed(TAG_ALL, demands),
             Self::Any(demands) => composed(TAG_ANY, demands),
+        }
+    }
+
+    /// The same with every attestation under this root. Rules that are a digest stay what they are.
+    #[must_use]
+    pub fn under_root(self, root: &TrustRoot) -> Self {
+        let all = |demands: Vec<Self>| demands.into_iter().map(|demand| demand.under_root(root)).collect();
+        match self {
+            Self::Rule(AclRule::Tdx { mrtd, .. }) => Self::Rule(AclRule::Tdx { root: root.id(), mrtd }),
+            Self::Tdx(tdx) => Self::Tdx(tdx.under_root(root)),
+            Self::All(demands) => Self::All(all(demands)),
+            Self::Any(demands) => Self::Any(all(demands)),
+            other @ (Self::Rule(_) | Self::Seat(_) | Self::AclOf(_)) => other,
         }
     }
 }
@@ -168,6 +182,13 @@ impl TicketValidator {
     #[must_use]
     pub fn recognise_issuer(self, root: UniqueId) -> Self {
         self.require_ticket(AclRule::Issuer(root))
+    }
+
+    /// The same with every attestation under this root instead of Intel's, for development. Another door: its fingerprint is
+    /// another, and no config that names Intel's root is satisfied by it.
+    #[must_use]
+    pub fn under_root(self, root: &TrustRoot) -> Self {
+        Self { demands: self.demands.into_iter().map(|demand| demand.under_root(root)).collect() }
     }
 
     /// The demands, in order.

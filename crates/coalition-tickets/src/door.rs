@@ -12,7 +12,7 @@ use crate::demand::TicketValidator;
 use crate::presentation::Presentation;
 use crate::refused::Refused;
 use crate::resources::{Resources, Unresolved};
-use crate::sources::PeerKey;
+use crate::sources::{ENDLESS_FOR_S, PeerKey};
 
 /// Peers remembered at once. Whoever is forgotten shows its tickets again.
 pub const MAX_ADMITTED: usize = 4_096;
@@ -23,7 +23,14 @@ pub struct Door {
     audience: UniqueId,
     admission: Admission,
     challenges: Arc<Challenges>,
-    admitted: Mutex<BTreeMap<PeerKey, u64>>,
+    admitted: Mutex<BTreeMap<PeerKey, Admitted>>,
+}
+
+/// A peer that was let in.
+struct Admitted {
+    until_s: u64,
+    /// Of the seats it was judged by.
+    edition: u64,
 }
 
 impl std::fmt::Debug for Door {
@@ -66,22 +73,28 @@ impl Door {
         self.challenges.draw(&self.bearer(peer), now_s)
     }
 
-    /// Judges what a peer shows; remembers it, if admitted, until the returned second.
+    /// Judges what a peer shows; remembers it, if admitted, until the returned second, or until seats change hands. What has
+    /// no end is remembered for [`ENDLESS_FOR_S`].
     ///
     /// # Errors
     /// [`Refused`]; what the peer was admitted for before goes on.
     pub fn present(&self, peer: PeerKey, presentation: &[u8], now_s: u64) -> Result<u64, Refused> {
         let shown = Presentation::from_bytes(presentation)?;
-        let until_s = self.admission.judge(&self.bearer(peer), &shown, now_s)?;
+        // Before judging: seats that change meanwhile make this judgement an old one.
+        let edition = self.admission.edition();
+        let until_s = match self.admission.judge(&self.bearer(peer), &shown, now_s)? {
+            u64::MAX => now_s.saturating_add(ENDLESS_FOR_S),
+            until_s => until_s,
+        };
         let mut admitted = self.lock();
         if admitted.len() >= MAX_ADMITTED && !admitted.contains_key(&peer) {
-            admitted.retain(|_, until| *until > now_s);
-            let soonest = admitted.iter().min_by_key(|(peer, until)| (**until, **peer)).map(|(peer, _)| *peer);
+            admitted.retain(|_, old| old.until_s > now_s && old.edition == edition);
+            let soonest = admitted.iter().min_by_key(|(peer, old)| (old.until_s, **peer)).map(|(peer, _)| *peer);
             if let Some(soonest) = soonest.filter(|_| admitted.len() >= MAX_ADMITTED) {
                 admitted.remove(&soonest);
             }
         }
-        admitted.insert(peer, until_s);
+        admitted.insert(peer, Admitted { until_s, edition });
         Ok(until_s)
     }
 
@@ -89,14 +102,15 @@ impl Door {
     /// nothing is demanded, or only what the verifier looks up itself, nothing need be shown.
     #[must_use]
     pub fn is_admitted(&self, peer: PeerKey, now_s: u64) -> bool {
-        if self.lock().get(&peer).is_some_and(|until| *until > now_s) {
+        let edition = self.admission.edition();
+        if self.lock().get(&peer).is_some_and(|known| known.until_s > now_s && known.edition == edition) {
             return true;
         }
         self.admission.judge(&self.bearer(peer), &Presentation::empty(), now_s).is_ok()
     }
 
     /// Every critical section leaves the map whole, so a panic elsewhere in a holder does not matter.
-    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<PeerKey, u64>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<PeerKey, Admitted>> {
         self.admitted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

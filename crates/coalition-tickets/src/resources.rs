@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use coalition::tickets::AclRule;
-use coalition::{CommitteeContent, ModuleKind, PublishedConfig, PublishedOrganism, UniqueId};
+use coalition::{PublishedConfig, PublishedOrganism, UniqueId};
 use coalition_attest::evidence::Nowhere;
 use coalition_attest::{BindingRule, CollateralSource, Policy, TrustRoot, VerdictCache, Verifier};
 use thiserror::Error;
@@ -14,7 +14,7 @@ use crate::admission::Check;
 use crate::challenges::Nonces;
 use crate::demand::Demand;
 use crate::issuer::{Charter, CharterError};
-use crate::sources::{Reputation, Rosters, Seats, Settlements};
+use crate::sources::{Reputation, Rosters, Seats, Settlements, published};
 use crate::tdx::Tdx;
 
 /// Verdicts on quotes a door remembers.
@@ -102,17 +102,13 @@ impl Resources {
     /// The rosters and access rules of everything a config publishes.
     #[must_use]
     pub fn with_config(self, config: &PublishedConfig) -> Self {
-        let modules = ModuleKind::ALL.into_iter().filter_map(|kind| config.module(kind));
-        let organisms = config.organism_refs().filter_map(|reference| config.organism(&reference.role));
-        modules.chain(organisms).fold(self, Self::with_organism)
+        published(config).fold(self, Self::with_organism)
     }
 
     fn with_organism(mut self, organism: &PublishedOrganism) -> Self {
         let id = organism.id;
         self.acls.insert(id, organism.acl.clone());
-        if let Ok(committee) = CommitteeContent::from_bytes(&organism.content) {
-            self.rosters = self.rosters.with(id, &committee.roster);
-        }
+        self.rosters = self.rosters.with_organism(organism);
         self.declare(ComputeModule::pin(id)).declare(ComputeModule::requester_acl(id))
     }
 
@@ -150,7 +146,8 @@ impl Resources {
         self
     }
 
-    /// Who sits where, instead of what the configs' rosters say, for committees that hand over.
+    /// Who sits where, instead of what the configs' rosters say, for committees that hand over:
+    /// [`Committees`](crate::sources::Committees).
     #[must_use]
     pub fn with_seats(self, seats: Arc<dyn Seats>) -> Self {
         Self { seats: Some(seats), ..self }
@@ -178,6 +175,11 @@ impl Resources {
     #[must_use]
     pub fn with_collateral(self, collateral: Arc<dyn CollateralSource>) -> Self {
         Self { collateral, ..self }
+    }
+
+    /// The edition of the seats that change hands, if there are any.
+    pub(crate) fn seats_edition(&self) -> u64 {
+        self.seats.as_ref().map_or(0, |seats| seats.edition())
     }
 
     pub(crate) fn nonces(&self) -> Option<&Arc<dyn Nonces>> {

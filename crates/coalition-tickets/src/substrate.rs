@@ -15,6 +15,7 @@ use mosaik::tickets::{Expiration, InvalidTicket, TicketClass};
 
 use crate::admission::{Admission, Bearer};
 use crate::presentation::{CLASS, Presentation};
+use crate::refused::Refused;
 
 /// The door of one stream, group or collection. Peers show a [`Presentation`] in their discovery entry, an empty one where only
 /// what the verifier looks up is demanded.
@@ -32,13 +33,28 @@ impl SubstrateValidator {
         Self { network, audience, admission }
     }
 
-    fn judge(&self, ticket: &[u8], peer: &PeerEntry) -> Result<u64, String> {
+    /// Until when the peer is let in, or the stable code of why not.
+    fn judge(&self, ticket: &[u8], peer: &PeerEntry) -> Result<u64, &'static str> {
         if *peer.network_id() != self.network {
-            return Err(format!("the entry is of network {}, this is {}", peer.network_id(), self.network));
+            return Err("network");
         }
-        let shown = Presentation::from_bytes(ticket).map_err(|error| error.to_string())?;
+        let shown = Presentation::from_bytes(ticket).map_err(|error| Refused::from(error).code())?;
         let bearer = Bearer { network: self.network, audience: self.audience, peer: *peer.id().as_bytes() };
-        self.admission.judge(&bearer, &shown, now_s()).map_err(|refused| refused.to_string())
+        self.admission.judge(&bearer, &shown, now_s()).map_err(|refused| refused.code())
+    }
+
+    fn expiration(&self, ticket: &[u8], peer: &PeerEntry) -> Result<Expiration, &'static str> {
+        // A panic in a validator would close the substrate's endpoint; here it is a refusal.
+        let until_s = catch_unwind(AssertUnwindSafe(|| self.judge(ticket, peer))).unwrap_or_else(|_| {
+            tracing::warn!(audience = %self.audience, "judging a ticket panicked");
+            Err("panic")
+        })?;
+        if until_s == u64::MAX {
+            return Ok(Expiration::Never);
+        }
+        // A time beyond what the substrate can name is refused rather than taken for never.
+        let at = i64::try_from(until_s).ok().and_then(|at| DateTime::from_timestamp(at, 0));
+        at.map(Expiration::At).ok_or("lifetime")
     }
 }
 
@@ -52,16 +68,11 @@ impl mosaik::tickets::TicketValidator for SubstrateValidator {
     }
 
     fn validate(&self, ticket: &[u8], peer: &PeerEntry) -> Result<Expiration, InvalidTicket> {
-        // A panic in a validator would close the substrate's endpoint; here it is a refusal.
-        let judged = catch_unwind(AssertUnwindSafe(|| self.judge(ticket, peer)));
-        let judged = judged.unwrap_or_else(|_| Err("judging the ticket failed".to_owned()));
-        let until_s = judged.map_err(|_| InvalidTicket)?;
-        if until_s == u64::MAX {
-            return Ok(Expiration::Never);
-        }
-        // A time beyond what the substrate can name is refused rather than taken for never.
-        let at = i64::try_from(until_s).ok().and_then(|at| DateTime::from_timestamp(at, 0));
-        at.map(Expiration::At).ok_or(InvalidTicket)
+        self.expiration(ticket, peer).map_err(|reason| {
+            // The substrate's error carries no reason. Who it was about is not written down.
+            tracing::debug!(audience = %self.audience, reason, "a ticket is refused");
+            InvalidTicket
+        })
     }
 }
 

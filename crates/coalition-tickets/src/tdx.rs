@@ -1,5 +1,7 @@
 //! The demand for an attestation, in the specification's words: `Tdx::new().require_mrtd(…)`.
 
+use std::borrow::Borrow;
+
 use coalition::Mrtd;
 use coalition::tickets::AclRule;
 use coalition_attest::{Measurements, Policy, PolicyError, Register, RegisterValue, TrustRoot};
@@ -29,10 +31,16 @@ impl Tdx {
         Self { policy }
     }
 
-    /// Requires exactly this initial content.
+    /// Requires exactly this initial content: an MRTD, or that of published measurements.
     #[must_use]
-    pub fn require_mrtd(self, mrtd: Mrtd) -> Self {
-        Self { policy: self.policy.require_mrtd(mrtd) }
+    pub fn require_mrtd(self, mrtd: impl Into<Mrtd>) -> Self {
+        Self { policy: self.policy.require_mrtd(mrtd.into()) }
+    }
+
+    /// The same demands under another root, such as a development root: another demand, with another name.
+    #[must_use]
+    pub fn under_root(self, root: &TrustRoot) -> Self {
+        Self { policy: self.policy.under_root(root.clone()) }
     }
 
     /// Requires exactly this value of a register.
@@ -105,8 +113,8 @@ pub struct AdmitsMeasurements;
 impl AdmitsMeasurements {
     /// Exactly these registers, under Intel's root.
     #[must_use]
-    pub fn equal(measurements: &Measurements) -> Tdx {
-        Self::equal_under(Policy::servers(TrustRoot::Intel), measurements)
+    pub fn equal(measurements: impl Borrow<Measurements>) -> Tdx {
+        Self::equal_under(Policy::servers(TrustRoot::Intel), measurements.borrow())
     }
 
     /// Exactly these registers, and what the policy asks besides.

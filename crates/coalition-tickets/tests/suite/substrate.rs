@@ -92,11 +92,14 @@ async fn a_peer_is_dropped_when_its_attestation_ends_and_comes_back_with_a_fresh
     thief.discovery().add_ticket(shown.to_ticket().unwrap());
     meet(&server, &thief).await;
     let _stolen = thief.streams().consumer::<u64>().with_stream_id(audience).with_backoff(Steady).build();
-    let catalog = server.discovery().catalog();
-    assert!(
-        catalog.get(&thief.local().id()).unwrap().validate_ticket(&validator).is_err(),
-        "a true quote of another peer"
-    );
+    let entry = server.discovery().catalog().get(&thief.local().id()).unwrap().clone();
+    let (result, said) = logged(|| entry.validate_ticket(&validator));
+    assert!(result.is_err(), "a true quote of another peer");
+    assert!(said.contains("a ticket is refused") && said.contains("reason=\"nonce\""), "{said}");
+    assert!(said.contains(&audience.to_string()), "{said}");
+    for key in [thief.local().id().to_string(), hex::encode(thief.local().id().as_bytes())] {
+        assert!(!said.contains(&key[..8]), "who it was about is not written down: {said}");
+    }
 
     within(producer.when().unsubscribed()).await;
     assert!(now_s() > drawn + AGE_S, "dropped before its time: {} s", now_s() - drawn);
@@ -105,6 +108,30 @@ async fn a_peer_is_dropped_when_its_attestation_ends_and_comes_back_with_a_fresh
     enter(&server, &producer, &client, fresh).await;
     within(producer.clone().send(42)).await.unwrap();
     assert_eq!(within(consumer.next()).await, Some(42));
+}
+
+/// What a call writes to the log.
+fn logged<T>(call: impl FnOnce() -> T) -> (T, String) {
+    #[derive(Clone, Default)]
+    struct Lines(Arc<std::sync::Mutex<Vec<u8>>>);
+    impl std::io::Write for Lines {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap().write(bytes)
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+    let lines = Lines::default();
+    let writer = lines.clone();
+    let subscriber = tracing_subscriber::fmt()
+        .with_max_level(tracing::Level::DEBUG)
+        .with_ansi(false)
+        .with_writer(move || writer.clone())
+        .finish();
+    let result = tracing::subscriber::with_default(subscriber, call);
+    let said = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
+    (result, said)
 }
 
 /// Has a client show fresh tickets until one is let in; the substrate takes its time between attempts. Answers when that one was
