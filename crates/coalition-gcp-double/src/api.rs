@@ -244,7 +244,8 @@ fn list(
             let here: Vec<Value> = page.map(|(_, one)| one.clone()).collect();
             let scope = if here.is_empty() {
                 let words = format!("There are no results for scope 'zones/{zone}' on this page.");
-                json!({ "warning": { "code": "NO_RESULTS_ON_PAGE", "message": words, "data": [{ "key": "scope", "value": format!("zones/{zone}") }] } })
+                let data = json!([{ "key": "scope", "value": format!("zones/{zone}") }]);
+                json!({ "warning": { "code": "NO_RESULTS_ON_PAGE", "message": words, "data": data } })
             } else {
                 json!({ plural.as_str(): here })
             };
