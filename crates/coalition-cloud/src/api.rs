@@ -40,7 +40,8 @@ pub trait Cloud: Send + Sync + 'static {
     /// What the sizes of these names have; those that the region does not have are left out.
     async fn sizes(&self, names: &[&str]) -> Result<Vec<SizeInfo>, CloudError>;
 
-    /// Makes one host; answers as soon as the cloud has taken the request. One attempt: where
+    /// Makes one host; answers when the cloud has taken the request, or, where the lack of room only shows later, when it is known that
+    /// there is room. One attempt: where
     /// [`CloudError::may_have_acted`], the same asked again tells.
     async fn create(&self, new: &NewHost<'_>) -> Result<Host, CloudError>;
 

@@ -24,11 +24,11 @@ const API_PAUSE: Duration = Duration::from_millis(500);
 /// Pause between two listings of a cloud.
 const LOOK: Duration = Duration::from_secs(15);
 /// Pause between two looks at an operation.
-const POLL: Duration = Duration::from_secs(1);
+const POLL: Duration = Duration::from_secs(2);
 /// How long the operation that makes a host is followed.
 const CREATE: Duration = Duration::from_secs(60);
 /// How long a cloud may not show what it has just made.
-const SETTLE: Duration = Duration::from_secs(30);
+const SETTLE: Duration = Duration::from_secs(15);
 
 /// One backend per section of a cloud.
 pub(super) fn clouds(resolved: &Resolved, id: ProviderId) -> Result<Vec<Arc<CloudBackend>>, BridgeError> {

@@ -130,7 +130,9 @@ impl CloudBackend {
     }
 
     fn look_at(&self, found: &[Host]) -> Result<Option<IpAddr>, BackendError> {
-        if let Some(live) = found.iter().find(|host| !host.state.is_over()) {
+        // What was made and failed may still be billed, parts and all; it will not run.
+        let has_failed = |host: &Host| host.state == HostState::Stopped && host.reason.is_some();
+        if let Some(live) = found.iter().find(|host| !host.state.is_over() && !has_failed(host)) {
             return Ok(self.address_of(live).filter(|_| live.state == HostState::Running));
         }
         let Some(over) = found.first() else { return Ok(None) };
