@@ -416,7 +416,7 @@ async fn handle(State(inner): State<Arc<Inner>>, request: Request) -> Response {
     inner.watcher.tell(&name, coalition_cloud_double::Phase::Before);
     let fault = next_fault(&inner, &name);
     let answer = match (&fault, tenant, is_metadata) {
-        (Some(Fault::Refuse(code, status)), ..) => Refusal::new(*status, code, "as the test has it").into(),
+        (Some(Fault::Refuse(code, status)), ..) => Refusal::new(*status, code, words_of(code)).into(),
         (Some(Fault::Answer(status, text)), ..) => {
             Answer { status: *status, headers: Vec::new(), body: text.clone().into_bytes().into() }
         }
@@ -436,6 +436,16 @@ async fn handle(State(inner): State<Arc<Inner>>, request: Request) -> Response {
     };
     inner.watcher.tell(&name, coalition_cloud_double::Phase::After);
     response
+}
+
+/// `OperationNotAllowed` has several meanings, which only its words tell; here it is the one of quotas.
+fn words_of(code: &str) -> &'static str {
+    match code {
+        "OperationNotAllowed" => {
+            "Operation could not be completed as it results in exceeding approved Total Regional Cores quota."
+        }
+        _ => "as the test has it",
+    }
 }
 
 fn next_fault(inner: &Inner, name: &str) -> Option<Fault> {

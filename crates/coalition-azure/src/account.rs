@@ -6,7 +6,8 @@ use serde::Deserialize;
 use crate::action::Action;
 use crate::client::{Ask, Azure};
 use crate::error::AzureError;
-use crate::hosts::{MAX_PAGES, Page};
+use crate::hosts::MAX_PAGES;
+use crate::machine::Page;
 
 const USAGE_API: &str = "2025-04-01";
 const SUBSCRIPTION_API: &str = "2022-12-01";

@@ -8,8 +8,9 @@ use serde::Deserialize;
 use crate::action::Action;
 use crate::client::{Ask, Azure};
 use crate::error::AzureError;
-use crate::hosts::{MAX_PAGES, Page};
+use crate::hosts::MAX_PAGES;
 use crate::image::same_region;
+use crate::machine::Page;
 
 const API: &str = "2021-07-01";
 /// Longest page, in bytes. One region's list is a few MiB; all regions' would be a hundred.

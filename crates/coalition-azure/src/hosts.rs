@@ -1,19 +1,21 @@
 //! Machines: making one, looking at them, ending them.
 
 use std::net::IpAddr;
+use std::time::Duration;
 
 use azure_core::http::Method;
 use coalition_cloud::{ErrorKind, Host, HostState, NewHost, Owner, one_line};
 use futures::StreamExt;
 use reqwest::Url;
-use serde::Deserialize;
+use tokio::time::Instant;
 
 use crate::action::Action;
 use crate::body::{self, COMPUTE_API, name_of};
 use crate::client::{Answer, Ask, Azure};
-use crate::error::{AzureError, kind_of};
-use crate::ids::{ResourceId, is_guid, is_name};
-use crate::marks::{Tags, instance_of, is_for};
+use crate::error::AzureError;
+use crate::ids::{ResourceId, is_name};
+use crate::machine::{Listed, Machine, read_address, read_console_place, read_interface, read_machine, read_page};
+use crate::marks::{instance_of, is_for};
 use crate::memory::HostAddresses;
 use crate::operation::Progress;
 
@@ -22,6 +24,8 @@ pub(crate) const NETWORK_API: &str = "2024-05-01";
 pub(crate) const MAX_PAGES: usize = 100;
 /// Machines looked at at the same time.
 const AT_ONCE: usize = 8;
+/// Times the end of a machine that could not be made is followed.
+const ENDINGS: usize = 3;
 /// Of a console read, and kept, in bytes.
 const CONSOLE_READ: usize = 4 << 20;
 const CONSOLE_KEPT: usize = 64 << 10;
@@ -32,222 +36,6 @@ const BLOBS: [&str; 4] = [
     ".blob.core.usgovcloudapi.net",
     ".blob.core.chinacloudapi.cn",
 ];
-
-/// One machine as Azure describes it.
-#[derive(Debug)]
-pub(crate) struct Machine {
-    pub(crate) name: String,
-    pub(crate) tags: Tags,
-    pub(crate) size: String,
-    pub(crate) zone: Option<String>,
-    /// Its own id, which no other machine ever has.
-    pub(crate) unique: Option<String>,
-    pub(crate) state: HostState,
-    pub(crate) reason: Option<(ErrorKind, String)>,
-    /// Its first network interface.
-    pub(crate) interface: Option<String>,
-}
-
-#[derive(Deserialize)]
-pub(crate) struct Page<T> {
-    pub(crate) value: Vec<T>,
-    #[serde(rename = "nextLink", default)]
-    pub(crate) next: Option<String>,
-}
-
-/// One of a list.
-#[derive(Deserialize)]
-pub(crate) struct Listed {
-    name: String,
-    #[serde(default)]
-    tags: Option<Tags>,
-}
-
-#[derive(Deserialize)]
-struct Document {
-    name: String,
-    #[serde(default)]
-    tags: Option<Tags>,
-    #[serde(default)]
-    zones: Option<Vec<String>>,
-    properties: Properties,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Properties {
-    #[serde(default)]
-    vm_id: Option<String>,
-    provisioning_state: String,
-    hardware_profile: Hardware,
-    #[serde(default)]
-    network_profile: Option<Network>,
-    #[serde(default)]
-    instance_view: Option<View>,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Hardware {
-    vm_size: String,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-struct Network {
-    network_interfaces: Vec<Reference>,
-}
-
-#[derive(Deserialize)]
-struct Reference {
-    id: String,
-    #[serde(default)]
-    properties: Option<Primary>,
-}
-
-#[derive(Deserialize)]
-struct Primary {
-    #[serde(default)]
-    primary: bool,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(default)]
-struct View {
-    statuses: Vec<Status>,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(default)]
-struct Status {
-    code: String,
-    message: String,
-}
-
-#[derive(Deserialize)]
-struct InterfaceDocument {
-    properties: InterfaceProperties,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct InterfaceProperties {
-    #[serde(default)]
-    ip_configurations: Vec<Configuration>,
-}
-
-#[derive(Deserialize)]
-struct Configuration {
-    properties: ConfigurationProperties,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct ConfigurationProperties {
-    #[serde(default)]
-    primary: bool,
-    #[serde(rename = "privateIPAddress", default)]
-    private_address: Option<String>,
-    #[serde(rename = "publicIPAddress", default)]
-    public_address: Option<Identified>,
-}
-
-#[derive(Deserialize)]
-struct Identified {
-    id: String,
-}
-
-#[derive(Deserialize)]
-struct AddressDocument {
-    properties: AddressProperties,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct AddressProperties {
-    #[serde(default)]
-    ip_address: Option<String>,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct ConsoleDocument {
-    #[serde(default)]
-    serial_console_log_blob_uri: Option<String>,
-}
-
-/// A machine as it was answered or listed.
-pub(crate) fn read_machine(bytes: &[u8]) -> Result<Machine, String> {
-    let Document { name, tags, zones, properties } =
-        serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
-    if !is_name(&name) {
-        return Err(format!("a machine has the name {:?}", one_line(&name, 40)));
-    }
-    let view = properties.instance_view.unwrap_or_default();
-    let of = |prefix: &str| {
-        view.statuses.iter().find_map(|status| Some((status.code.strip_prefix(prefix)?, status.message.as_str())))
-    };
-    let state = state_of(&properties.provisioning_state, of("PowerState/").map(|(power, _)| power));
-    let reason = of("ProvisioningState/failed").map(|(code, message)| {
-        let code = code.trim_start_matches('/');
-        (kind_of(code, message, 400), one_line(&format!("{code}: {message}"), 300))
-    });
-    let mut interfaces = properties.network_profile.unwrap_or_default().network_interfaces;
-    // The primary one first; one of several says so.
-    interfaces.sort_by_key(|interface| !interface.properties.as_ref().is_some_and(|properties| properties.primary));
-    Ok(Machine {
-        name,
-        tags: tags.unwrap_or_default(),
-        size: one_line(&properties.hardware_profile.vm_size, 60),
-        zone: zones.unwrap_or_default().into_iter().next(),
-        unique: properties.vm_id.filter(|id| is_guid(id)),
-        state,
-        reason,
-        interface: interfaces.into_iter().next().map(|interface| interface.id),
-    })
-}
-
-/// A machine that failed to be made is billed for what there is of it, so it is stopped, not over.
-fn state_of(provisioning: &str, power: Option<&str>) -> HostState {
-    if provisioning.eq_ignore_ascii_case("Deleting") {
-        return HostState::Stopping;
-    }
-    match power {
-        Some("running") => HostState::Running,
-        Some("starting") => HostState::Coming,
-        Some("stopping" | "deallocating") => HostState::Stopping,
-        Some("stopped" | "deallocated") => HostState::Stopped,
-        _ if ["Failed", "Canceled"].iter().any(|end| provisioning.eq_ignore_ascii_case(end)) => HostState::Stopped,
-        _ => HostState::Coming,
-    }
-}
-
-pub(crate) fn read_page(bytes: &[u8]) -> Result<(Vec<Listed>, Option<String>), String> {
-    let Page { value, next } = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
-    Ok((value, next))
-}
-
-/// The private address of an interface, and the id of its public one.
-pub(crate) fn read_interface(bytes: &[u8]) -> Result<(Option<IpAddr>, Option<String>), String> {
-    let document: InterfaceDocument = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
-    let mut all = document.properties.ip_configurations;
-    all.sort_by_key(|configuration| !configuration.properties.primary);
-    let Some(Configuration { properties }) = all.into_iter().next() else { return Ok((None, None)) };
-    let private = properties.private_address.and_then(|text| text.parse().ok());
-    Ok((private, properties.public_address.map(|address| address.id)))
-}
-
-pub(crate) fn read_address(bytes: &[u8]) -> Result<Option<IpAddr>, String> {
-    let document: AddressDocument = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
-    Ok(document.properties.ip_address.and_then(|text| text.parse().ok()))
-}
-
-/// Where a console is kept, signed: a secret for as long as it counts.
-pub(crate) fn read_console_place(bytes: &[u8]) -> Result<Option<Url>, String> {
-    let document: ConsoleDocument = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
-    let Some(text) = document.serial_console_log_blob_uri else { return Ok(None) };
-    text.parse().map(Some).map_err(|_| "the console's place is no URL".to_owned())
-}
 
 impl Azure {
     fn machine_url(&self, name: &str, query: &str) -> Url {
@@ -275,7 +63,52 @@ impl Azure {
         if let Some(operation) = answer.operation {
             self.memory().making(&name, operation);
         }
+        self.until_placed(&name, answer.retry_after).await?;
         Ok(host(machine, new.marks.instance.clone(), (None, None)))
+    }
+
+    /// Looks until there is room for the machine, for as long as operations are followed. Azure mostly says on the way that
+    /// there is none; then what there is of the machine is ended, so that it can be asked for elsewhere.
+    async fn until_placed(&self, name: &str, wait: Option<Duration>) -> Result<(), AzureError> {
+        let until = Instant::now() + self.patience();
+        let wait = self.pause_of(wait);
+        while Instant::now() + wait <= until {
+            tokio::time::sleep(wait).await;
+            // What cannot be seen goes on.
+            let Ok(Some(mut machine)) = self.machine(name).await else { continue };
+            if machine.state == HostState::Stopped && !machine.is_placed {
+                self.explain(&mut machine).await;
+                let unknown = || (ErrorKind::Transient, "it failed without a reason".to_owned());
+                let (kind, message) = machine.reason.unwrap_or_else(unknown);
+                return Err(self.given_up(name, kind, message).await);
+            }
+            if machine.is_placed || machine.state != HostState::Coming {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends a machine that could not be made. Only when nothing is left of it, nothing was done.
+    async fn given_up(&self, name: &str, kind: ErrorKind, message: String) -> AzureError {
+        let (action, code) = (Action::PutMachine, "ProvisioningFailed".to_owned());
+        for _ in 0..ENDINGS {
+            if let Ok(HostState::Over) = self.finish(name).await {
+                return AzureError::Refused { action, kind, code, message, status: 200, retry_after: None };
+            }
+        }
+        AzureError::Ended { action, kind, code, message }
+    }
+
+    /// A failure without a reason is looked up where the request for it ended.
+    async fn explain(&self, machine: &mut Machine) {
+        if machine.state == HostState::Stopped
+            && machine.reason.is_none()
+            && let Some(operation) = self.memory().made_by(&machine.name)
+            && let Err(AzureError::Ended { kind, code, message, .. }) = self.look(Action::PutMachine, &operation).await
+        {
+            machine.reason = Some((kind, one_line(&format!("{code}: {message}"), 300)));
+        }
     }
 
     /// The machine that is there, if it is what was asked for; else what speaks against it.
@@ -366,16 +199,10 @@ impl Azure {
         Ok(Some(Host { id, instance, state, size, public_address, private_address, reason }))
     }
 
-    /// As a host, when it is the owner's. A failure without a reason is looked up where the request for it ended.
+    /// As a host, when it is the owner's.
     async fn described(&self, owner: Owner<'_>, mut machine: Machine) -> Result<Option<Host>, AzureError> {
         let Some(instance) = instance_of(&machine.tags, owner).map(ToOwned::to_owned) else { return Ok(None) };
-        if machine.state == HostState::Stopped
-            && machine.reason.is_none()
-            && let Some(operation) = self.memory().made_by(&machine.name)
-            && let Err(AzureError::Ended { kind, code, message, .. }) = self.look(Action::PutMachine, &operation).await
-        {
-            machine.reason = Some((kind, one_line(&format!("{code}: {message}"), 300)));
-        }
+        self.explain(&mut machine).await;
         let is_up = matches!(machine.state, HostState::Running | HostState::Coming);
         let addresses = if is_up { self.addresses_of(&machine).await? } else { (None, None) };
         Ok(Some(host(machine, instance, addresses)))

@@ -10,8 +10,9 @@ use crate::action::Action;
 use crate::body::name_of;
 use crate::client::{Ask, Azure};
 use crate::error::AzureError;
-use crate::hosts::{MAX_PAGES, NETWORK_API, Page};
+use crate::hosts::{MAX_PAGES, NETWORK_API};
 use crate::ids::{ResourceId, is_name};
+use crate::machine::Page;
 use crate::marks::{Tags, instance_of};
 use crate::operation::Progress;
 

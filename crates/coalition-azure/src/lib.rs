@@ -9,7 +9,8 @@
 //!
 //! A host is one PUT of a virtual machine that makes its network interface, its public address and its disk as well, all of
 //! them deleted with it. Its name derives from its instance, and the PUT only ever creates (`If-None-Match: *`): asked again,
-//! the host that is there is looked at and compared.
+//! the host that is there is looked at and compared. Azure mostly says on the way that it has no room, so making a host looks for a while
+//! whether it got some; where it did not, what there is of it is ended, and the next zone is free to be asked.
 //!
 //! Microsoft's crates give the pipeline and the credentials; their HTTP client is left out, as it brings a second TLS library.
 //! Nothing here reads a file: whoever makes a client brings the credentials.
@@ -27,6 +28,7 @@ mod ids;
 mod image;
 mod leftovers;
 mod login;
+mod machine;
 mod marks;
 mod memory;
 mod operation;
@@ -43,11 +45,11 @@ pub use setup::{Addresses, Setup, SetupError};
 /// Reads an answer of any call this crate makes, for fuzzing: all parsers of outside bytes in one place.
 #[doc(hidden)]
 pub fn read_anything(bytes: &[u8]) {
-    let _ = hosts::read_machine(bytes);
-    let _ = hosts::read_page(bytes);
-    let _ = hosts::read_interface(bytes);
-    let _ = hosts::read_address(bytes);
-    let _ = hosts::read_console_place(bytes);
+    let _ = machine::read_machine(bytes);
+    let _ = machine::read_page(bytes);
+    let _ = machine::read_interface(bytes);
+    let _ = machine::read_address(bytes);
+    let _ = machine::read_console_place(bytes);
     let _ = leftovers::read_page(bytes);
     let _ = catalogue::read_sizes(bytes, "westeurope");
     let _ = account::read_usages(bytes);

@@ -166,7 +166,7 @@ impl Azure {
         self.setup().follow.unwrap_or(FOLLOW)
     }
 
-    fn pause_of(&self, asked: Option<Duration>) -> Duration {
+    pub(crate) fn pause_of(&self, asked: Option<Duration>) -> Duration {
         asked.unwrap_or_default().clamp(self.setup().pause.min(MAX_WAIT), MAX_WAIT)
     }
 }

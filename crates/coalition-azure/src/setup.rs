@@ -51,7 +51,8 @@ pub struct Setup {
     pub timeout: Duration,
     /// Pause before a repetition, doubled each time; and between two looks at an operation, unless Azure says how long.
     pub pause: Duration,
-    /// How long an operation is followed before it is left to the next look; 20 s when absent.
+    /// How long an operation is followed before it is left to the next look, and how long making a host looks whether there is
+    /// room for it; 20 s when absent.
     pub follow: Option<Duration>,
     /// How long Azure may not show what it has just made; a minute when absent.
     pub settle: Option<Duration>,

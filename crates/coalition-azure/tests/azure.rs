@@ -270,7 +270,8 @@ async fn a_failure_on_the_way_is_told_with_its_reason() {
         let double = Double::start(&ROLES, None).await;
         double.silent_failures(silent);
         double.only_locations(silent);
-        let azure = Azure::new(setup(&double)).unwrap();
+        // One that does not wait until there is room finds out later.
+        let azure = Azure::new(Setup { follow: Some(Duration::ZERO), ..setup(&double) }).unwrap();
         let marks = marks(1);
         double.fail(PUT, [Fault::FailLater("ZonalAllocationFailed")]);
         let made = azure.create(&new_host(&marks)).await.unwrap();
@@ -284,17 +285,47 @@ async fn a_failure_on_the_way_is_told_with_its_reason() {
         assert!(words.contains("ZonalAllocationFailed"), "{words}");
         // What there is of it is billed until it is ended.
         assert!(double.things() > 1);
-        assert_eq!(azure.end(&made.id).await.unwrap(), HostState::Over);
+        until("it is over", || async { (azure.end(&made.id).await.unwrap() == HostState::Over).then_some(()) }).await;
         assert_eq!(double.things(), 0);
-        // Another zone is free now.
+    }
+}
+
+#[tokio::test]
+async fn without_room_in_one_zone_the_next_is_free_at_once() {
+    for silent in [false, true] {
+        let double = Double::start(&ROLES, None).await;
+        double.silent_failures(silent);
+        double.only_locations(silent);
+        let azure = Azure::new(setup(&double)).unwrap();
+        let marks = marks(1);
+        for (code, kind) in [
+            ("ZonalAllocationFailed", ErrorKind::Capacity),
+            ("QuotaExceeded", ErrorKind::Quota),
+            ("SomethingNew", ErrorKind::Fatal),
+        ] {
+            double.fail(PUT, [Fault::FailLater(code)]);
+            let error = azure.create(&new_host(&marks)).await.unwrap_err();
+            assert_eq!((error.kind, error.may_have_acted, double.things()), (kind, false, 0), "{error}");
+            assert!(error.message.contains(code), "{error}");
+        }
+        // What is left of it cannot be ended: it may be there.
+        double.fail(PUT, [Fault::FailLater("AllocationFailed")]);
+        double.fail(DELETE, std::iter::repeat_n(Fault::Refuse("ScopeLocked", 409), 3));
+        let locked = azure.create(&new_host(&marks)).await.unwrap_err();
+        assert_eq!((locked.kind, locked.may_have_acted), (ErrorKind::Capacity, true), "{locked}");
+        assert_eq!(azure.end(&format!("c-{}", marks.instance)).await.unwrap(), HostState::Over);
         azure.create(&NewHost { place: "2", ..new_host(&marks) }).await.unwrap();
+        assert_eq!(double.machines().len(), 1);
+        // What cannot be seen while it is waited for is taken for made.
+        double.fail(GET, [Fault::ShowNothing, Fault::Refuse("InternalServerError", 500), Fault::Garble]);
+        azure.create(&new_host(&common::marks(2))).await.unwrap();
     }
 }
 
 #[tokio::test]
 async fn what_is_listed_late_is_known_from_its_request() {
     let double = Double::start(&ROLES, None).await;
-    let azure = Azure::new(setup(&double)).unwrap();
+    let azure = Azure::new(Setup { follow: Some(Duration::ZERO), ..setup(&double) }).unwrap();
     let marks = marks(1);
     let made = azure.create(&new_host(&marks)).await.unwrap();
     double.fail(GET, [Fault::ShowNothing]);
