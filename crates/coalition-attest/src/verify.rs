@@ -15,7 +15,7 @@ use crate::binding::{Expect, differing_parts};
 use crate::collateral::{Collateral, CollateralError, CollateralSource};
 use crate::diagnose::{Judged, refusal};
 use crate::policy::{BindingRule, PlatformFlag, Policy, TcbStatus};
-use crate::quote::Quote;
+use crate::quote::{Quote, decode_pem};
 use crate::root;
 use crate::verdict::{CollateralUsed, Guest, Invalid, Outcome, Unchecked, Verdict};
 
@@ -194,11 +194,39 @@ impl Verifier {
         });
         let guest = verdict.guest.as_ref().expect("set just above");
         let outcome = self
-            .check_collateral(claims, head.as_ref(), verdict.checked_at_s)
+            .check_chains(quote, collateral)
+            .and_then(|()| self.check_collateral(claims, head.as_ref(), verdict.checked_at_s))
             .and_then(|()| self.check_platform(claims, guest))
             .and_then(|()| self.check_registers(guest))
             .and_then(|()| self.check_binding(guest, expect, verdict.checked_at_s));
         verdict.outcome = outcome.err().unwrap_or(Outcome::Valid);
+    }
+
+    /// The library looks only at what it needs of the collateral's chains. Here each must be an issuer under the policy's root,
+    /// and the issuer of the platform's revocation list that of the platform: no byte of collateral goes unread.
+    fn check_chains(&self, quote: &Quote, collateral: &Collateral) -> Result<(), Outcome> {
+        let bundle = collateral.bundle();
+        let chains = [
+            ("platform revocation list", &bundle.pck_crl_issuer_chain, Some(quote.pck_chain()[1].as_slice())),
+            ("TCB info", &bundle.tcb_info_issuer_chain, None),
+            ("QE identity", &bundle.qe_identity_issuer_chain, None),
+        ];
+        for (what, text, issuer) in chains {
+            let chain = decode_pem(text.trim_end_matches('\0')).ok().filter(|chain| chain.len() == 2);
+            let Some([found, root]) = chain.as_deref() else {
+                let malformed = format!("the issuers of its {what} are not two certificates");
+                return Err(Outcome::CouldNotCheck(Unchecked::CollateralMalformed(malformed)));
+            };
+            if root != self.policy.root().certificate() {
+                let forged = format!("the issuers of its {what} end in another certificate");
+                return Err(Outcome::CouldNotCheck(Unchecked::CollateralForged(forged)));
+            }
+            if issuer.is_some_and(|issuer| issuer != found) {
+                let other = format!("another issuer of the {what}");
+                return Err(Outcome::CouldNotCheck(Unchecked::CollateralOfAnother(other)));
+            }
+        }
+        Ok(())
     }
 
     fn check_collateral(&self, claims: &QuoteClaims, head: Option<&Head<'_>>, now_s: u64) -> Result<(), Outcome> {
