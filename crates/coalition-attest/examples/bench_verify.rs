@@ -42,32 +42,34 @@ fn main() -> Result<(), Box<dyn Error>> {
     let appraisal = QuotePolicy::strict(now).allow_dynamic_platform(true).allow_cached_keys(true).allow_smt(true);
     let cache = VerdictCache::new(16);
     let wire = Evidence { quote: quote.clone(), collateral: Some(collateral.clone()) }.to_bytes()?;
-    // From bytes to verdict, as a member or a door does it; with an empty memory, or with one that holds the verdict.
-    let evidence = |memory: &VerdictCache| {
-        let evidence = Evidence::from_bytes(&wire).expect("sound");
-        evidence.judge(&ours, memory, &Nowhere, &expect, now).is_valid()
-    };
-    assert!(evidence(&cache), "the quote is sound");
+    // With an empty memory, or with one that holds the verdict; from bytes as a member or a door does it.
+    let read = || Evidence::from_bytes(&wire).expect("sound");
+    let evidence =
+        |evidence: &Evidence, memory: &VerdictCache| evidence.judge(&ours, memory, &Nowhere, &expect, now).is_valid();
+    let held = read();
+    assert!(evidence(&held, &cache), "the quote is sound");
 
-    let mut times: [Vec<Duration>; 5] = Default::default();
-    let [bare_times, our_times, evidence_times, again_times, cached_times] = &mut times;
+    let mut times: [Vec<Duration>; 6] = Default::default();
+    let [bare_times, our_times, evidence_times, wire_times, again_times, cached_times] = &mut times;
     for _ in 0..rounds {
         bare_times.push(timed(|| bare.verify_with_policy(&quote, &bundle, now, &appraisal).is_ok()));
         our_times
             .push(timed(|| ours.judge(&Quote::parse(&quote).expect("sound"), &collateral, &expect, now).is_valid()));
-        let empty = VerdictCache::new(16);
-        evidence_times.push(timed(|| evidence(&empty)));
-        again_times.push(timed(|| evidence(&cache)));
+        let [empty, other] = [VerdictCache::new(16), VerdictCache::new(16)];
+        evidence_times.push(timed(|| evidence(&held, &empty)));
+        wire_times.push(timed(|| evidence(&read(), &other)));
+        again_times.push(timed(|| evidence(&held, &cache)));
         cached_times.push(timed(|| cache.judge(&ours, &parsed, &collateral, &expect, now).is_valid()));
     }
-    let [bare, ours, evidence, again, cached] = times.map(median);
+    let [bare, ours, evidence, wire, again, cached] = times.map(median);
     let ratio = |time: Duration| time.as_secs_f64() / bare.as_secs_f64();
     println!("median of {rounds} rounds            time     of the bare call");
     println!("bare library call           {bare:>10.1?}  1.000 x");
     for (what, time) in [
         ("judge, quote parsed anew   ", ours),
-        ("Evidence::judge, from bytes", evidence),
-        ("the same, remembered       ", again),
+        ("Evidence::judge            ", evidence),
+        ("  and its bytes read       ", wire),
+        ("Evidence::judge, remembered", again),
         ("a remembered verdict       ", cached),
     ] {
         println!("{what} {time:>10.1?}  {:.3} x", ratio(time));
