@@ -1,4 +1,4 @@
-//! What verification costs over the bare library call, and what a remembered verdict costs.
+//! What verification costs over the bare library call: of a parsed quote, of evidence as it travels, and remembered.
 //!
 //! `cargo run --release -p coalition-attest --example bench_verify [rounds [quote collateral.json unix-time]]`: with a
 //! development quote, which runs anywhere, or with one of Intel's. The calls alternate, and their medians are compared,
@@ -10,8 +10,9 @@ use std::error::Error;
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
+use coalition_attest::evidence::Nowhere;
 use coalition_attest::{
-    Collateral, DevelopmentRoot, Expect, Measurements, Mrtd, Origin, Policy, Quote, QuoteSource, TrustRoot,
+    Collateral, DevelopmentRoot, Evidence, Expect, Measurements, Mrtd, Origin, Policy, Quote, QuoteSource, TrustRoot,
     VerdictCache, Verifier,
 };
 use dcap_qvl::verify::QuoteVerifier;
@@ -40,18 +41,39 @@ fn main() -> Result<(), Box<dyn Error>> {
     let bundle: QuoteCollateralV3 = serde_json::from_str(&collateral.to_json())?;
     let appraisal = QuotePolicy::strict(now).allow_dynamic_platform(true).allow_cached_keys(true).allow_smt(true);
     let cache = VerdictCache::new(16);
+    let wire = Evidence { quote: quote.clone(), collateral: Some(collateral.clone()) }.to_bytes()?;
+    // With an empty memory, or with one that holds the verdict; from bytes as a member or a door does it.
+    let read = || Evidence::from_bytes(&wire).expect("sound");
+    let evidence =
+        |evidence: &Evidence, memory: &VerdictCache| evidence.judge(&ours, memory, &Nowhere, &expect, now).is_valid();
+    let held = read();
+    assert!(evidence(&held, &cache), "the quote is sound");
 
-    let (mut bare_times, mut our_times, mut cached_times) = (Vec::new(), Vec::new(), Vec::new());
+    let mut times: [Vec<Duration>; 6] = Default::default();
+    let [bare_times, our_times, evidence_times, wire_times, again_times, cached_times] = &mut times;
     for _ in 0..rounds {
         bare_times.push(timed(|| bare.verify_with_policy(&quote, &bundle, now, &appraisal).is_ok()));
         our_times
             .push(timed(|| ours.judge(&Quote::parse(&quote).expect("sound"), &collateral, &expect, now).is_valid()));
+        let [empty, other] = [VerdictCache::new(16), VerdictCache::new(16)];
+        evidence_times.push(timed(|| evidence(&held, &empty)));
+        wire_times.push(timed(|| evidence(&read(), &other)));
+        again_times.push(timed(|| evidence(&held, &cache)));
         cached_times.push(timed(|| cache.judge(&ours, &parsed, &collateral, &expect, now).is_valid()));
     }
-    let [bare, ours, cached] = [bare_times, our_times, cached_times].map(median);
-    println!("bare library call   {bare:>10.1?}");
-    println!("our verification    {ours:>10.1?}  ({:.3} x)", ours.as_secs_f64() / bare.as_secs_f64());
-    println!("remembered verdict  {cached:>10.1?}");
+    let [bare, ours, evidence, wire, again, cached] = times.map(median);
+    let ratio = |time: Duration| time.as_secs_f64() / bare.as_secs_f64();
+    println!("median of {rounds} rounds            time     of the bare call");
+    println!("bare library call           {bare:>10.1?}  1.000 x");
+    for (what, time) in [
+        ("judge, quote parsed anew   ", ours),
+        ("Evidence::judge            ", evidence),
+        ("  and its bytes read       ", wire),
+        ("Evidence::judge, remembered", again),
+        ("a remembered verdict       ", cached),
+    ] {
+        println!("{what} {time:>10.1?}  {:.3} x", ratio(time));
+    }
     Ok(())
 }
 

@@ -350,6 +350,12 @@ impl fmt::Display for Verdict {
             Outcome::CouldNotCheck(reason) => write!(f, "could not check: {reason}")?,
         }
         write!(f, " [root: {}; policy {}", self.root.label(), short(&self.policy))?;
+        if self.pinned.is_empty() {
+            f.write_str("; pins nothing")?;
+        } else {
+            let names: Vec<_> = self.pinned.iter().map(ToString::to_string).collect();
+            write!(f, "; pins: {}", names.join(", "))?;
+        }
         match self.quote_age_s {
             Some(age) => write!(f, "; quote at most {age} s old")?,
             None => f.write_str("; quote of unknown age")?,

@@ -1,21 +1,22 @@
 //! Full verification of a TDX quote under one policy at one time.
 //!
-//! Order: form; the root the chain ends in; collateral; then, in the library, revocation lists, TCB info, QE identity,
+//! Order: form; the root the chain ends in; collateral and the chains in it; then, in the library, revocation lists, TCB info, QE identity,
 //! platform chain, QE report, attestation key, signature, TCB level, attributes; then the policy's own demands. The
 //! first that fails is the reason.
 
 use dcap_qvl::verify::QuoteVerifier;
 use dcap_qvl::{PckCertFlag, QuoteClaims, QuotePolicy};
+use rustls::pki_types::CertificateDer;
 use serde::Deserialize;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
-use webpki::Error as CertificateError;
+use webpki::{EndEntityCert, Error as CertificateError};
 
 use crate::binding::{Expect, differing_parts};
 use crate::collateral::{Collateral, CollateralError, CollateralSource};
 use crate::diagnose::{Judged, refusal};
 use crate::policy::{BindingRule, PlatformFlag, Policy, TcbStatus};
-use crate::quote::Quote;
+use crate::quote::{Quote, decode_pem};
 use crate::root;
 use crate::verdict::{CollateralUsed, Guest, Invalid, Outcome, Unchecked, Verdict};
 
@@ -78,9 +79,22 @@ impl Verifier {
             verdict.outcome = Outcome::Invalid(invalid);
             return verdict;
         }
+        let crl_issuer = match self.check_chains(collateral) {
+            Ok(crl_issuer) => crl_issuer,
+            Err(outcome) => {
+                verdict.outcome = outcome;
+                return verdict;
+            }
+        };
         let appraisal = QuotePolicy::claims_only(now_s);
         match self.engine.verify_with_policy(quote.bytes(), collateral.bundle(), now_s, &appraisal) {
-            Ok(claims) => self.appraise(&mut verdict, quote, &claims, collateral, expect),
+            Ok(claims) => {
+                self.appraise(&mut verdict, quote, &claims, collateral, expect);
+                if verdict.is_valid() && crl_issuer != quote.pck_chain()[1] {
+                    let other = "another issuer of the platform revocation list".to_owned();
+                    verdict.outcome = Outcome::CouldNotCheck(Unchecked::CollateralOfAnother(other));
+                }
+            }
             Err(error) => {
                 let root = self.policy.root().certificate();
                 verdict.outcome = match error.downcast_ref::<CertificateError>() {
@@ -118,6 +132,33 @@ impl Verifier {
         }
         let (found, found_label) = root::claimed(found);
         Err(Invalid::WrongRoot { expected: self.policy.root().label(), found, found_label })
+    }
+
+    /// The library looks only at what it needs of the collateral's chains. Here each must be an issuer under the policy's
+    /// root, so that a damaged one is the collateral's fault and no certificate goes unread. Answers the issuer of the
+    /// platform's revocation list, which must be that of the platform.
+    fn check_chains(&self, collateral: &Collateral) -> Result<Vec<u8>, Outcome> {
+        let bundle = collateral.bundle();
+        self.issuer("QE identity", &bundle.qe_identity_issuer_chain)?;
+        self.issuer("TCB info", &bundle.tcb_info_issuer_chain)?;
+        self.issuer("platform revocation list", &bundle.pck_crl_issuer_chain)
+    }
+
+    fn issuer(&self, what: &str, chain: &str) -> Result<Vec<u8>, Outcome> {
+        let chain = decode_pem(chain.trim_end_matches('\0')).unwrap_or_default();
+        let Ok([issuer, root]) = <[Vec<u8>; 2]>::try_from(chain) else {
+            let malformed = format!("the issuers of its {what} are not two certificates");
+            return Err(Outcome::CouldNotCheck(Unchecked::CollateralMalformed(malformed)));
+        };
+        if EndEntityCert::try_from(&CertificateDer::from_slice(&issuer)).is_err() {
+            let malformed = format!("the issuer of its {what} is no certificate");
+            return Err(Outcome::CouldNotCheck(Unchecked::CollateralMalformed(malformed)));
+        }
+        if root != self.policy.root().certificate() {
+            let forged = format!("the issuers of its {what} end in another certificate");
+            return Err(Outcome::CouldNotCheck(Unchecked::CollateralForged(forged)));
+        }
+        Ok(issuer)
     }
 
     fn find_collateral(&self, quote: &Quote, source: &dyn CollateralSource) -> Result<Collateral, Outcome> {

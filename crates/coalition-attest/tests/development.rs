@@ -221,6 +221,104 @@ fn each_tcb_status_needs_its_own_acceptance() {
     }
 }
 
+/// A guest that was launched under an older module than it runs under now, and the collateral that knows both.
+fn updated_since(platform: &'static str) -> (Vec<u8>, Collateral) {
+    let launched = GuestOptions {
+        version: 5,
+        kind: ReportKind::Td15,
+        module_svn: 3,
+        current_module_svn: Some(5),
+        ..GuestOptions::default()
+    };
+    let knows_both = CollateralOptions { status: platform, outdated_module_svn: Some(3), ..options() };
+    (quote(launched), root().collateral_with(&knows_both).unwrap())
+}
+
+#[test]
+fn a_guest_from_before_an_update_of_its_module_needs_its_own_acceptance() {
+    let cases = [
+        ("UpToDate", TcbStatus::TDRelaunchAdvised),
+        ("SWHardeningNeeded", TcbStatus::TDRelaunchAdvised),
+        ("ConfigurationNeeded", TcbStatus::TDRelaunchAdvisedConfigurationNeeded),
+        ("ConfigurationAndSWHardeningNeeded", TcbStatus::TDRelaunchAdvisedConfigurationNeeded),
+    ];
+    let others = [TcbStatus::OutOfDate, TcbStatus::OutOfDateConfigurationNeeded, TcbStatus::ConfigurationNeeded];
+    for (platform, status) in cases {
+        let (quote, collateral) = updated_since(platform);
+        let refused = judge(policy(), &quote, &collateral);
+        assert_code(&refused, "invalid", "tcb");
+        assert!(refused.to_string().contains(&format!("TCB is {status} ")), "{platform}: {refused}");
+        let verdict = judge(policy().accept(status), &quote, &collateral);
+        assert!(verdict.is_valid(), "{platform}: {verdict}");
+        assert_eq!(verdict.guest.unwrap().tcb, status);
+        let loose = others.into_iter().fold(policy(), Policy::accept);
+        assert_code(&judge(loose, &quote, &collateral), "invalid", "tcb");
+    }
+    // Launched under it and never updated: out of date, whatever else is accepted.
+    let still = GuestOptions { current_module_svn: None, module_svn: 3, ..GuestOptions::default() };
+    let old = quote(GuestOptions { version: 5, kind: ReportKind::Td15, ..still });
+    let verdict = judge(policy().accept(TcbStatus::TDRelaunchAdvised), &old, &updated_since("UpToDate").1);
+    assert_code(&verdict, "invalid", "tcb");
+    assert!(verdict.to_string().contains("TCB is OutOfDate "), "{verdict}");
+}
+
+#[test]
+fn a_verdict_says_what_it_pins() {
+    let verdict = judge(policy(), &quote(GuestOptions::default()), &collateral());
+    assert!(verdict.to_string().contains("; pins: mrtd; quote at most 10 s old"), "{verdict}");
+    let zero = RegisterValue([0; 48]);
+    let more = policy().require(Register::Rtmr1, zero).require(Register::MrConfigId, zero);
+    let text = judge(more, &quote(GuestOptions::default()), &collateral()).to_string();
+    assert!(text.contains(&format!("; pins: mrtd, {}, {};", Register::Rtmr1, Register::MrConfigId)), "{text}");
+    let any = Policy::strict(root().trust_root().unwrap());
+    let text = judge(any, &quote(GuestOptions::default()), &collateral()).to_string();
+    assert!(text.starts_with("valid [") && text.contains("; pins nothing; "), "{text}");
+}
+
+#[test]
+fn every_changed_byte_of_an_issuer_chain_is_refused_or_changes_no_certificate() {
+    let quote = Quote::parse(&quote(GuestOptions::default())).unwrap();
+    let verifier = Verifier::new(policy());
+    let json: serde_json::Value = serde_json::from_str(&collateral().to_json()).unwrap();
+    for field in ["pck_crl_issuer_chain", "tcb_info_issuer_chain", "qe_identity_issuer_chain"] {
+        let text = json[field].as_str().unwrap();
+        let certificates = certificates(text).unwrap();
+        assert_eq!(certificates.len(), 2, "{field}");
+        let mut refused = 0;
+        for place in 0..text.len() {
+            for bit in [0, 5] {
+                let mut bytes = text.as_bytes().to_vec();
+                bytes[place] ^= 1 << bit;
+                let changed_text = String::from_utf8(bytes).unwrap();
+                let mut changed = json.clone();
+                changed[field] = changed_text.as_str().into();
+                let changed = Collateral::from_json(changed.to_string().as_bytes(), Origin::Inline).unwrap();
+                let verdict = verifier.judge(&quote, &changed, &expect(), NOW);
+                assert_ne!(changed.digest(), collateral().digest(), "other bytes have another name");
+                if verdict.is_valid() {
+                    let same = self::certificates(&changed_text).as_ref() == Some(&certificates);
+                    assert!(same, "{field} byte {place} bit {bit} may change");
+                } else {
+                    assert_eq!(verdict.outcome.name(), "could_not_check", "{field} byte {place} bit {bit}: {verdict}");
+                    refused += 1;
+                }
+            }
+        }
+        assert!(refused > text.len(), "{field}: {refused} of {}", 2 * text.len());
+    }
+}
+
+/// The certificates of a chain in PEM form, whatever white space is between them; none when anything else is.
+fn certificates(chain: &str) -> Option<Vec<Vec<u8>>> {
+    let end = "-----END CERTIFICATE-----";
+    let decode = |block: &str| {
+        let digits: String = block.trim().strip_prefix("-----BEGIN CERTIFICATE-----")?.split_whitespace().collect();
+        base64::Engine::decode(&base64::engine::general_purpose::STANDARD, digits).ok()
+    };
+    let (body, rest) = chain.rsplit_once(end)?;
+    if rest.trim().is_empty() { body.split(end).map(decode).collect() } else { None }
+}
+
 #[test]
 fn revoked_levels_are_refused_under_every_policy() {
     let quote = quote(GuestOptions::default());

@@ -474,6 +474,24 @@ fn a_claim_must_be_that_of_the_quote() {
 }
 
 #[test]
+fn an_intel_quote_is_refused_where_the_policy_names_a_development_root() {
+    let Some((quote, collateral)) = common::vector("tdx_quote") else { return };
+    let evidence = coalition_attest::Evidence { quote, collateral: Some(collateral) }.to_bytes().unwrap();
+    for side in [Side::Client, Side::Server] {
+        let Context { config, nonce, .. } = context(side);
+        let content = [&[2], config.as_bytes().as_slice(), nonce.value.as_bytes(), &evidence].concat();
+        let by = refusals(&plain(&[&content]));
+        for refused in by {
+            assert!(refused.contains("the policy's root is DEVELOPMENT ROOT"), "{refused}");
+            assert!(refused.contains("Intel SGX Root CA"), "{refused}");
+        }
+        let key = &plain(&[&content]).cert[0];
+        let Err(Refused::Verdict(not)) = peer(side).judge(key, side, NOW) else { panic!("refused for its root") };
+        assert_eq!(not.0.outcome.code(), Some("wrong_root"));
+    }
+}
+
+#[test]
 fn a_closure_decides_by_the_claim() {
     let welcome = config_of(Side::Client);
     let by_config = move |claim: &Claim, now_s: u64| {

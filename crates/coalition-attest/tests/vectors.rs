@@ -24,6 +24,16 @@ fn at(policy: Policy, quote: &[u8], collateral: &Collateral, now: u64) -> coalit
 }
 
 #[test]
+fn a_named_directory_of_vectors_has_to_be_there() {
+    let missing = tempfile::tempdir().unwrap();
+    let test = ["--exact", "an_intel_quote_is_valid_at_its_time"];
+    let mut run = Command::new(std::env::current_exe().unwrap());
+    let output = run.args(test).env("COALITION_VECTORS", missing.path()).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && said.contains("COALITION_VECTORS names no directory"), "{said}");
+}
+
+#[test]
 fn an_intel_quote_is_valid_at_its_time() {
     let Some((quote, collateral)) = vector("tdx_quote") else { return };
     let verdict = at(intel(), &quote, &collateral, JULY_2025);
@@ -241,10 +251,12 @@ fn library_sample(name: &str) -> Option<(Vec<u8>, Collateral)> {
         .args(["metadata", "--offline", "--format-version", "1"])
         .current_dir(env!("CARGO_MANIFEST_DIR"))
         .output()
-        .ok()?;
-    let metadata: serde_json::Value = serde_json::from_slice(&output.stdout).ok()?;
-    let package = metadata["packages"].as_array()?.iter().find(|package| package["name"] == "dcap-qvl")?;
-    let sample = std::path::Path::new(package["manifest_path"].as_str()?).parent()?.join("sample");
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    let metadata: serde_json::Value = serde_json::from_slice(&output.stdout).expect(&said);
+    let packages = metadata["packages"].as_array().unwrap();
+    let package = packages.iter().find(|package| package["name"] == "dcap-qvl").unwrap();
+    let sample = std::path::Path::new(package["manifest_path"].as_str().unwrap()).parent().unwrap().join("sample");
     let Ok(quote) = std::fs::read(sample.join(name)) else {
         eprintln!("SKIPPED: the package of dcap-qvl has no sample {name}");
         return None;

@@ -42,6 +42,8 @@ pub struct CollateralOptions {
     pub required_svn: u8,
     /// Security version the TDX module must have.
     pub required_module_svn: u8,
+    /// Security version of an older TDX module that is known, and out of date.
+    pub outdated_module_svn: Option<u8>,
     /// Revoked certificates.
     pub revoked: Vec<Certificate>,
     /// Which key signs TCB info and QE identity.
@@ -63,6 +65,7 @@ impl CollateralOptions {
             pce_id: [0; 2],
             required_svn: SVN,
             required_module_svn: MODULE_SVN,
+            outdated_module_svn: None,
             revoked: Vec::new(),
             signer: Certificate::TcbSigner,
         }
@@ -151,9 +154,10 @@ fn tcb_info(options: &CollateralOptions) -> Result<String, DevError> {
     });
     let mut identity = module.clone();
     identity["id"] = json!("TDX_01");
-    identity["tcbLevels"] = json!([
-        { "tcb": { "isvsvn": options.required_module_svn }, "tcbDate": TCB_DATE, "tcbStatus": "UpToDate" }
-    ]);
+    let level = |svn: u8, status: &str| json!({ "tcb": { "isvsvn": svn }, "tcbDate": TCB_DATE, "tcbStatus": status });
+    let mut levels = vec![level(options.required_module_svn, "UpToDate")];
+    levels.extend(options.outdated_module_svn.map(|svn| level(svn, "OutOfDate")));
+    identity["tcbLevels"] = json!(levels);
     Ok(json!({
         "id": "TDX",
         "version": 3,

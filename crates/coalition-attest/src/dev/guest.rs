@@ -46,8 +46,10 @@ pub struct GuestOptions {
     pub kind: ReportKind,
     /// TD attributes.
     pub attributes: u64,
-    /// Security version of the TDX module it runs under.
+    /// Security version of the TDX module it was launched under.
     pub module_svn: u8,
+    /// Security version of the TDX module it runs under now, where that was updated since; told by TD 1.5 reports.
+    pub current_module_svn: Option<u8>,
     /// Security version of the quoting enclave.
     pub qe_svn: u16,
     /// Product of the quoting enclave.
@@ -61,6 +63,7 @@ impl Default for GuestOptions {
             kind: ReportKind::Td10,
             attributes: SOUND_ATTRIBUTES,
             module_svn: MODULE_SVN,
+            current_module_svn: None,
             qe_svn: QE_SVN,
             qe_product: QE_PRODUCT,
         }
@@ -188,7 +191,7 @@ impl DevelopmentGuest {
         order.into_iter().for_each(|register| out.extend(self.measurements.get(register).0));
         out.extend(report_data);
         if options.kind != ReportKind::Td10 {
-            out.extend(svn);
+            out.extend(options.current_module_svn.map_or(svn, tee_tcb_svn));
             out.extend([0; 48]);
         }
         if options.kind == ReportKind::Td15Ex {

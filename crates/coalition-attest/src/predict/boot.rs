@@ -18,12 +18,13 @@ pub enum PredictError {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum KernelImage {
-    /// With the header that QEMU's loader has filled in: QEMU before 10, or firmware before edk2-stable202502.
+    /// With the header that the hypervisor's loader has filled in. Which hypervisors do so changes with their versions: compare
+    /// with a log of such a guest.
     Loaded {
         /// The guest's memory, MiB; decides where the initial file system is.
         ram_mib: u64,
     },
-    /// As the file is, e.g. a unified kernel image.
+    /// As the file is: where the loader leaves it alone, or a unified kernel image.
     Untouched,
 }
 

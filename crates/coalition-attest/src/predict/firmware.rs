@@ -88,9 +88,9 @@ pub struct Section {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum PageOrder {
-    /// A section's pages are added, then all of them measured: QEMU 8.
+    /// A section's pages are added, then all of them measured. `dstack-mr` takes this order for QEMU 8.
     SectionBySection,
-    /// Each page is added and measured: QEMU 9 and later.
+    /// Each page is added and measured. `dstack-mr` takes this order for QEMU 9 and later.
     PageByPage,
 }
 

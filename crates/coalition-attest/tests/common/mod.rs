@@ -14,14 +14,18 @@ use coalition_attest::{
 /// A moment inside the development collateral's validity.
 pub const NOW: u64 = 1_800_000_000;
 
-/// The directory of vectors of others, or none after saying so.
+/// The directory of vectors of others, or none after saying so. One that is named has to be there.
 pub fn vectors() -> Option<PathBuf> {
-    let beside = || PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../../shared/vectors");
-    let path = std::env::var_os("COALITION_VECTORS").map_or_else(beside, PathBuf::from).join("dcap");
-    if path.is_dir() {
+    if let Some(named) = std::env::var_os("COALITION_VECTORS") {
+        let path = PathBuf::from(named).join("dcap");
+        assert!(path.is_dir(), "COALITION_VECTORS names no directory of vectors: {} is missing", path.display());
         return Some(path);
     }
-    eprintln!("SKIPPED: no vectors in {}; set COALITION_VECTORS to their directory", path.display());
+    let beside = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../../shared/vectors/dcap");
+    if beside.is_dir() {
+        return Some(beside);
+    }
+    eprintln!("SKIPPED: no vectors in {}; set COALITION_VECTORS to their directory", beside.display());
     None
 }
 

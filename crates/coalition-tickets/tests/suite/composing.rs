@@ -36,7 +36,7 @@ fn the_snippets_are_access_rules_of_a_config() {
     let (old, new) = (Measurements::of_mrtd(Mrtd([1; 48])), Measurements::of_mrtd(Mrtd([2; 48])));
     let rotation = TicketValidator::compose(AclComposition::new(&rules[2..3]), AdmitsMeasurements::in_set(&[old, new]));
     assert_eq!(rotation.acl_rules()[0], rules[2]);
-    assert_eq!(AdmitsMeasurements::equal(&old).policy().registers().len(), Register::ALL.len());
+    assert_eq!(AdmitsMeasurements::equal(old).policy().registers().len(), Register::ALL.len());
     // Chapter 58.
     let ours = coalition("ours", &charter(&[1]));
     let validator = TicketValidator::new()

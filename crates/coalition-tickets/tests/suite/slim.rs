@@ -52,6 +52,7 @@ fn a_slim_quote_is_restored_byte_for_byte() {
 }
 
 /// The directory of vectors of others, or none after saying so. One that is named has to be there.
+#[allow(clippy::print_stderr)]
 fn vectors() -> Option<std::path::PathBuf> {
     if let Some(named) = std::env::var_os("COALITION_VECTORS") {
         let path = std::path::PathBuf::from(named).join("dcap");
