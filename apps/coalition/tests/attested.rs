@@ -11,6 +11,10 @@ use std::{
     process::{Child, Stdio},
 };
 
+use coalition_attest::{
+    DevelopmentRoot, Directory, Evidence, Quote,
+    dev::{Certificate, CollateralOptions},
+};
 use coalition_cli::{devnet::manifest::Sale, home::Home};
 use common::{Environment, running::*};
 use serde_json::Value;
@@ -45,12 +49,13 @@ fn the_label_is_wherever_a_user_looks_and_the_unattested_are_refused() {
     let grant = steps_carry_the_label(&env, &mrtd);
     login_is_verified_first(&env, &grant);
     evidence_stands_alone(&env, &grant);
+    what_is_revoked_is_given_back(&env, &grant, &mrtd);
     for arguments in [&["grants"][..], &["status"], &["log", &grant], &["--json", "log", &grant], &["--json", "status"]]
     {
         let said = env.run(arguments).expect_status(0).out;
         assert!(said.contains(LABEL), "{arguments:?}: {said}");
     }
-    env.run(&["end", "--wait", "2m"]).expect_status(0);
+    env.run(&["end", &grant, "--wait", "2m"]).expect_status(0);
     up.stop();
 }
 
@@ -97,21 +102,60 @@ fn login_is_verified_first(env: &Environment, grant: &str) {
     let dir = env.home().join("grants").join(grant);
     let file = dir.join("grant.json");
     let kept = std::fs::read_to_string(&file).unwrap();
+    let other = coalition_shuffle::SshHostKey([0x11; 32]);
     let mut changed: Value = serde_json::from_str(&kept).unwrap();
     changed["access"]["quoted_host_key"] = "11".repeat(32).into();
-    std::fs::write(&file, changed.to_string()).unwrap();
-    let refused = env.run(&["--json", "ssh", &grant[..8], "--", "true"]).expect_status(6);
-    assert_eq!(refused.json()["error"]["code"], "report_data");
-    std::fs::write(&file, kept).unwrap();
-    // Nor when the quote is of the right machine, and OpenSSH was told to expect another.
     let pinned = dir.join("known_hosts");
     let right = std::fs::read_to_string(&pinned).unwrap();
     let (host, _) = right.split_once(' ').unwrap();
-    let other = coalition_host::keys::generate("other").public_openssh;
-    std::fs::write(&pinned, format!("{host} {other}\n")).unwrap();
-    let refused = env.run(&["--json", "ssh", &grant[..8], "--", "true"]).expect_status(6);
-    assert_eq!(refused.json()["error"]["code"], "host_key_differs");
+    let others = format!("{host} {}\n", other.to_openssh());
+    for (file_text, pins, code) in [
+        // OpenSSH would be told another key than the quote's.
+        (changed.to_string(), &right, "host_key_differs"),
+        (kept.clone(), &others, "host_key_differs"),
+        // Both are another than the quote binds.
+        (changed.to_string(), &others, "report_data"),
+    ] {
+        std::fs::write(&file, file_text).unwrap();
+        std::fs::write(&pinned, pins).unwrap();
+        let refused = env.run(&["--json", "ssh", &grant[..8], "--", "true"]).expect_status(6);
+        assert_eq!(refused.json()["error"]["code"], code);
+    }
+    std::fs::write(&file, kept).unwrap();
     std::fs::write(&pinned, right).unwrap();
+    env.run(&["ssh", &grant[..8], "--", "true"]).expect_status(0);
+}
+
+/// Who knows that the platform's certificate was revoked is let in nowhere, whatever the machine brings along; and a machine that
+/// must be inside TDX and is not proven to be is given back, and paid for no longer.
+fn what_is_revoked_is_given_back(env: &Environment, grant: &str, mrtd: &str) {
+    let secret = std::fs::read_to_string(env.home().join("keys/development-root.json")).unwrap();
+    let root = DevelopmentRoot::from_secret(&secret).unwrap();
+    let now_s = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+    let revoking = CollateralOptions { revoked: vec![Certificate::Platform], ..CollateralOptions::issued(now_s) };
+    let evidence = std::fs::read(env.home().join("grants").join(grant).join("evidence.bin")).unwrap();
+    let quote = Evidence::from_bytes(&evidence).unwrap().quote;
+    let platform = Quote::parse(&quote).unwrap().collateral_key().unwrap();
+    let own = env.home().join("collateral");
+    std::fs::create_dir(&own).unwrap();
+    Directory::new(&own).store(platform, &root.collateral_with(&revoking).unwrap()).unwrap();
+
+    let refused = env.run(&["--json", "ssh", &grant[..8], "--", "true"]).expect_status(6);
+    assert_eq!(refused.json()["error"]["code"], "revoked", "{refused:?}");
+    let refused = request(env, &["--mrtd", mrtd]).expect_status(6);
+    let error = &refused.json()["error"];
+    assert_eq!(error["code"], "revoked", "{error}");
+    assert!(error["hint"].as_str().unwrap().contains("the grant was ended"), "{error}");
+    let given_back = env.run(&["--json", "grants"]).json()["grants"][0].clone();
+    assert_ne!(given_back["grant"], grant);
+    let log =
+        env.run(&["--json", "log", given_back["grant"].as_str().unwrap(), "--wait", "1m"]).expect_status(0).json();
+    assert_eq!(log["granted"]["stage"], "ended: ended by requester", "{log}");
+    // One that need not be inside TDX is taken, and shown for what it is.
+    let taken = request(env, &[]).expect_status(0).json();
+    assert!(taken["posture"].as_str().unwrap().starts_with("invalid"), "{taken}");
+    env.run(&["end", "--wait", "2m"]).expect_status(0);
+    std::fs::remove_dir_all(&own).unwrap();
     env.run(&["ssh", &grant[..8], "--", "true"]).expect_status(0);
 }
 

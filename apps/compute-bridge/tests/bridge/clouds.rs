@@ -73,7 +73,10 @@ async fn google_cloud_without_room_and_with_lost_answers() {
     job.run(&backend).await.unwrap();
     let asked: Vec<String> =
         gcp.double.calls().into_iter().filter(|call| call.action == INSERT).map(|call| call.path).collect();
-    assert!(asked.len() == 2 && asked[0].contains("europe-west4-a") && asked[1].contains("europe-west4-b"), "{asked:?}");
+    assert!(
+        asked.len() == 2 && asked[0].contains("europe-west4-a") && asked[1].contains("europe-west4-b"),
+        "{asked:?}"
+    );
     backend.terminate(&job.name).await.unwrap();
     for (faults, kind) in [
         (vec![full(), full()], FailureKind::Capacity),
