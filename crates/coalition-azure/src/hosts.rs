@@ -118,7 +118,12 @@ impl Azure {
             // It is not known what is there.
             AzureError::Garbled { action, problem: format!("{refused}; and looking failed: {error}") }
         })?;
-        let Some(machine) = looked else { return Err(refused) };
+        let Some(machine) = looked else {
+            // 412 says that it is there; what is not shown yet may be what an earlier try has made.
+            let is_there = matches!(refused, AzureError::Refused { status: 412, .. });
+            let problem = || format!("{refused}; and no such machine is shown yet");
+            return Err(if is_there { AzureError::Garbled { action, problem: problem() } } else { refused });
+        };
         let asked_zone = (new.place != crate::setup::NO_ZONE).then_some(new.place);
         let differs = if !is_for(&machine.tags, new.marks) {
             "its tags are not those of this grant".to_owned()

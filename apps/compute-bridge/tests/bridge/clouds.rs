@@ -78,20 +78,21 @@ async fn google_cloud_without_room_and_with_lost_answers() {
         "{asked:?}"
     );
     backend.terminate(&job.name).await.unwrap();
-    for (faults, kind) in [
-        (vec![full(), full()], FailureKind::Capacity),
-        (vec![GcpFault::FailOperation("QUOTA_EXCEEDED", 403)], FailureKind::Quota),
-        (vec![GcpFault::Refuse("forbidden", 403)], FailureKind::Auth),
+    // Each try is another instance: what failed once under a request's id fails again under it.
+    for (n, faults, kind) in [
+        (2, vec![full(), full()], FailureKind::Capacity),
+        (3, vec![GcpFault::FailOperation("QUOTA_EXCEEDED", 403)], FailureKind::Quota),
+        (4, vec![GcpFault::Refuse("forbidden", 403)], FailureKind::Auth),
     ] {
         gcp.double.fail(INSERT, faults);
-        let job = Job::new(&gcp.hosts, "gcp", 2, b"whatever", 60_000);
+        let job = Job::new(&gcp.hosts, "gcp", n, b"whatever", 60_000);
         let error = job.run(&backend).await.unwrap_err();
         assert_eq!((error.kind, error.started), (kind, false), "{error}");
         backend.terminate(&job.name).await.unwrap();
     }
     gcp.double.fail(INSERT, [GcpFault::LoseAnswer, GcpFault::Throttle(0), GcpFault::Garble]);
     gcp.double.fail(LIST, [GcpFault::ShowNothing, GcpFault::ShowNothing]);
-    let job = Job::new(&gcp.hosts, "gcp", 3, &image, 60_000);
+    let job = Job::new(&gcp.hosts, "gcp", 5, &image, 60_000);
     job.run(&backend).await.unwrap();
     assert_eq!(gcp.double.machines().len(), 1, "asked for four times, made once");
     backend.terminate(&job.name).await.unwrap();
