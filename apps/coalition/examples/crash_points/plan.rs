@@ -85,7 +85,7 @@ pub async fn run(options: &Options, program: &Path) -> Option<Summary> {
         let (place, blow) = next(&mut rng, &mut queue, &points, summary.lives);
         let outcome = live(&mut world, place, &blow).await;
         account(&mut summary, &blow, outcome);
-        if summary.lives % 10 == 0 {
+        if summary.lives.is_multiple_of(10) {
             let (kills, of, took) = (summary.blows, options.count, started.elapsed().as_secs());
             println!("{kills} of {of} kills, {} starts, {took} s", world.restarts() + 1);
         }
@@ -105,7 +105,7 @@ fn next(rng: &mut StdRng, queue: &mut Vec<(Place, Point)>, points: &[(Place, Poi
         queue.shuffle(rng);
     }
     let (place, point) = queue.pop().expect("it was filled");
-    let again = (life % TWICE == 0).then(|| rng.random_range(1..25));
+    let again = life.is_multiple_of(TWICE).then(|| rng.random_range(1..25));
     (place, Blow::At(point, again))
 }
 

@@ -206,7 +206,9 @@ async fn four_backends_behind_one_identity() {
     let asked: Vec<_> = (0..8_u8)
         .map(|n| {
             let region = regions[usize::from(n) % 4];
-            (region, world.ask_for(210 + n, 600, |workload| workload.requested_region = Some(region.into())))
+            let requester = requester_in(region, &world.market, 210 + n, &world.image, 600, |_| {});
+            requester.submit(&world.market, &world.channel);
+            (region, requester)
         })
         .collect();
     for (region, requester) in &asked {

@@ -317,13 +317,25 @@ pub(crate) fn requester(
     seconds: u32,
     change: impl FnOnce(&mut WorkloadSpec),
 ) -> Requester {
+    requester_in("local", market, seed, image, seconds, change)
+}
+
+/// One who asks for a machine in this region; `change` only changes what the envelope says.
+pub(crate) fn requester_in(
+    region: &str,
+    market: &MemoryMarket,
+    seed: u8,
+    image: &[u8],
+    seconds: u32,
+    change: impl FnOnce(&mut WorkloadSpec),
+) -> Requester {
     let signer = SigningKey::from_bytes(&[seed; 32]);
     let receiver = ReceiverKey::generate(&mut OsRng);
     let peer = SigningKey::from_bytes(&[seed ^ 0xa5; 32]).verifying_key().to_bytes();
     let hash = UniqueId::from_bytes(*blake3::hash(image).as_bytes());
     let public = signer.verifying_key().to_bytes();
     let nonce = [seed; 16];
-    let mut request = ComputeRequest {
+    let request = ComputeRequest {
         request_id: request_id(&organism(), &public, &nonce),
         nonce,
         requester: anonymous_requester(&public),
@@ -333,7 +345,7 @@ pub(crate) fn requester(
         cpu_millicores: 500,
         ram_mib: 64,
         duration_sec: seconds,
-        region: Some("local".parse().unwrap()),
+        region: Some(region.parse().unwrap()),
         tdx_required: false,
         pinned_mrtd: None,
         max_rate: "1".parse().unwrap(),
@@ -344,7 +356,7 @@ pub(crate) fn requester(
     let mut workload = WorkloadSpec {
         image_hash: hash,
         image_size_bytes: image.len() as u64,
-        requested_region: Some("local".into()),
+        requested_region: Some(region.into()),
         image_pointer: format!("{}@127.0.0.1:9", hex::encode(peer)).into_bytes(),
         cpu_millicores: 500,
         ram_mib: 64,
@@ -354,7 +366,6 @@ pub(crate) fn requester(
         ssh_authorized_key: None,
     };
     change(&mut workload);
-    request.region = workload.requested_region.as_ref().map(|region| region.parse().unwrap());
     let envelope = Envelope { peer_id: RotatingPeer::from_bytes(peer), peer_x25519: receiver.public(), workload };
     Requester { signer, receiver, peer, request, envelope }
 }
