@@ -3,11 +3,16 @@
 use std::{
     collections::BTreeSet,
     path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
 use rand::{Rng, SeedableRng, rngs::StdRng, seq::SliceRandom};
 use serde_json::{Value, json};
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::{
     life::{Blow, Place, live},
@@ -81,7 +86,9 @@ pub async fn run(options: &Options, program: &Path) -> Option<Summary> {
     println!("{} points in an undisturbed life of both kinds", points.len());
     let mut rng = StdRng::seed_from_u64(options.seed);
     let mut queue: Vec<(Place, Point)> = Vec::new();
-    while summary.blows < options.count && summary.broken.is_empty() && summary.lives < options.count * 2 {
+    let stopped = stop_signal();
+    let wanted = |summary: &Summary| summary.blows < options.count && summary.lives < options.count * 2;
+    while wanted(&summary) && summary.broken.is_empty() && !stopped.load(Ordering::SeqCst) {
         let (place, blow) = next(&mut rng, &mut queue, &points, summary.lives);
         let outcome = live(&mut world, place, &blow).await;
         account(&mut summary, &blow, outcome);
@@ -92,6 +99,19 @@ pub async fn run(options: &Options, program: &Path) -> Option<Summary> {
     }
     summary.seconds = started.elapsed().as_secs();
     Some(summary)
+}
+
+/// Becomes true at SIGINT or SIGTERM: the life at hand is lived to its end, then there is a summary and nothing is left running.
+fn stop_signal() -> Arc<AtomicBool> {
+    let stopped = Arc::new(AtomicBool::new(false));
+    for kind in [SignalKind::interrupt(), SignalKind::terminate()] {
+        let (mut signal, stopped) = (signal(kind).expect("signals can be listened to"), Arc::clone(&stopped));
+        tokio::spawn(async move {
+            signal.recv().await;
+            stopped.store(true, Ordering::SeqCst);
+        });
+    }
+    stopped
 }
 
 /// All points in random order before any comes again; now and then a random instant.
