@@ -12,9 +12,9 @@ use axum::extract::{Request, State};
 use axum::response::Response;
 use base64::Engine;
 use bytes::Bytes;
-use coalition_cloud_double::{Boot, Phase, Watcher, next_address};
+use coalition_cloud_double::{Boot, Phase, Watcher, form, next_address};
 
-use crate::http::{between, client, form};
+use crate::http::{between, client};
 
 /// How one call fails.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -166,7 +166,7 @@ async fn handle(State(inner): State<Arc<Inner>>, request: Request) -> Response {
 async fn answer(inner: &Inner, request: Request) -> (String, Response) {
     let (head, body) = request.into_parts();
     let body = to_bytes(body, 1 << 20).await.unwrap_or_default();
-    let params = form(&body);
+    let params = form(&String::from_utf8_lossy(&body));
     let target = head.headers.get("x-amz-target").and_then(|value| value.to_str().ok());
     let action = match target.and_then(|target| target.rsplit('.').next()) {
         Some(action) => action.to_owned(),

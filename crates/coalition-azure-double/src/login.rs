@@ -5,6 +5,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use coalition_cloud_double::form;
 use serde_json::json;
 
 use crate::answer::{Answer, Refusal};
@@ -30,29 +31,6 @@ impl Default for Login {
     }
 }
 
-/// The pairs of a form or a query.
-pub(crate) fn pairs(text: &str) -> BTreeMap<String, String> {
-    text.split('&').filter_map(|pair| pair.split_once('=')).map(|(k, v)| (unescape(k), unescape(v))).collect()
-}
-
-fn unescape(text: &str) -> String {
-    let bytes = text.as_bytes();
-    let (mut out, mut i) = (Vec::with_capacity(bytes.len()), 0);
-    while i < bytes.len() {
-        let hex = || text.get(i + 1..i + 3).and_then(|digits| u8::from_str_radix(digits, 16).ok());
-        match (bytes[i], hex()) {
-            (b'%', Some(byte)) => {
-                out.push(byte);
-                i += 2;
-            }
-            (b'+', _) => out.push(b' '),
-            (byte, _) => out.push(byte),
-        }
-        i += 1;
-    }
-    String::from_utf8_lossy(&out).into_owned()
-}
-
 impl Login {
     fn give(&self) -> (String, u64) {
         let life_s = self.life_s.load(Ordering::SeqCst);
@@ -73,7 +51,7 @@ impl Login {
 
     /// Entra's `/{tenant}/oauth2/v2.0/token`.
     pub(crate) fn token(&self, tenant: &str, body: &[u8]) -> Answer {
-        let form = pairs(&String::from_utf8_lossy(body));
+        let form = form(&String::from_utf8_lossy(body));
         let is = |name: &str, wanted: &str| form.get(name).is_some_and(|given| given == wanted);
         let refused = |status, error: &str, code: u32, words: &str| {
             let description = format!("AADSTS{code}: {words} Trace ID: 0 Correlation ID: 0 Timestamp: 0");
@@ -107,7 +85,7 @@ impl Login {
 
     /// The metadata service's `/metadata/identity/oauth2/token`.
     pub(crate) fn metadata(&self, query: &str, said_metadata: bool) -> Answer {
-        let query = pairs(query);
+        let query = form(query);
         let is_known = query.get("client_id").is_none_or(|client| client == CLIENT);
         let is_right = query.get("resource").is_some_and(|resource| resource == AUDIENCE);
         if !said_metadata || !is_right || !is_known || !query.contains_key("api-version") {

@@ -9,11 +9,11 @@ use axum::body::to_bytes;
 use axum::extract::{Request, State};
 use axum::http::HeaderMap;
 use axum::response::Response;
-use coalition_cloud_double::{Boot, Watcher};
+use coalition_cloud_double::{Boot, Watcher, form};
 use serde_json::{Value, json};
 
 use crate::answer::{Answer, Refusal};
-use crate::login::{Login, pairs};
+use crate::login::Login;
 use crate::tls::{TlsListener, authority};
 use crate::world::{MACHINES, World, lock};
 use crate::{GROUP, REGION, SUBSCRIPTION, catalogue, console, machines, things};
@@ -476,7 +476,7 @@ fn managed(
         let message = format!("The client does not have authorization to perform action '{name}' over scope '/'.");
         return Refusal::new(403, "AuthorizationFailed", message).into();
     }
-    let query = pairs(query);
+    let query = form(query);
     match query.get("api-version").map(String::as_str) {
         None => {
             return Refusal::new(400, "MissingApiVersionParameter", "The api-version query parameter is required.")

@@ -1,12 +1,14 @@
 //! For tests: what the doubles of all clouds share.
 
 mod boot;
+mod form;
 
 use std::net::Ipv4Addr;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 pub use boot::{Boot, Sshd};
+pub use form::form;
 
 /// Where a call to a double stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

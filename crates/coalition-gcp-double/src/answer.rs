@@ -1,7 +1,5 @@
 //! Answers in Google's form.
 
-use std::collections::BTreeMap;
-
 use axum::body::Body;
 use axum::response::Response;
 use bytes::Bytes;
@@ -69,27 +67,4 @@ pub(crate) fn endless() -> Response {
     let part = Bytes::from(vec![b' '; 1 << 20]);
     let body = Body::from_stream(futures::stream::repeat_with(move || Ok::<_, std::io::Error>(part.clone())));
     Response::builder().status(200).body(body).expect("a status and a body make an answer")
-}
-
-/// The parameters of a query or a form.
-pub(crate) fn form(text: &str) -> BTreeMap<String, String> {
-    text.split('&').filter_map(|pair| pair.split_once('=')).map(|(k, v)| (unescape(k), unescape(v))).collect()
-}
-
-fn unescape(text: &str) -> String {
-    let bytes = text.as_bytes();
-    let (mut out, mut i) = (Vec::with_capacity(bytes.len()), 0);
-    while i < bytes.len() {
-        let hex = || text.get(i + 1..i + 3).and_then(|digits| u8::from_str_radix(digits, 16).ok());
-        match (bytes[i], hex()) {
-            (b'%', Some(byte)) => {
-                out.push(byte);
-                i += 2;
-            }
-            (b'+', _) => out.push(b' '),
-            (byte, _) => out.push(byte),
-        }
-        i += 1;
-    }
-    String::from_utf8_lossy(&out).into_owned()
 }

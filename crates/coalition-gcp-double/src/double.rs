@@ -11,10 +11,10 @@ use axum::body::to_bytes;
 use axum::extract::{Request, State};
 use axum::response::Response;
 use bytes::Bytes;
-use coalition_cloud_double::{Boot, Phase, Watcher};
+use coalition_cloud_double::{Boot, Phase, Watcher, form};
 use serde_json::{Value, json};
 
-use crate::answer::{endless, flavoured, form, lost, ok, plain, refusal};
+use crate::answer::{endless, flavoured, lost, ok, plain, refusal};
 use crate::api::{Route, call, route};
 use crate::auth::{Auth, key_file};
 use crate::world::World;
@@ -256,7 +256,9 @@ impl Inner {
 
 async fn handle(State(inner): State<Arc<Inner>>, request: Request) -> Response {
     let watcher = inner.watcher.clone();
-    let (action, answer) = answer(&inner, request).await;
+    // In a task of its own: what was asked for happens, also when whoever asked is gone before the answer.
+    let answering = tokio::spawn(async move { answer(&inner, request).await });
+    let (action, answer) = answering.await.expect("answering does not panic");
     watcher.tell(&action, Phase::During);
     tokio::spawn(async move {
         // By then the answer has left: it goes out as soon as this task's parent yields.
