@@ -109,6 +109,11 @@ async fn members_are_swapped_added_and_removed_under_load() {
         seated(&committee, member, 1).await;
     }
     standing(&committee, 3, |now| matches!(now, Standing::Left { epoch: 1 })).await;
+    for member in [0, 3, 4] {
+        let rosters = committee.member(member).unwrap().rosters();
+        assert_eq!(rosters.len(), 2);
+        assert!(rosters.iter().all(|(_, roster)| *roster == committee.roster_of(&[0, 1, 2, 4])), "member {member}");
+    }
     committee.stop_member(3).await;
     let second = note(&notes, "after the swap").await;
     assert!(second > handed.entries[0].index);

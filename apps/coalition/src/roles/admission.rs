@@ -3,12 +3,13 @@
 
 use std::{
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Weak},
 };
 
 use coalition::{AclComposition, AclRule, ModuleKind, PublishedConfig, UniqueId};
 use coalition_attest::{Directory, Policy};
-use coalition_tickets::{Charter, Door, Or, Resources, TicketValidator};
+use coalition_organism::Member;
+use coalition_tickets::{Charter, Door, Or, Resources, TicketValidator, sources::Committees};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -46,6 +47,8 @@ pub(super) struct Doors<'a> {
     /// The member's file, and its section.
     pub(super) path: &'a Path,
     pub(super) admission: Option<&'a AdmissionConfig>,
+    /// Who sits where now, for rules that admit members of committees.
+    pub(super) seats: Arc<Committees>,
 }
 
 impl Doors<'_> {
@@ -69,7 +72,8 @@ impl Doors<'_> {
     }
 
     fn resources(&self) -> Result<Resources> {
-        let mut resources = Resources::new().with_config(self.published);
+        let seats = Arc::clone(&self.seats);
+        let mut resources = Resources::new().with_config(self.published).with_seats(seats as _);
         if let Some(rule) = &self.compute.params.attestation {
             resources = resources.with_policy(rule.policy.clone());
         }
@@ -88,6 +92,18 @@ impl Doors<'_> {
         }
         let alternatives = admission.alternatives.iter().map(|rules| Or::of(rules.iter().copied()));
         Ok(alternatives.fold(resources, Resources::declare))
+    }
+}
+
+/// Gives the seats of the committees a member carries to whom its logs say has them, from handover to handover. Ends with the
+/// member.
+pub(super) async fn follow_seats(member: Weak<Member>, seats: Arc<Committees>) {
+    let Some(mut standing) = member.upgrade().map(|member| member.standing()) else { return };
+    while let Some(rosters) = member.upgrade().map(|member| member.rosters()) {
+        rosters.iter().for_each(|(organism, roster)| seats.seat(*organism, roster));
+        if standing.changed().await.is_err() {
+            return;
+        }
     }
 }
 
@@ -151,7 +167,8 @@ mod tests {
         admission: Option<&AdmissionConfig>,
     ) -> Result<Option<Arc<Door>>> {
         let compute = view::compute(published).unwrap();
-        Doors { published, compute: &compute, network: UNIVERSE, path, admission }.of(ModuleKind::Compute)
+        let seats = Arc::new(Committees::of_config(published));
+        Doors { published, compute: &compute, network: UNIVERSE, path, admission, seats }.of(ModuleKind::Compute)
     }
 
     #[test]

@@ -13,13 +13,14 @@ use coalition_log::{Entry, state::STATE_EVERY};
 use coalition_organism::{
     AddressBook, Member, MemberKeys, MemberSetup, OrderSetup, Organism, OrganismSetup, random_write_id,
 };
+use coalition_tickets::sources::Committees;
 use coalition_universe::Node;
 use ed25519_dalek::SigningKey;
 use serde_json::json;
 
 use super::{
     Running,
-    admission::Doors,
+    admission::{Doors, follow_seats},
     beginning,
     config::{MemberConfig, load_key, node_error, parse_id, place_in},
 };
@@ -39,12 +40,14 @@ pub(super) async fn start(path: &Path) -> Result<Running> {
     let config: MemberConfig = config_file::load(path)?;
     let published = config.network.published(path)?;
     let carried = Carried::from(&published, &config)?;
+    let seats = Arc::new(Committees::of_config(&published));
     let doors = Doors {
         published: &published,
         compute: &carried.compute,
         network: parse_id("network_id", path, &config.network.network_id)?,
         path,
         admission: config.admission.as_ref(),
+        seats: Arc::clone(&seats),
     };
     let checkpoint = load_key(&relative_to(path, &config.checkpoint_key))?;
     let consensus = load_key(&relative_to(path, &config.consensus_key))?;
@@ -76,6 +79,7 @@ pub(super) async fn start(path: &Path) -> Result<Running> {
         .map_err(|error| CliError::input("member", format!("{} cannot start", config.name)).because(error))?;
     node.serve(member.service());
     let member = Arc::new(member);
+    let seating = tokio::spawn(follow_seats(Arc::downgrade(&member), seats));
     let beginning = beginning::start(path, &config, &carried, (&node, &member))?;
     let readings =
         (!config.peers.is_empty()).then(|| tokio::spawn(report_clock(Arc::clone(&node), carried, clock_key)));
@@ -89,7 +93,7 @@ pub(super) async fn start(path: &Path) -> Result<Running> {
         }
     };
     let stop = async move {
-        for task in readings.into_iter().chain(beginning) {
+        for task in readings.into_iter().chain(beginning).chain([seating]) {
             task.abort();
         }
         say_goodbye(&node).await;

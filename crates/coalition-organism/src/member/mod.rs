@@ -300,6 +300,12 @@ impl Member {
         self.engine.borrow().as_ref().map(OrderHandle::status)
     }
 
+    /// The roster in force of every organism it carries, as far as its own logs have it. [`standing`](Self::standing) changes with it.
+    #[must_use]
+    pub fn rosters(&self) -> Vec<(UniqueId, Roster)> {
+        self.organisms.iter().map(|organism| (organism.id, organism.log.chain().roster().clone())).collect()
+    }
+
     /// Whether it has a seat, and in which epoch. Changes with the committee's handovers.
     #[must_use]
     pub fn standing(&self) -> watch::Receiver<Standing> {
