@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
 """Measures a development coalition as its users see it, over real processes on this machine.
 
-    cargo build --release && python3 tools/bench.py [--requests 30]
+    cargo build --release && python3 tools/bench.py [--requests 30] [--at-once 50]
 
 Prints Markdown rows for docs/BENCHMARKS.md. Needs nothing beside Python 3 and the built `coalition`.
 """
-import argparse, json, os, pathlib, shutil, signal, statistics, subprocess, sys, tempfile, time
+import argparse, concurrent.futures, json, os, pathlib, shutil, signal, statistics, subprocess, sys, tempfile, time
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 BINARY = pathlib.Path(os.environ.get("COALITION_BIN", ROOT / "target/release/coalition"))
@@ -20,7 +20,8 @@ def lines(process):
 
 def up(home):
     started = time.monotonic()
-    process = subprocess.Popen([BINARY, "--home", home, "up", "--json"], stdout=subprocess.PIPE,
+    # It sells more than the machine may have: fifty small grants at once are asked for below.
+    process = subprocess.Popen([BINARY, "--home", home, "up", "--json", "--cpu", "16", "--ram", "8GiB"], stdout=subprocess.PIPE,
                                stderr=subprocess.DEVNULL, text=True)
     for step in lines(process):
         if "roles" in step:
@@ -49,6 +50,16 @@ def end(home, grant):
                           stderr=subprocess.STDOUT)
     if done.returncode != 0:
         sys.exit(f"a grant did not end: {done.stdout}")
+
+
+def at_once(home, image, count):
+    """Many requests started in one instant, each a process of its own; then every grant ended. How long each and all took."""
+    with concurrent.futures.ThreadPoolExecutor(count) as pool:
+        began = time.monotonic()
+        taken = list(pool.map(lambda _: request(home, image), range(count)))
+        ready = time.monotonic() - began
+        list(pool.map(lambda one: end(home, one["receipt"]["grant"]), taken))
+    return taken, ready, time.monotonic() - began - ready
 
 
 def pids(roles):
@@ -82,6 +93,7 @@ def row(name, values, unit="ms"):
 def main():
     options = argparse.ArgumentParser()
     options.add_argument("--requests", type=int, default=30)
+    options.add_argument("--at-once", type=int, default=50, help="requests made at once; 0 for none")
     options.add_argument("--idle", type=int, default=20)
     options = options.parse_args()
     work = tempfile.mkdtemp(prefix="coalition-bench-")
@@ -108,6 +120,11 @@ def main():
         row("grant to receipt (SSH ready)", [t["receipt"]["at_ms"] - t["cleared"]["at_ms"] for t in taken])
         row("joining and sealing", [t["sealed"]["took_ms"] for t in taken])
         row("whole `coalition request`, process start to exit", [t["whole_ms"] for t in taken])
+        if options.at_once:
+            many, ready, ended = at_once(home, image, options.at_once)
+            row(f"{options.at_once} requests at once: grant to receipt", [t["receipt"]["at_ms"] - t["cleared"]["at_ms"] for t in many])
+            row(f"{options.at_once} requests at once: whole `coalition request`", [t["whole_ms"] for t in many])
+            print(f"\n{options.at_once} requests at once: all ready after {ready:.1f} s, all ended {ended:.1f} s later")
         print("\n| idle process | CPU of a core | RSS |\n|---|---|---|")
         for name, (cpu, rss) in sorted(idle(roles, options.idle).items()):
             print(f"| {name} | {cpu:.1f} % | {rss:.0f} MiB |")
