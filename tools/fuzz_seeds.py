@@ -118,7 +118,8 @@ def services():
             put("compute_command", bytes.fromhex(words[-1]))
         elif words[0] == "entry":
             kinds = ["card", "card_removed", "request", "request_ended", "clearing", "grant", "grant_serving"]
-            kinds += ["grant_ending", "grant_ended", "log"]
+            kinds += ["grant_ending", "grant_ended", "log", "extension_asked", "extension_answered", "inventory"]
+            kinds += ["usage_report"]
             which = kinds.index(words[2].removeprefix("compute."))
             put("compute_entry", bytes([which]) + bytes.fromhex(words[-1]))
     put(
