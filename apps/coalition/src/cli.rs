@@ -87,6 +87,8 @@ pub enum Command {
     Ssh(SshArgs),
     /// Show a grant's usage log and where its evidence is
     Log(LogArgs),
+    /// Have a running grant last longer
+    Extend(ExtendArgs),
     /// Stop a grant
     End(EndArgs),
     /// List the grants requested from here
@@ -388,6 +390,28 @@ pub struct HandOverArgs {
     /// Print the approvals of the keys at hand and commit nothing
     #[arg(long)]
     pub approve_only: bool,
+}
+
+/// Arguments of `coalition extend`.
+#[derive(Args, Debug, Clone)]
+#[command(after_help = "\
+The same machine at the same rate, for longer: the provider first moves everything that would have ended it, then says so, and only \
+then the grant is longer. Providers that cannot (some clouds fix a machine's end when they make it) decline with the reason. \
+What is not answered before the grant ends lapses. Run it again to go on waiting for an answer.
+
+Examples:
+  coalition extend 3f9c --for 30m
+  coalition extend 3f9c --for 2h --json | jq -r 'select(.step==\"extended\").valid_to_ms'")]
+pub struct ExtendArgs {
+    /// The grant, or its first digits; the newest of yours if left out
+    #[arg(value_name = "GRANT")]
+    pub grant: Option<String>,
+    /// How much longer: 90s, 10m, 1h30m
+    #[arg(long = "for", value_name = "DURATION")]
+    pub extra: DurationArg,
+    /// How long to wait for the provider's answer
+    #[arg(long, default_value = "2m", value_name = "DURATION")]
+    pub wait: DurationArg,
 }
 
 /// Arguments of `coalition end`.

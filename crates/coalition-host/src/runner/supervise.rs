@@ -202,6 +202,7 @@ impl Grant {
                     self.workload_ended(outcome);
                 }
                 _ = ticks.tick() => {
+                    self.follow_moved_end();
                     if now_unix_ms() >= self.checked.spec.valid_to_unix_ms {
                         return End { reason: EndReason::Deadline, detail: None };
                     }
@@ -211,6 +212,22 @@ impl Grant {
                 }
             }
         }
+    }
+
+    /// Takes up the end somebody left word of, once it is on disk that it is the end now.
+    fn follow_moved_end(&mut self) {
+        let now_ms = now_unix_ms();
+        let moved = self.dir.read_until().filter(|until| *until != self.state.valid_to_unix_ms && *until > now_ms);
+        let Some(until) = moved else { return };
+        let before = std::mem::replace(&mut self.state.valid_to_unix_ms, until);
+        let phase = self.state.phase.clone();
+        if let Err(error) = self.advance(phase) {
+            self.state.valid_to_unix_ms = before;
+            return log(&format!("new end: {}", error.to_failure()));
+        }
+        self.checked.spec.valid_to_unix_ms = until;
+        self.deadline = Instant::now() + Duration::from_millis(until.saturating_sub(now_ms));
+        log(&format!("the grant ends at {until} instead of {before}"));
     }
 
     fn workload_ended(&mut self, outcome: Option<ExitOutcome>) {
