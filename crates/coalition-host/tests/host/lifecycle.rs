@@ -56,7 +56,8 @@ fn a_grant_lives_and_leaves_nothing() {
 fn the_end_can_be_moved_while_it_runs_and_not_after() {
     for host in Host::each() {
         let now_ms = coalition_host::state::now_unix_ms();
-        let grant = host.start(|spec| spec.valid_to_unix_ms = now_ms + 60_000);
+        let first_end = now_ms + 2_500;
+        let grant = host.start(|spec| spec.valid_to_unix_ms = first_end);
         let extend = |until_ms: u64| -> Result<RunnerState, coalition_host::Failure> {
             host.answer(&["extend", "--dir", grant.dir_text(), "--until", &until_ms.to_string()])
         };
@@ -66,6 +67,11 @@ fn the_end_can_be_moved_while_it_runs_and_not_after() {
         }
         assert_eq!(extend(now_ms).unwrap_err().code, "deadline_passed");
         assert_eq!(grant.status().valid_to_unix_ms, later, "what is refused moves nothing");
+        // Neither the supervisor's first end nor the environment's own, five seconds later, counts any more.
+        await_some("the first end and its grace", Duration::from_secs(20), || {
+            (coalition_host::state::now_unix_ms() > first_end + 5_500).then_some(())
+        });
+        assert_eq!(grant.ssh("echo here").out, "here\n");
         // Back again, to where it can be waited for.
         let soon = coalition_host::state::now_unix_ms() + 2_500;
         extend(soon).unwrap();
