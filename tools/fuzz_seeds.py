@@ -118,7 +118,8 @@ def services():
             put("compute_command", bytes.fromhex(words[-1]))
         elif words[0] == "entry":
             kinds = ["card", "card_removed", "request", "request_ended", "clearing", "grant", "grant_serving"]
-            kinds += ["grant_ending", "grant_ended", "log"]
+            kinds += ["grant_ending", "grant_ended", "log", "extension_asked", "extension_answered", "inventory"]
+            kinds += ["usage_report"]
             which = kinds.index(words[2].removeprefix("compute."))
             put("compute_entry", bytes([which]) + bytes.fromhex(words[-1]))
     put(
@@ -213,6 +214,10 @@ def edges():
     }
     failure = {"error": {"code": "no_space", "message": "full", "hint": None}}
     put("host_answer", *(bytes([which]) + json.dumps(usage).encode() for which in range(5)))
+    stat = "@stat\n1 (init) S 0 1 1 0 -1 4194560 1 2 3 4 10 20 300 1 20 0 1 0 77 8 9\n@statm\n900 512 3 4 5 6 7\n"
+    net = "@net\n  eth0: 5 1 0 0 0 0 0 0 7 1 0 0 0 0 0 0\n@end\n"
+    group = "@group\n0::/\n@cpu\nusage_usec 1234567\n@ram\n3145729\n@page\n4096\n"
+    put("guest_counters", (group + stat + net).encode(), ("@group\n@cpu\n@ram\n@page\n" + stat + net).encode())
     instance = (
         "<item><instanceId>i-0123456789abcdef0</instanceId><instanceState><name>running</name></instanceState>"
         "<ipAddress>192.0.2.7</ipAddress><tagSet><item><key>a</key><value>b &amp; c</value></item></tagSet></item>"

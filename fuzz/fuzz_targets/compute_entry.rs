@@ -5,7 +5,7 @@ use coalition_compute::{MarketEntry, entries};
 use coalition_log::{Draft, Entry};
 use libfuzzer_sys::fuzz_target;
 
-const KINDS: [&str; 10] = [
+const KINDS: [&str; 14] = [
     entries::CARD_KIND,
     entries::CARD_REMOVED_KIND,
     entries::REQUEST_KIND,
@@ -16,6 +16,10 @@ const KINDS: [&str; 10] = [
     entries::GRANT_ENDING_KIND,
     entries::GRANT_ENDED_KIND,
     entries::LOG_KIND,
+    entries::EXTENSION_ASKED_KIND,
+    entries::EXTENSION_ANSWERED_KIND,
+    entries::INVENTORY_KIND,
+    entries::USAGE_REPORT_KIND,
 ];
 
 fuzz_target!(|data: &[u8]| {

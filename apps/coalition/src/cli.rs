@@ -87,6 +87,8 @@ pub enum Command {
     Ssh(SshArgs),
     /// Show a grant's usage log and where its evidence is
     Log(LogArgs),
+    /// Have a running grant last longer
+    Extend(ExtendArgs),
     /// Stop a grant
     End(EndArgs),
     /// List the grants requested from here
@@ -180,7 +182,8 @@ pub struct DemoArgs {}
 #[derive(Args, Debug, Clone)]
 #[command(after_help = "\
 RATE is what you would compare with --max-rate: USD per core and hour with memory included, here for 1 core and 1 GiB \
-unless --cpu and --ram say otherwise. POSTURE says what vouches for the machines, as the committee verified it; `not attested` \
+unless --cpu and --ram say otherwise. INVENTORY is the provider's last signed statement of what it holds: whether the log had the \
+same grants open, how long ago, and what it found besides. POSTURE says what vouches for the machines, as the committee verified it; `not attested` \
 means that their operator can look into your workload, and so does a development root. AGE is how long ago the provider \
 last confirmed its card; a stale one wins nothing.
 
@@ -294,8 +297,14 @@ pub struct SshArgs {
 Every line is a certified commit; the pointer behind it names the entry, and `coalition verify` resolves it. With \
 --evidence, the newest usage log (else the grant) is written as a self-contained proof to mail to somebody.
 
+With --measure, what the machine's own counters say is committed beside what its provider logs, and both are shown with the \
+difference; more than 20 ‰ is marked. `coalition end` measures by itself. A report from long before the end can only show that too \
+little was logged. Memory is what was in use at that moment. Bytes are compared where the machine has an interface of its own; \
+elsewhere the provider counts what passes the SSH server, which no counter inside sees.
+
 Examples:
   coalition log 3f9c
+  coalition log 3f9c --measure
   coalition log 3f9c --evidence usage.evidence
   coalition log 3f9c --json | jq .logs")]
 pub struct LogArgs {
@@ -308,6 +317,9 @@ pub struct LogArgs {
     /// Wait until the final usage log is there, at most this long
     #[arg(long, value_name = "DURATION")]
     pub wait: Option<DurationArg>,
+    /// First read the running machine's own counters over SSH and commit them, signed, as your report
+    #[arg(long)]
+    pub measure: bool,
 }
 
 /// Who approves what a quorum of the members has to.
@@ -390,6 +402,28 @@ pub struct HandOverArgs {
     pub approve_only: bool,
 }
 
+/// Arguments of `coalition extend`.
+#[derive(Args, Debug, Clone)]
+#[command(after_help = "\
+The same machine at the same rate, for longer: the provider first moves everything that would have ended it, then says so, and only \
+then the grant is longer. Providers that cannot (some clouds fix a machine's end when they make it) decline with the reason. \
+What is not answered before the grant ends lapses. Run it again to go on waiting for an answer.
+
+Examples:
+  coalition extend 3f9c --for 30m
+  coalition extend 3f9c --for 2h --json | jq -r 'select(.step==\"extended\").valid_to_ms'")]
+pub struct ExtendArgs {
+    /// The grant, or its first digits; the newest of yours if left out
+    #[arg(value_name = "GRANT")]
+    pub grant: Option<String>,
+    /// How much longer: 90s, 10m, 1h30m
+    #[arg(long = "for", value_name = "DURATION")]
+    pub extra: DurationArg,
+    /// How long to wait for the provider's answer
+    #[arg(long, default_value = "2m", value_name = "DURATION")]
+    pub wait: DurationArg,
+}
+
 /// Arguments of `coalition end`.
 #[derive(Args, Debug, Clone)]
 #[command(after_help = "\
@@ -399,6 +433,9 @@ pub struct EndArgs {
     /// The grant, or its first digits; the newest of yours if left out
     #[arg(value_name = "GRANT")]
     pub grant: Option<String>,
+    /// Do not read the machine's own counters and commit them before it ends
+    #[arg(long)]
+    pub no_measure: bool,
     /// How long to wait for the final usage log
     #[arg(long, default_value = "30s", value_name = "DURATION")]
     pub wait: DurationArg,

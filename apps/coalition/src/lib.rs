@@ -21,6 +21,7 @@ pub mod error;
 pub mod grants;
 pub mod home;
 pub mod image;
+pub mod measure;
 pub mod names;
 pub mod output;
 pub mod request;

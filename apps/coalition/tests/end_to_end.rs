@@ -72,6 +72,27 @@ fn a_request_becomes_a_machine_and_everything_about_it_can_be_proven() {
     let running = env.run(&["--json", "log", short]).expect_status(0).json();
     assert_eq!(running["grant"], grant.as_str());
 
+    let before = running["granted"]["valid_to_ms"].as_u64().unwrap();
+    let extended = env.run(&["--json", "extend", short, "--for", "30m"]).expect_status(0).json();
+    assert_eq!(
+        (&extended["step"], extended["valid_to_ms"].as_u64()),
+        (&Value::from("extended"), Some(before + 1_800_000))
+    );
+    assert_eq!(
+        env.run(&["--json", "extend", short, "--for", "99d"]).expect_status(5).json()["error"]["code"],
+        "duration_too_long"
+    );
+    let longer = env.run(&["--json", "log", short]).expect_status(0).json();
+    assert_eq!(
+        (longer["granted"]["valid_to_ms"].as_u64(), longer["granted"]["extended_sec"].as_u64()),
+        (Some(before + 1_800_000), Some(1_800))
+    );
+    // Where the machine has counters of its own, both sides' are committed and compared.
+    if !inside.err.contains("process limits only") {
+        let measured = env.run(&["--json", "log", short, "--measure"]).expect_status(0).json();
+        assert_eq!(measured["granted"]["report"]["report"]["number"], 1, "{measured}");
+    }
+
     let ended = env.run(&["--json", "end", short, "--wait", "2m"]).expect_status(0).json();
     assert_eq!(ended["step"], "ended", "{ended}");
     env.run(&["ssh", short, "--", "true"]).expect_status(5);

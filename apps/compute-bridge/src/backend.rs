@@ -16,6 +16,7 @@ use coalition_shuffle::SshHostKey;
 use serde::{Deserialize, Serialize};
 
 use crate::check::Finding;
+use crate::inventory::{CostBasis, Price};
 use crate::platform::Platform;
 
 /// What kind of failure; decides what happens next.
@@ -284,6 +285,22 @@ pub enum Unfit {
     },
 }
 
+/// Why the end of an instance was not moved.
+#[derive(Debug, thiserror::Error)]
+pub enum MoveError {
+    /// What ends it cannot be moved while it runs.
+    #[error("{backend}: the end cannot be moved: {why}")]
+    Fixed {
+        /// Which backend.
+        backend: OfferName,
+        /// What ends it.
+        why: String,
+    },
+    /// Not now; the same may be asked again.
+    #[error(transparent)]
+    Failed(#[from] BackendError),
+}
+
 /// Is told the usage of an instance as it grows.
 pub type UsageSeen<'a> = dyn Fn(UsageMetrics) + Send + Sync + 'a;
 
@@ -326,6 +343,15 @@ pub trait Backend: Send + Sync + 'static {
         seen: &UsageSeen<'_>,
     ) -> Result<Exit, BackendError>;
 
+    /// Moves everything that would end the running instance by itself to this time, later or earlier, and confirms it. Said again
+    /// it changes nothing more.
+    ///
+    /// # Errors
+    /// [`MoveError`]; some of it may have been moved then.
+    async fn move_end(&self, _name: &InstanceName, _valid_to_ms: u64) -> Result<(), MoveError> {
+        Err(MoveError::Fixed { backend: self.name().clone(), why: "this kind of backend does not do that".into() })
+    }
+
     /// Stops the instance but keeps what its final usage is read from. Answers that usage; `None` when there is no such
     /// instance (any more).
     ///
@@ -344,6 +370,12 @@ pub trait Backend: Send + Sync + 'static {
     /// # Errors
     /// [`BackendError`] when it cannot be seen; nothing may be concluded then.
     async fn list_owned(&self) -> Result<Vec<OwnedInstance>, BackendError>;
+
+    /// What an instance for this grant costs: the posted rate, where nothing better is known.
+    fn price(&self, grant: &ComputeGrant) -> Option<Price> {
+        let core_hour = self.rates().effective_core_hour(grant.cpu_millicores, grant.ram_mib)?;
+        Some(Price { core_hour, cpu_millicores: grant.cpu_millicores, basis: CostBasis::PostedRate })
+    }
 
     /// The guest its workloads run in, where that can be quoted. `None` for a plain host.
     fn guest(&self) -> Option<Platform> {

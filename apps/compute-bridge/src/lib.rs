@@ -21,6 +21,7 @@ pub mod config;
 pub mod dashboard;
 pub mod fleet;
 pub mod image;
+pub mod inventory;
 pub mod journal;
 pub mod market;
 pub mod platform;

@@ -35,6 +35,9 @@ enum Command {
         #[arg(long)]
         create: bool,
     },
+    /// List every instance on every backend: owned, adopted or orphaned, with age and cost; and the backends that cannot be seen. The
+    /// bridge may be running: its journal is only read. Exit status 5 when something is orphaned or cannot be seen.
+    Inventory(BootFile),
     /// Print a commented example of a boot file.
     ExampleConfig,
     /// What the bridge calls on its machines.
@@ -72,6 +75,11 @@ fn main() -> ExitCode {
         }
         Command::Runner { args } => coalition_host::runner_main(&args),
         Command::Run(file) => outcome(cli.json, runtime.block_on(run(&file))),
+        Command::Inventory(file) => match runtime.block_on(inventory(&file, cli.json)) {
+            Ok(true) => ExitCode::SUCCESS,
+            Ok(false) => ExitCode::from(5),
+            Err(error) => outcome(cli.json, Err(error)),
+        },
         Command::Check { file, create } => match runtime.block_on(report(&file, create, cli.json)) {
             Ok(true) => ExitCode::SUCCESS,
             Ok(false) => ExitCode::from(5),
@@ -112,6 +120,16 @@ async fn report(file: &BootFile, create: bool, json: bool) -> Result<bool, Bridg
         }
     }
     Ok(findings.iter().all(|finding| finding.ok))
+}
+
+async fn inventory(file: &BootFile, json: bool) -> Result<bool, BridgeError> {
+    let found = Box::pin(compute_bridge::inventory::of_boot_file(BridgeConfig::load(&file.boot_file)?)).await?;
+    if json {
+        say(&format!("{}\n", serde_json::to_string(&found).unwrap_or_default()));
+    } else {
+        say(&found.to_string());
+    }
+    Ok(found.is_clean())
 }
 
 fn outcome(json: bool, result: Result<(), BridgeError>) -> ExitCode {

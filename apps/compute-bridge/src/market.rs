@@ -8,11 +8,24 @@ use coalition::{AlmanacTick, MicroUsd, ProviderId, RequestId, UniqueId};
 use coalition_almanac::{AlmanacParams, Ticks};
 use coalition_compute::{
     At, Attestation, AttestationRule, CardView, Challenge, Command, ComputeGrant, ComputeParams, GrantEnd, GrantRecord,
-    GrantStage, MarketView, UsageMetrics,
+    GrantStage, InventoryEntry, MarketView, UsageMetrics,
 };
 use coalition_log::{Entry, Fold, FoldFault, Refusal, retirement::RETIRED_CODE};
 use coalition_organism::{Follower, Organism, WriteError, WriteId};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
+
+/// An extension of a grant, and the end it asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Extension {
+    /// Its number.
+    pub number: u32,
+    /// How much longer, in seconds.
+    pub extra_sec: u32,
+    /// The tick expected at the new end.
+    pub valid_to: AlmanacTick,
+    /// The new end, Unix milliseconds.
+    pub valid_to_ms: u64,
+}
 
 /// A grant to this bridge as the certified log has it now.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,6 +48,17 @@ pub struct GrantSight {
     pub logged_to: AlmanacTick,
     /// When the market gives up waiting for the final log, Unix milliseconds.
     pub gives_up_ms: u64,
+    /// The extension that waits for an answer.
+    pub extension: Option<Extension>,
+}
+
+/// What a statement of the inventory follows on.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Books {
+    /// Index of the newest entry seen.
+    pub as_of: u64,
+    /// The last statement.
+    pub last: Option<InventoryEntry>,
 }
 
 /// What the certified log says this bridge has done, as far as the fold remembers.
@@ -82,6 +106,8 @@ pub trait Market: Send + Sync + 'static {
     fn attestation(&self, provider: ProviderId) -> Option<Attestation>;
     /// What this provider has earned.
     fn earnings(&self, provider: ProviderId) -> Earnings;
+    /// How far the log is seen, and this provider's last inventory in it.
+    fn books(&self, provider: ProviderId) -> Books;
     /// Waits until more than `seen` entries are folded, at most `deadline`; answers how many are.
     async fn changed(&self, seen: u64, deadline: Duration) -> u64;
     /// Writes a command; the same id may be used again for the same intent.
@@ -97,6 +123,7 @@ pub trait Market: Send + Sync + 'static {
 pub struct MarketFold {
     view: MarketView,
     last: At,
+    newest: u64,
     entries: u64,
 }
 
@@ -105,7 +132,7 @@ impl MarketFold {
     #[must_use]
     pub const fn new(organism: UniqueId, params: ComputeParams) -> Self {
         let view = MarketView::new(organism, params);
-        Self { view, last: At { tick: 0, time_ms: 0 }, entries: 0 }
+        Self { view, last: At { tick: 0, time_ms: 0 }, newest: 0, entries: 0 }
     }
 
     /// The view.
@@ -130,7 +157,18 @@ impl MarketFold {
             log_count: record.log_count,
             logged_to: record.logged_to,
             gives_up_ms: self.view.state().grant_end_ms(record),
+            extension: record.extras.waiting.map(|waiting| {
+                let longer = record.grant.extended(waiting.extra_sec, self.view.state().params());
+                let (valid_to, valid_to_ms) = (longer.valid_to, longer.valid_to_ms);
+                Extension { number: waiting.number, extra_sec: waiting.extra_sec, valid_to, valid_to_ms }
+            }),
         }
+    }
+
+    /// How far the log is folded, and a provider's last inventory in it.
+    #[must_use]
+    pub fn books(&self, provider: ProviderId) -> Books {
+        Books { as_of: self.newest, last: self.view.inventory(&provider).cloned() }
     }
 
     /// What the log says a provider has earned.
@@ -156,6 +194,7 @@ impl Fold for MarketFold {
     fn fold(&mut self, entry: &Entry) -> Result<(), FoldFault> {
         self.view.apply(entry)?;
         self.entries += 1;
+        self.newest = entry.index;
         self.last = At { tick: entry.tick.unwrap_or(self.last.tick), time_ms: entry.time_ms };
         Ok(())
     }
@@ -265,6 +304,10 @@ impl Market for LiveMarket {
 
     fn earnings(&self, provider: ProviderId) -> Earnings {
         self.follower.read(|fold| fold.earnings(provider))
+    }
+
+    fn books(&self, provider: ProviderId) -> Books {
+        self.follower.read(|fold| fold.books(provider))
     }
 
     async fn changed(&self, seen: u64, deadline: Duration) -> u64 {

@@ -297,6 +297,7 @@ fn tuning(config: &BridgeConfig) -> Tuning {
         image_timeout: seconds(&provider.image_timeout_sec),
         reply_timeout: Duration::from_secs(300),
         orphan_grace: seconds(&provider.orphan_grace_sec),
+        inventory_interval: seconds(&provider.inventory_interval_sec),
         default_disk_mib: *provider.default_disk_mib.get_ref(),
         max_disk_mib: *provider.max_disk_mib.get_ref(),
         drain: provider.on_shutdown == OnShutdown::Drain,

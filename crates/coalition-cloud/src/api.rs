@@ -48,6 +48,12 @@ pub trait Cloud: Send + Sync + 'static {
     /// Whether the host could be made, as far as the cloud tells without making it; answers how that was found out.
     async fn may_create(&self, new: &NewHost<'_>) -> Result<String, CloudError>;
 
+    /// Why the cloud itself ends a host at the time it was made with, whatever happens; nothing where only the host's own timer does,
+    /// which can be moved.
+    fn fixed_end(&self) -> Option<&'static str> {
+        None
+    }
+
     /// Every host with these marks, or the one of this instance. May list what is over, and what has just been made late.
     async fn hosts(&self, owner: Owner<'_>, instance: Option<&str>) -> Result<Vec<Host>, CloudError>;
 

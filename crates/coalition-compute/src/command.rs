@@ -6,7 +6,7 @@ use crate::codec::{self, DecodeError, MAX_ATTEST_COMMAND_BYTES, MAX_COMMAND_BYTE
 use crate::sign::{
     AskChallenge, Attest, Deregister, EndGrant, PostCard, RefuseGrant, ServeGrant, Signed, WithdrawRequest,
 };
-use crate::types::{ComputeLog, ComputeRequest};
+use crate::types::{AnswerExtension, ComputeLog, ComputeRequest, ExtendGrant, ReportUsage, StateInventory};
 
 /// A command, signed by the principal it speaks for. Encoded as `0x01` and postcard; the order of variants is the wire
 /// format.
@@ -34,6 +34,14 @@ pub enum Command {
     AskChallenge(Signed<AskChallenge>),
     /// Provider: show the quote that answers the challenge.
     Attest(Signed<Attest>),
+    /// Requester: make the grant longer.
+    ExtendGrant(Signed<ExtendGrant>),
+    /// Provider: whether the grant is longer now.
+    AnswerExtension(Signed<AnswerExtension>),
+    /// Provider: what it holds.
+    StateInventory(Signed<StateInventory>),
+    /// Requester: what its machine's own counters say.
+    ReportUsage(Signed<ReportUsage>),
 }
 
 /// Number of [`Command::Attest`] in the encoding, behind the version byte: the one command that may be long.

@@ -6,7 +6,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::codec::{self, DecodeError, MAX_ATTESTATION_BODY_BYTES, MAX_BODY_BYTES};
 use crate::sign::{AskChallenge, Attest, Deregister, EndGrant, PostCard, ServeGrant, Signed};
-use crate::types::{Attestation, ClearingRecord, ComputeGrant, ComputeLog, ComputeRequest, GrantEnd, RequestEnd};
+use crate::types::{
+    AnswerExtension, Attestation, ClearingRecord, ComputeGrant, ComputeLog, ComputeRequest, ExtendGrant, GrantEnd,
+    ReportUsage, RequestEnd, StateInventory,
+};
 
 /// Kind of a posted card.
 pub const CARD_KIND: &str = "compute.card";
@@ -32,6 +35,14 @@ pub const LOG_KIND: &str = "compute.log";
 pub const CHALLENGE_KIND: &str = "compute.challenge";
 /// Kind of a provider's verified attestation.
 pub const ATTESTATION_KIND: &str = "compute.attestation";
+/// Kind of a requester's wish to have its grant longer.
+pub const EXTENSION_ASKED_KIND: &str = "compute.extension_asked";
+/// Kind of its provider's answer; an accepted extension takes effect with it.
+pub const EXTENSION_ANSWERED_KIND: &str = "compute.extension_answered";
+/// Kind of a provider's inventory.
+pub const INVENTORY_KIND: &str = "compute.inventory";
+/// Kind of a requester's report of what its machine used.
+pub const USAGE_REPORT_KIND: &str = "compute.usage_report";
 
 /// Why a card left the market.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -92,6 +103,17 @@ pub struct AttestationBody {
     pub found: Attestation,
 }
 
+/// Body of [`INVENTORY_KIND`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InventoryBody {
+    /// What the provider says.
+    pub stated: Signed<StateInventory>,
+    /// Live grants of the provider in the log.
+    pub open: u32,
+    /// Whether the statement is about exactly these.
+    pub agrees: bool,
+}
+
 /// One decoded entry of a Compute log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum MarketEntry {
@@ -119,6 +141,14 @@ pub enum MarketEntry {
     Challenge(Box<Signed<AskChallenge>>),
     /// A provider's attestation was verified.
     Attestation(Box<AttestationBody>),
+    /// A requester wants its grant longer.
+    ExtensionAsked(Box<Signed<ExtendGrant>>),
+    /// A provider answered that.
+    ExtensionAnswered(Box<Signed<AnswerExtension>>),
+    /// A provider stated its inventory.
+    Inventory(Box<InventoryBody>),
+    /// A requester reported usage.
+    UsageReport(Box<Signed<ReportUsage>>),
 }
 
 impl MarketEntry {
@@ -141,6 +171,10 @@ impl MarketEntry {
             LOG_KIND => Self::Log(codec::decode(body, MAX_BODY_BYTES)?),
             CHALLENGE_KIND => Self::Challenge(codec::decode(body, MAX_BODY_BYTES)?),
             ATTESTATION_KIND => Self::Attestation(codec::decode(body, MAX_ATTESTATION_BODY_BYTES)?),
+            EXTENSION_ASKED_KIND => Self::ExtensionAsked(codec::decode(body, MAX_BODY_BYTES)?),
+            EXTENSION_ANSWERED_KIND => Self::ExtensionAnswered(codec::decode(body, MAX_BODY_BYTES)?),
+            INVENTORY_KIND => Self::Inventory(codec::decode(body, MAX_BODY_BYTES)?),
+            USAGE_REPORT_KIND => Self::UsageReport(codec::decode(body, MAX_BODY_BYTES)?),
             _ => return Ok(None),
         }))
     }
@@ -161,6 +195,10 @@ impl MarketEntry {
             Self::Log(_) => LOG_KIND,
             Self::Challenge(_) => CHALLENGE_KIND,
             Self::Attestation(_) => ATTESTATION_KIND,
+            Self::ExtensionAsked(_) => EXTENSION_ASKED_KIND,
+            Self::ExtensionAnswered(_) => EXTENSION_ANSWERED_KIND,
+            Self::Inventory(_) => INVENTORY_KIND,
+            Self::UsageReport(_) => USAGE_REPORT_KIND,
         }
     }
 
@@ -180,6 +218,10 @@ impl MarketEntry {
             Self::Log(body) => codec::encode(body),
             Self::Challenge(body) => codec::encode(body),
             Self::Attestation(body) => codec::encode(body),
+            Self::ExtensionAsked(body) => codec::encode(body),
+            Self::ExtensionAnswered(body) => codec::encode(body),
+            Self::Inventory(body) => codec::encode(body),
+            Self::UsageReport(body) => codec::encode(body),
         }
     }
 

@@ -36,14 +36,19 @@ pub use sign::{
     AskChallenge, Attest, Deregister, EndGrant, PostCard, RefuseGrant, ServeGrant, SignatureBytes, Signed, Statement,
     WithdrawRequest,
 };
-pub use state::{At, FoldError, GrantRecord, GrantStage, MarketState, RequestRecord, RequestStage, Retention};
+pub use state::{
+    At, FoldError, GrantExtras, GrantRecord, GrantStage, InventoryEntry, MarketState, RequestRecord, RequestStage,
+    Retention, WaitingExtension,
+};
 pub use surface::{CardView, FreeOffer, MarketView, RequestStatus};
+pub use types::{
+    AnswerExtension, BondCount, Capabilities, ClearingRecord, Compared, ComputeGrant, ComputeLog, ComputeRequest,
+    CounterSource, DeclaredRates, DeclineReason, EndpointHint, Expiry, ExtendGrant, ExtensionAnswer, FilterKind,
+    GrantEnd, Invalid, LogEnd, MIN_CPU_MILLICORES, MIN_RAM_MIB, Offer, OfferName, ProviderCard, RefusalReason, Region,
+    RemovedBy, ReportUsage, RequestEnd, StateInventory, UsageMetrics, anonymous_requester, open_grants_digest,
+    request_id,
+};
 pub use types::{
     Attestation, Challenge, EvidenceShape, MAX_EVIDENCE_BYTES, RootKind, expect_provider, expect_workload,
     provider_report_data, workload_report_data,
-};
-pub use types::{
-    BondCount, Capabilities, ClearingRecord, ComputeGrant, ComputeLog, ComputeRequest, DeclaredRates, EndpointHint,
-    Expiry, FilterKind, GrantEnd, Invalid, LogEnd, MIN_CPU_MILLICORES, MIN_RAM_MIB, Offer, OfferName, ProviderCard,
-    RefusalReason, Region, RemovedBy, RequestEnd, UsageMetrics, anonymous_requester, request_id,
 };

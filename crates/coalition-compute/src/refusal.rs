@@ -71,13 +71,33 @@ pub enum RefusalCode {
     AttestationRefused,
     /// There is no challenge to answer.
     ChallengeUnknown,
+    /// The provider has not said that it serves the grant.
+    NotServing,
+    /// Another extension of the grant waits for its answer.
+    ExtensionWaiting,
+    /// The extension's number is not the next one.
+    ExtensionOutOfOrder,
+    /// No such extension waits.
+    ExtensionUnknown,
+    /// The end accepted is not the one asked for.
+    ExtensionMismatch,
+    /// The grant has been extended as often as it takes.
+    TooManyExtensions,
+    /// The grant has as many usage reports as it takes.
+    TooManyReports,
+    /// The report's number is not the next one.
+    ReportOutOfOrder,
+    /// The provider's open grants changed after what it had seen.
+    InventoryOvertaken,
+    /// The inventory's window does not follow the last one.
+    InventoryWindow,
     /// The log this member folded contradicts the rules; it must not decide anything.
     StateFault,
 }
 
 impl RefusalCode {
     /// All codes.
-    pub const ALL: [Self; 34] = [
+    pub const ALL: [Self; 44] = [
         Self::Malformed,
         Self::Invalid,
         Self::BadSignature,
@@ -111,6 +131,16 @@ impl RefusalCode {
         Self::AttestationStale,
         Self::AttestationRefused,
         Self::ChallengeUnknown,
+        Self::NotServing,
+        Self::ExtensionWaiting,
+        Self::ExtensionOutOfOrder,
+        Self::ExtensionUnknown,
+        Self::ExtensionMismatch,
+        Self::TooManyExtensions,
+        Self::TooManyReports,
+        Self::ReportOutOfOrder,
+        Self::InventoryOvertaken,
+        Self::InventoryWindow,
         Self::StateFault,
     ];
 
@@ -151,6 +181,16 @@ impl RefusalCode {
             Self::AttestationStale => "attestation_stale",
             Self::AttestationRefused => "attestation_refused",
             Self::ChallengeUnknown => "challenge_unknown",
+            Self::NotServing => "not_serving",
+            Self::ExtensionWaiting => "extension_waiting",
+            Self::ExtensionOutOfOrder => "extension_out_of_order",
+            Self::ExtensionUnknown => "extension_unknown",
+            Self::ExtensionMismatch => "extension_mismatch",
+            Self::TooManyExtensions => "too_many_extensions",
+            Self::TooManyReports => "too_many_reports",
+            Self::ReportOutOfOrder => "report_out_of_order",
+            Self::InventoryOvertaken => "inventory_overtaken",
+            Self::InventoryWindow => "inventory_window",
             Self::StateFault => "state_fault",
         }
     }

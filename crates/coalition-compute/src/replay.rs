@@ -254,6 +254,10 @@ fn command_of(entry: &MarketEntry) -> Option<Command> {
         MarketEntry::Log(body) => Command::AppendLog(body.log.clone()),
         MarketEntry::Challenge(signed) => Command::AskChallenge((**signed).clone()),
         MarketEntry::Attestation(body) => Command::Attest(body.shown.clone()),
+        MarketEntry::ExtensionAsked(signed) => Command::ExtendGrant((**signed).clone()),
+        MarketEntry::ExtensionAnswered(signed) => Command::AnswerExtension((**signed).clone()),
+        MarketEntry::Inventory(body) => Command::StateInventory(body.stated.clone()),
+        MarketEntry::UsageReport(signed) => Command::ReportUsage((**signed).clone()),
         MarketEntry::Clearing(_) | MarketEntry::Grant(_) => return None,
     })
 }

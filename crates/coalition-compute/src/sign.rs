@@ -3,7 +3,7 @@
 //! The signed bytes are `"coalition.compute/statement/1" ‖ 0x00 ‖ organism id (32) ‖ u8 length ‖ label ‖ postcard of the
 //! statement`. The organism id keeps a statement from being played at another market, the label from being read as
 //! another kind of statement. Replay at the same market is stopped by the statements themselves: cards carry a growing
-//! sequence, logs a number, and everything else happens at most once in the life of a request.
+//! sequence, logs, extensions and reports a number, inventories a place in the log, and everything else happens at most once in the life of a request.
 
 pub use coalition::codec::SignatureBytes;
 use coalition::{AlmanacTick, ProviderId, RequestId, UniqueId};
@@ -11,7 +11,10 @@ use ed25519_dalek::{Signature, Signer, SigningKey, VerifyingKey};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::codec;
-use crate::types::{ComputeLog, ComputeRequest, Invalid, MAX_EVIDENCE_BYTES, ProviderCard, RefusalReason};
+use crate::types::{
+    AnswerExtension, ComputeLog, ComputeRequest, ExtendGrant, Invalid, MAX_EVIDENCE_BYTES, ProviderCard, RefusalReason,
+    ReportUsage, StateInventory,
+};
 
 const DOMAIN: &[u8] = b"coalition.compute/statement/1\0";
 
@@ -204,4 +207,23 @@ impl Statement for EndGrant {
 
 impl Statement for ComputeLog {
     const LABEL: &'static str = "log";
+}
+
+impl Statement for ExtendGrant {
+    const LABEL: &'static str = "extend-grant";
+    fn check(&self) -> Result<(), Invalid> {
+        Invalid::check_range("extra_sec", u64::from(self.extra_sec), 1, u64::from(u32::MAX))
+    }
+}
+
+impl Statement for AnswerExtension {
+    const LABEL: &'static str = "answer-extension";
+}
+
+impl Statement for StateInventory {
+    const LABEL: &'static str = "inventory";
+}
+
+impl Statement for ReportUsage {
+    const LABEL: &'static str = "report-usage";
 }

@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 use crate::config::ComputeParams;
 use crate::entries::MarketEntry;
 use crate::state::{
-    At, CardRecord, ClearingEntry, FoldError, GrantRecord, LogEntry, MarketState, RequestRecord, RequestStage,
-    Retention,
+    At, CardRecord, ClearingEntry, FoldError, GrantRecord, InventoryEntry, LogEntry, MarketState, RequestRecord,
+    RequestStage, Retention,
 };
 use crate::types::{Attestation, BondCount, Offer, ProviderCard, RequestEnd};
 
@@ -139,7 +139,7 @@ impl MarketView {
 
     /// Live grants of one provider: what its bridge must be serving.
     pub fn live_grants_of(&self, provider: ProviderId) -> impl Iterator<Item = &GrantRecord> {
-        self.state.live_grants().filter(move |record| record.grant.provider == provider)
+        self.state.live_grants_of(provider)
     }
 
     /// Logs of one grant, oldest first, as many as the view keeps.
@@ -158,6 +158,12 @@ impl MarketView {
     pub fn bond_count(&self, provider: ProviderId) -> BondCount {
         let count = self.state.providers().get(&provider).map_or(0, |record| record.live);
         BondCount { provider, count }
+    }
+
+    /// A provider's last inventory and whether the log agreed with it.
+    #[must_use]
+    pub fn inventory(&self, provider: &ProviderId) -> Option<&InventoryEntry> {
+        self.state.inventory(provider)
     }
 
     /// Where a request stands.

@@ -73,6 +73,12 @@ impl Cloud for ComputeEngine {
         Ok(sizes)
     }
 
+    fn fixed_end(&self) -> Option<&'static str> {
+        Some(
+            "Compute Engine deletes it when its maximum run duration is over, which only a stopped machine can have changed",
+        )
+    }
+
     async fn create(&self, new: &NewHost<'_>) -> Result<Host, CloudError> {
         Ok(self.make(new).await?)
     }

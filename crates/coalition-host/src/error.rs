@@ -104,6 +104,18 @@ pub enum RunnerError {
         /// The directory.
         dir: PathBuf,
     },
+    /// The grant is over; there is no end to move.
+    #[error("the grant in {dir} is over")]
+    Over {
+        /// The directory.
+        dir: PathBuf,
+    },
+    /// The supervisor did not take the new end.
+    #[error("the supervisor did not take the new end within {waited_ms} ms")]
+    NotMoved {
+        /// How long was waited.
+        waited_ms: u64,
+    },
     /// Processes survived being killed.
     #[error("{count} processes of the grant are still there {waited_ms} ms after being killed")]
     WillNotDie {
@@ -165,6 +177,8 @@ impl RunnerError {
             Self::Listen { .. } => "cannot_listen",
             Self::Occupied { .. } => "occupied",
             Self::NoGrant { .. } => "no_grant",
+            Self::Over { .. } => "over",
+            Self::NotMoved { .. } => "not_moved",
             Self::WillNotDie { .. } => "will_not_die",
             Self::SupervisorDied { .. } => "supervisor_died",
             Self::Supervisor(failure) => &failure.code,
@@ -199,6 +213,7 @@ impl RunnerError {
             }
             Self::Listen { .. } => "give port 0 to take any free port, or an address this host has",
             Self::Occupied { .. } => "use another directory, or `runner stop` and `runner clean` this one first",
+            Self::NotMoved { .. } => "grants started by a version that cannot move their end keep it",
             Self::WillNotDie { .. } => {
                 "look for processes in uninterruptible sleep (ps, state D); run `runner clean` again"
             }
@@ -241,10 +256,12 @@ pub fn exit_code_of(code: &str) -> u8 {
         "will_not_die" => 22,
         "supervisor_died" => 23,
         "disk_full" => 24,
+        "over" => 25,
+        "not_moved" => 26,
         _ => 1,
     }
 }
 
 /// How the runner is called.
 pub const USAGE: &str = "runner probe [--dir DIR] | start --dir DIR | status --dir DIR | stop --dir DIR [--reason TEXT] | \
-                         clean --dir DIR | list --root ROOT";
+                         clean --dir DIR | extend --dir DIR --until UNIX_MS | list --root ROOT";

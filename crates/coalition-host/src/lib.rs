@@ -4,9 +4,11 @@
 //!   a host it reaches over SSH. What is isolated, and how strongly, is in `docs/ISOLATION.md`.
 //! * [`sshd`]: an SSH and SFTP server that needs no root and no setup, so that this machine can be such a host.
 //! * [`image`]: an example image, and a look at an image before it is sent anywhere.
+//! * [`counters`]: what a machine's own counters say from inside.
 //! * [`types`]: what provider and runner say to each other.
 //! * [`keys`]: SSH keys as texts.
 
+pub mod counters;
 pub mod error;
 pub mod image;
 mod isolate;

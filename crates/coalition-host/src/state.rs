@@ -167,6 +167,16 @@ impl GrantDir {
         self.read("stop.json").ok().flatten()
     }
 
+    /// Leaves word when the grant is to end instead, Unix milliseconds.
+    pub fn write_until(&self, unix_ms: u64) -> Result<()> {
+        self.replace("until.json", &unix_ms, true)
+    }
+
+    /// That word; none when nobody moved the end.
+    pub fn read_until(&self) -> Option<u64> {
+        self.read("until.json").ok().flatten()
+    }
+
     /// The end of the supervisor's log, for an error message.
     pub fn log_tail(&self) -> String {
         let text = fs::read(self.log()).unwrap_or_default();

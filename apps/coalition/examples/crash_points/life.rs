@@ -140,6 +140,7 @@ fn used(world: &mut World, id: &str, struck: &mut impl FnMut(&Trigger)) -> Resul
     if !made || mark.len() != 36 {
         return Err(format!("the machine of {id} cannot be logged in to: {mark:?}"));
     }
+    extended(world, id, struck)?;
     let until = Instant::now() + USE;
     while Instant::now() < until {
         if world.keep_up() {
@@ -150,6 +151,20 @@ fn used(world: &mut World, id: &str, struck: &mut impl FnMut(&Trigger)) -> Resul
     match inside(world, "cat /tmp/mark") {
         (true, again) if again == mark => Ok(()),
         other => Err(format!("the healthy machine of {id} was ended or exchanged: {other:?}, marked {mark}")),
+    }
+}
+
+/// Has the grant made longer, and checks that the log says what its requester was told. A host without systemd has no timer that could be
+/// moved; the answer is no then, for a reason, and the grant stays as it was.
+fn extended(world: &mut World, id: &str, struck: &mut impl FnMut(&Trigger)) -> Result<(), String> {
+    let before = world.ask(&["--json", "log", id]).1["granted"]["valid_to_ms"].as_u64();
+    let (longer, said) = world.run(&["--json", "extend", id, "--for", "5m", "--wait", "100s"], struck);
+    let (_, log) = world.ask(&["--json", "log", id]);
+    let added = log["granted"]["valid_to_ms"].as_u64().zip(before).map(|(after, before)| after - before);
+    let declined = log["granted"]["extensions"][0]["answer"]["declined"].as_str().map(str::to_owned);
+    match (longer, added, declined.as_deref()) {
+        (true, Some(300_000), None) | (false, Some(0), Some("cannot_extend")) => Ok(()),
+        other => Err(format!("the extension of {id} went wrong: {other:?}, told {said:?}")),
     }
 }
 

@@ -10,6 +10,7 @@ use crate::{
     error::{CliError, Context, Kind, Result},
     grants::{self, Grant, Stage},
     home::Home,
+    measure,
     output::Output,
     request::write,
     session::Session,
@@ -26,6 +27,15 @@ pub async fn run(home: &Home, args: &EndArgs, output: &Output) -> Result<()> {
     let session = Session::open(home).await?;
     let market = session.market().await?;
     let id = grant.file.grant;
+    if !args.no_measure {
+        match measure::report(&session, &market, &grant).await {
+            Ok(report) => {
+                let said = log::report_words(&report);
+                steps.done("measured", &said, json!({ "grant": id, "report": report }));
+            }
+            Err(error) => output.note(format!("not measured: {error}")),
+        }
+    }
     match ask(&session, &market, &grant).await? {
         Asked::Withdrawn => {
             grant.update(|file| file.stage = Stage::Withdrawn)?;

@@ -1,6 +1,6 @@
 //! `coalition market`: who sells what, from the verified log.
 
-use coalition_compute::{At, CardView, FreeOffer};
+use coalition_compute::{At, CardView, FreeOffer, InventoryEntry};
 use serde_json::{Value, json};
 
 use crate::{
@@ -24,15 +24,17 @@ pub async fn run(home: &Home, args: &MarketArgs, output: &Output) -> Result<()> 
     let now = session.now().await?;
     let cards: Vec<CardView> = market.read(|view| view.cards(now).collect());
     let open = market.read(|view| view.state().open_count());
+    let stated: Vec<Option<InventoryEntry>> =
+        market.read(|view| cards.iter().map(|card| view.inventory(&card.card.provider_id).cloned()).collect());
     if let Some((retirement, in_effect)) = market.retirement() {
         let state = if in_effect { "has retired" } else { "is about to retire" };
         output.warn(format!("this market {state}: {retirement}"));
     }
     drop(market);
     session.close().await;
-    let offers = select(&cards, args);
+    let offers = select(&cards, &stated, args);
     let value = answer(&offers, now, open);
-    output.answer(&value, |output| shown(&offers, open, output));
+    output.answer(&value, |output| shown(&offers, now, open, output));
     Ok(())
 }
 
@@ -41,16 +43,19 @@ struct Row<'a> {
     card: &'a CardView,
     free: &'a FreeOffer,
     rate: Option<coalition::RateQ64>,
+    inventory: Option<&'a InventoryEntry>,
 }
 
-fn select<'a>(cards: &'a [CardView], args: &MarketArgs) -> Vec<Row<'a>> {
-    let all = cards.iter().flat_map(|card| card.free.iter().map(move |free| (card, free)));
-    let wanted = all
-        .filter(|(_, free)| args.region.as_ref().is_none_or(|region| free.offer.capabilities.regions.contains(region)));
+fn select<'a>(cards: &'a [CardView], stated: &'a [Option<InventoryEntry>], args: &MarketArgs) -> Vec<Row<'a>> {
+    let known = cards.iter().zip(stated);
+    let all = known.flat_map(|(card, last)| card.free.iter().map(move |free| (card, free, last.as_ref())));
+    let wanted = all.filter(|(_, free, _)| {
+        args.region.as_ref().is_none_or(|region| free.offer.capabilities.regions.contains(region))
+    });
     let mut rows: Vec<Row<'a>> = wanted
-        .map(|(card, free)| {
+        .map(|(card, free, inventory)| {
             let rate = free.offer.declared_rates.effective_core_hour(args.cpu.0, args.ram.0);
-            Row { card, free, rate }
+            Row { card, free, rate, inventory }
         })
         .collect();
     rows.sort_by_key(|row| (row.card.stale, row.rate, row.card.card.provider_id));
@@ -78,18 +83,19 @@ fn answer(rows: &[Row<'_>], now: At, open: usize) -> Value {
                 "age_ms": row.card.age_ms,
                 "stale": row.card.stale,
                 "live_grants": row.card.bonds.count,
+                "inventory": row.inventory,
             })
         })
         .collect();
     json!({ "offers": offers, "open_requests": open, "tick": now.tick, "time_ms": now.time_ms })
 }
 
-fn shown(rows: &[Row<'_>], open: usize, output: &Output) -> String {
+fn shown(rows: &[Row<'_>], now: At, open: usize, output: &Output) -> String {
     if rows.is_empty() {
         return "no provider sells anything here\n".into();
     }
-    let cells: Vec<Vec<String>> = rows.iter().map(cells).collect();
-    let headings = ["PROVIDER", "OFFER", "REGIONS", "SIZE", "FREE", "RATE", "POSTURE", "AGE"];
+    let cells: Vec<Vec<String>> = rows.iter().map(|row| cells(row, now)).collect();
+    let headings = ["PROVIDER", "OFFER", "REGIONS", "SIZE", "FREE", "RATE", "POSTURE", "AGE", "INVENTORY"];
     let text = table(&headings, &cells);
     let mut lines = text.lines();
     let heading = output.paint(Paint::Bold, lines.next().unwrap_or_default());
@@ -99,7 +105,7 @@ fn shown(rows: &[Row<'_>], open: usize, output: &Output) -> String {
     format!("{heading}\n{}\n{waiting}", body.join("\n"))
 }
 
-fn cells(row: &Row<'_>) -> Vec<String> {
+fn cells(row: &Row<'_>, now: At) -> Vec<String> {
     let capabilities = &row.free.offer.capabilities;
     let regions: Vec<&str> = capabilities.regions.iter().map(coalition_compute::Region::as_str).collect();
     let size = |cpu: u64, ram: u64| format!("{} cpu, {}", values::cores(cpu), values::mib(ram));
@@ -113,7 +119,20 @@ fn cells(row: &Row<'_>) -> Vec<String> {
         row.rate.map_or_else(|| "-".into(), dollars),
         posture(row),
         if row.card.stale { format!("{age} (stale)") } else { age },
+        row.inventory.map_or_else(|| "-".into(), |last| inventory(last, now)),
     ]
+}
+
+/// The last statement in a few words; what is not clean is said.
+fn inventory(last: &InventoryEntry, now: At) -> String {
+    let age = values::duration(std::time::Duration::from_millis(now.time_ms.saturating_sub(last.time_ms)));
+    let mut said = format!("{} {age} ago", if last.agrees { "agrees" } else { "DIFFERS" });
+    for (count, what) in [(last.stated.orphaned, "orphaned"), (last.stated.blind, "blind")] {
+        if count > 0 {
+            said += &format!(", {count} {what}");
+        }
+    }
+    said
 }
 
 /// What vouches for the machines of an offer: what the committee verified of its provider, where it sells machines inside TDX.

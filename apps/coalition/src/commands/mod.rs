@@ -5,6 +5,7 @@ pub mod attest;
 pub mod completions;
 pub mod demo;
 pub mod end;
+pub mod extend;
 pub mod grants;
 pub mod id;
 pub mod image;
@@ -41,6 +42,7 @@ pub fn dispatch(cli: &Cli, output: &Output) -> Result<()> {
         Command::Request(args) => asynchronously(Box::pin(request::run(&home()?, args, output))),
         Command::Ssh(args) => ssh::run(&home()?, args, output),
         Command::Log(args) => asynchronously(Box::pin(log::run(&home()?, args, output))),
+        Command::Extend(args) => asynchronously(Box::pin(extend::run(&home()?, args, output))),
         Command::End(args) => asynchronously(Box::pin(end::run(&home()?, args, output))),
         Command::Grants(_) => grants::run(&home()?, output),
         Command::Verify(args) => asynchronously(Box::pin(verify::run(&home()?, args, output))),

@@ -57,12 +57,13 @@ async fn look(home: &Home) -> Result<Value> {
     let now = session.now().await?;
     let age_ms = now_ms().saturating_sub(now.time_ms);
     let market = session.market().await?;
-    let (providers, open, live, posture) = market.read(|view| {
+    let (providers, open, live, waiting, posture) = market.read(|view| {
         let state = view.state();
         (
             state.providers().values().filter(|known| known.card.is_some()).count(),
             state.open_count(),
             state.live_grants().count(),
+            state.live_grants().filter(|record| record.extras.waiting.is_some()).count(),
             attestation::market_posture(state.params()),
         )
     });
@@ -79,7 +80,7 @@ async fn look(home: &Home) -> Result<Value> {
             .hint("too few members are up, or this machine's clock is ahead"));
     }
     Ok(
-        json!({ "tick": now.tick, "clock_age_ms": age_ms, "market_entries": size, "providers": providers, "open_requests": open, "live_grants": live, "posture": posture, "retirement": retirement }),
+        json!({ "tick": now.tick, "clock_age_ms": age_ms, "market_entries": size, "providers": providers, "open_requests": open, "live_grants": live, "waiting_extensions": waiting, "posture": posture, "retirement": retirement }),
     )
 }
 
@@ -109,13 +110,14 @@ fn shown(
         let number = |key: &str| network[key].as_u64().unwrap_or(0);
         text += &output.paint(Paint::Good, "the committee answers");
         text += &format!(
-            ": tick {}, {} ago; {} market entries, {} providers, {} requests waiting, {} grants live\n",
+            ": tick {}, {} ago; {} market entries, {} providers, {} requests waiting, {} grants live, {} extensions waiting\n",
             number("tick"),
             values::duration(Duration::from_millis(number("clock_age_ms"))),
             number("market_entries"),
             number("providers"),
             number("open_requests"),
             number("live_grants"),
+            number("waiting_extensions"),
         );
         let posture = network["posture"].as_str().unwrap_or(NOT_ATTESTED);
         text += &labelled(&format!("providers: {posture}\n"), |paint, text| output.paint(paint, text));

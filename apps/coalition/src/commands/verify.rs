@@ -184,6 +184,10 @@ fn decode(entry: &Entry) -> Value {
             MarketEntry::Log(body) => serde_json::to_value(body),
             MarketEntry::Challenge(body) => serde_json::to_value(body),
             MarketEntry::Attestation(body) => serde_json::to_value(body),
+            MarketEntry::ExtensionAsked(body) => serde_json::to_value(body),
+            MarketEntry::ExtensionAnswered(body) => serde_json::to_value(body),
+            MarketEntry::Inventory(body) => serde_json::to_value(body),
+            MarketEntry::UsageReport(body) => serde_json::to_value(body),
         };
         return value.unwrap_or_else(|_| opaque());
     }

@@ -35,6 +35,7 @@ image_timeout_sec = 600         # one transfer of an image
 start_timeout_sec = 60          # from start to SSH answering
 watch_interval_sec = 2          # between two looks at a running workload
 orphan_grace_sec = 30           # an instance no live grant explains is destroyed after this
+inventory_interval_sec = 600    # "inventory = open grants" is signed and committed this often
 order = "declared"              # after the reserved offer: "declared", "cheapest", "least_loaded", "fastest"
 on_shutdown = "keep"            # "keep": grants run on and are taken up again; "drain": they are stopped and logged
 

@@ -139,6 +139,8 @@ pub struct ProviderConfig {
     pub watch_interval_sec: Spanned<u64>,
     /// Seconds an instance that no live grant explains is left alone before it is destroyed.
     pub orphan_grace_sec: Spanned<u64>,
+    /// Seconds between two signed statements of the inventory, 10 to 86,400.
+    pub inventory_interval_sec: Spanned<u64>,
     /// What becomes of running grants when the bridge stops.
     pub on_shutdown: OnShutdown,
     /// In which order backends are tried after the one the market reserved.
@@ -265,6 +267,7 @@ impl Default for ProviderConfig {
             start_timeout_sec: at_nowhere(60),
             watch_interval_sec: at_nowhere(2),
             orphan_grace_sec: at_nowhere(30),
+            inventory_interval_sec: at_nowhere(600),
             on_shutdown: OnShutdown::Keep,
             order: OrderPolicy::Declared,
             rates: RatesConfig::default(),

@@ -72,6 +72,7 @@ impl BridgeConfig {
         self.range(&p.start_timeout_sec, 1, 3_600)?;
         self.range(&p.watch_interval_sec, 1, 60)?;
         self.range(&p.orphan_grace_sec, 0, 86_400)?;
+        self.range(&p.inventory_interval_sec, 10, 86_400)?;
         self.range(&p.max_image_mib, 1, MIB_LIMIT)?;
         self.range(&p.image_cache_mib, 1, 16 << 20)?;
         self.range(&p.max_concurrent_grants, 1, 1_024)?;

@@ -119,6 +119,18 @@ impl JournalFile {
         Ok((this, records))
     }
 
+    /// Every whole record of the file as it is now; none when there is no file. Changes nothing.
+    ///
+    /// # Errors
+    /// [`JournalError`].
+    pub fn read(path: &Path) -> Result<Vec<Record>, JournalError> {
+        match fs::read(path) {
+            Ok(bytes) => parse(path, &bytes).map(|(records, _, _)| records),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+            Err(source) => Err(JournalError::Io { path: path.into(), what: "reading", source }),
+        }
+    }
+
     /// Number of the next record.
     #[must_use]
     pub const fn next_record(&self) -> usize {

@@ -16,7 +16,7 @@ use coalition::RequestId;
 use serde::{Deserialize, Serialize};
 
 pub use file::{JournalError, JournalFile};
-pub use state::{AttemptRecord, Event, GrantState, Illegal, Next, Outcome, Stage};
+pub use state::{AttemptRecord, Event, ExtensionStep, GrantState, Illegal, Next, Outcome, Stage};
 
 /// One record: what happened to which grant, and when.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -132,6 +132,19 @@ impl Journal {
     pub fn for_each(&self, mut look: impl FnMut(&RequestId, &GrantState)) {
         self.with(|inner| inner.states.iter().for_each(|(id, state)| look(id, state)));
     }
+}
+
+/// What the journal in `dir` holds, without touching it: its bridge may be running. Nothing when there is none.
+///
+/// # Errors
+/// [`JournalError`] when it cannot be read, or is damaged anywhere but in a torn tail.
+pub fn read(dir: &Path) -> Result<BTreeMap<RequestId, GrantState>, JournalError> {
+    let records = JournalFile::read(&dir.join("grants.journal"))?;
+    let mut states = BTreeMap::new();
+    for (index, record) in records.iter().enumerate() {
+        fold(&mut states, record).map_err(|source| JournalError::Contradiction { record: index, source })?;
+    }
+    Ok(states)
 }
 
 fn fold(states: &mut BTreeMap<RequestId, GrantState>, record: &Record) -> Result<(), Illegal> {

@@ -1,15 +1,16 @@
 //! The pure machine of one grant: `Seen → Opening → Provisioning → Running → Replied → Stopping → LogPending → Closed`,
-//! with refusals on the way.
+//! with refusals on the way, and `Replied → Extending → Replied` as often as the requester has the grant made longer.
 //!
 //! Every event that precedes an action is written before it: finding [`Stage::Provisioning`] after a crash means that an
 //! instance of that name may or may not exist. [`GrantState::next`] is what the driver does next, after a crash as well as
 //! in the ordinary course: there is no second code path for recovery.
 
 use coalition::AlmanacTick;
-use coalition_compute::{ComputeGrant, LogEnd, OfferName, RefusalReason, UsageMetrics};
+use coalition_compute::{ComputeGrant, DeclineReason, LogEnd, OfferName, RefusalReason, UsageMetrics};
 use serde::{Deserialize, Serialize};
 
 use crate::backend::{FailureKind, InstanceName, ProvisionedInstance};
+use crate::market::Extension;
 
 /// Tries that a crash may interrupt before the grant is given up.
 const MAX_INTERRUPTIONS: usize = 3;
@@ -81,6 +82,16 @@ pub enum Event {
     Closed(Outcome),
     /// The whole state, written when the file is compacted.
     Snapshot(Box<GrantState>),
+    /// Intent: everything that ends the instance is about to be moved to the end this extension asks for.
+    Extending(Extension),
+    /// All of it is moved; the market is about to be told.
+    ExtensionMoved,
+    /// It is not made longer; what was moved is about to be moved back, and the market told why, if it is to be told.
+    ExtensionGivenUp(Option<DeclineReason>),
+    /// The market has the grant longer.
+    Extended,
+    /// The grant ends when it would have.
+    ExtensionOver,
 }
 
 /// How a grant ended for this bridge.
@@ -142,6 +153,26 @@ pub enum Stage {
     RefusalPending(RefusalReason),
     /// Over.
     Closed(Outcome),
+    /// It runs, and is being made longer.
+    Extending {
+        /// The instance.
+        instance: Box<ProvisionedInstance>,
+        /// What was asked.
+        extension: Extension,
+        /// How far that is.
+        step: ExtensionStep,
+    },
+}
+
+/// How far an extension is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ExtensionStep {
+    /// Ends are being moved; some may be.
+    Moving,
+    /// All are moved; the market may know it or not.
+    Moved,
+    /// They are being moved back, and the market is told why, if it is to be told.
+    Restoring(Option<DeclineReason>),
 }
 
 impl Stage {
@@ -158,16 +189,18 @@ impl Stage {
             Self::LogPending { .. } => "log_pending",
             Self::RefusalPending(_) => "refusal_pending",
             Self::Closed(_) => "closed",
+            Self::Extending { .. } => "extending",
         }
     }
 
     /// All names.
-    pub const NAMES: [&'static str; 9] = [
+    pub const NAMES: [&'static str; 10] = [
         "seen",
         "opening",
         "provisioning",
         "running",
         "replied",
+        "extending",
         "stopping",
         "log_pending",
         "refusal_pending",
@@ -191,6 +224,8 @@ pub enum Next {
     Reply,
     /// State that it is served, and watch it.
     Watch,
+    /// Take the extension one step further.
+    Extend,
     /// Stop the instance and confirm it is gone.
     Terminate,
     /// Write the final log.
@@ -243,6 +278,11 @@ impl Event {
             Self::Refusing(_) => "refusing",
             Self::Closed(_) => "closed",
             Self::Snapshot(_) => "a snapshot",
+            Self::Extending(_) => "extending",
+            Self::ExtensionMoved => "extension moved",
+            Self::ExtensionGivenUp(_) => "extension given up",
+            Self::Extended => "extended",
+            Self::ExtensionOver => "extension over",
         }
     }
 }
@@ -270,6 +310,7 @@ impl GrantState {
             }
             Stage::Running { .. } => Next::Reply,
             Stage::Replied { .. } => Next::Watch,
+            Stage::Extending { .. } => Next::Extend,
             Stage::Stopping { .. } => Next::Terminate,
             Stage::LogPending { .. } => Next::WriteLog,
             Stage::RefusalPending(_) => Next::WriteRefusal,
@@ -284,6 +325,10 @@ impl GrantState {
     pub fn apply(&self, event: &Event) -> Result<Self, Illegal> {
         let mut next = self.clone();
         next.stage = self.stage_after(event, &mut next.attempts)?;
+        if let (Stage::Extending { extension, .. }, Event::Extended) = (&self.stage, event) {
+            next.grant.duration_sec = next.grant.duration_sec.saturating_add(extension.extra_sec);
+            (next.grant.valid_to, next.grant.valid_to_ms) = (extension.valid_to, extension.valid_to_ms);
+        }
         Ok(next)
     }
 
@@ -310,9 +355,29 @@ impl GrantState {
             (Stage::Provisioning { backend, instance }, Event::Stopping(end)) => {
                 Stage::Stopping { instance: Some((backend.clone(), instance.clone())), end: *end, usage: None }
             }
-            (Stage::Running { instance, .. } | Stage::Replied { instance }, Event::Stopping(end)) => {
+            (
+                Stage::Running { instance, .. } | Stage::Replied { instance } | Stage::Extending { instance, .. },
+                Event::Stopping(end),
+            ) => {
                 let instance = Some((instance.backend.clone(), instance.name.clone()));
                 Stage::Stopping { instance, end: *end, usage: None }
+            }
+            (Stage::Replied { instance }, Event::Extending(extension)) => {
+                let (instance, extension) = (instance.clone(), *extension);
+                Stage::Extending { instance, extension, step: ExtensionStep::Moving }
+            }
+            (Stage::Extending { instance, extension, step }, event) => {
+                let step = match (step, event) {
+                    (_, Event::Extended) | (ExtensionStep::Restoring(_), Event::ExtensionOver) => {
+                        return Ok(Stage::Replied { instance: instance.clone() });
+                    }
+                    (ExtensionStep::Moving, Event::ExtensionMoved) => ExtensionStep::Moved,
+                    (ExtensionStep::Moving | ExtensionStep::Moved, Event::ExtensionGivenUp(reason)) => {
+                        ExtensionStep::Restoring(*reason)
+                    }
+                    _ => return Err(Illegal::Order { stage: self.stage.name(), event: event.name() }),
+                };
+                Stage::Extending { instance: instance.clone(), extension: *extension, step }
             }
             // The machine it was to be stopped on is lost.
             (Stage::Stopping { instance, usage, .. }, Event::Stopping(LogEnd::BackendLost)) => {
@@ -335,7 +400,9 @@ impl GrantState {
     pub fn instance(&self) -> Option<(&OfferName, &InstanceName)> {
         match &self.stage {
             Stage::Provisioning { backend, instance } => Some((backend, instance)),
-            Stage::Running { instance, .. } | Stage::Replied { instance } => Some((&instance.backend, &instance.name)),
+            Stage::Running { instance, .. } | Stage::Replied { instance } | Stage::Extending { instance, .. } => {
+                Some((&instance.backend, &instance.name))
+            }
             Stage::Stopping { instance, .. } => instance.as_ref().map(|(backend, name)| (backend, name)),
             Stage::Seen | Stage::Opening | Stage::LogPending { .. } | Stage::RefusalPending(_) | Stage::Closed(_) => {
                 None

@@ -30,6 +30,8 @@ pub(super) struct Work {
     pub(super) envelope: Option<Envelope>,
     /// The newest usage the watch reported.
     seen: UsageMetrics,
+    /// Number of the last extension dealt with, whether or not the log shows it yet.
+    pub(super) dealt_with: u32,
 }
 
 /// Growing pauses.
@@ -51,7 +53,7 @@ impl Backoff {
 /// # Errors
 /// [`JournalError`] when a record cannot be written; nothing more is done then.
 pub(super) async fn drive(context: Arc<Context>, id: RequestId) -> Result<(), JournalError> {
-    let mut work = Work { context, id, envelope: None, seen: UsageMetrics::default() };
+    let mut work = Work { context, id, envelope: None, seen: UsageMetrics::default(), dealt_with: 0 };
     while let Some(state) = work.context.parts.journal.get(&id) {
         match state.next() {
             Next::Provision => {
@@ -62,6 +64,7 @@ pub(super) async fn drive(context: Arc<Context>, id: RequestId) -> Result<(), Jo
             Next::Undo { backend, instance } => work.undo(&state, &backend, &instance).await?,
             Next::Reply => work.reply(&state).await?,
             Next::Watch => work.watch(&state).await?,
+            Next::Extend => work.extend(&state).await?,
             Next::Terminate => work.terminate(&state).await?,
             Next::WriteLog => work.write_log(&state).await?,
             Next::WriteRefusal => work.write_refusal(&state).await?,
@@ -170,26 +173,29 @@ impl Work {
         let grant = &state.grant;
         let newest = Mutex::new(self.seen);
         let see = |usage| *newest.lock().unwrap_or_else(PoisonError::into_inner) = usage;
-        let end = tokio::select! {
+        let event = tokio::select! {
             exit = backend.watch_until_exit(instance, grant.valid_to_ms, &see) => match exit {
                 Ok(exit) => {
                     see(exit.usage);
-                    exit.end
+                    Event::Stopping(exit.end)
                 }
                 Err(error) => {
                     tracing::warn!(grant = %self.id, error = %chain(&error), "the instance is lost");
-                    LogEnd::BackendLost
+                    Event::Stopping(LogEnd::BackendLost)
                 }
             },
-            end = context.ended_by_market(&self.id) => end,
+            end = context.ended_by_market(&self.id) => Event::Stopping(end),
+            extension = context.asked_longer(&self.id, self.dealt_with) => Event::Extending(extension),
             // The host's own timer speaks first; this one is for when it cannot be heard.
-            () = context.until_ms(grant.valid_to_ms.saturating_add(5_000)) => LogEnd::Deadline,
-            () = context.drained() => LogEnd::Draining,
-            () = serve::state_serving(&context, grant) => LogEnd::Deadline,
+            () = context.until_ms(grant.valid_to_ms.saturating_add(5_000)) => Event::Stopping(LogEnd::Deadline),
+            () = context.drained() => Event::Stopping(LogEnd::Draining),
+            () = serve::state_serving(&context, grant) => Event::Stopping(LogEnd::Deadline),
         };
         self.seen = newest.into_inner().unwrap_or_else(PoisonError::into_inner);
-        tracing::info!(grant = %self.id, ?end, "the grant ends");
-        self.record(Event::Stopping(end)).await
+        if let Event::Stopping(end) = &event {
+            tracing::info!(grant = %self.id, ?end, "the grant ends");
+        }
+        self.record(event).await
     }
 
     async fn terminate(&mut self, state: &GrantState) -> Result<(), JournalError> {
@@ -321,7 +327,7 @@ impl Work {
         }
     }
 
-    async fn write<T: Statement>(
+    pub(super) async fn write<T: Statement>(
         &self,
         statement: T,
         command: impl FnOnce(Signed<T>) -> Command,

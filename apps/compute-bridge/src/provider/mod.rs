@@ -4,7 +4,9 @@ mod adopt;
 mod attest;
 mod card;
 pub(crate) mod clock;
+mod extend;
 mod grant;
+mod inventory;
 mod login;
 mod serve;
 mod sweep;
@@ -25,7 +27,7 @@ use crate::channel::{ReplySender, RequestOpener};
 use crate::fleet::Fleet;
 use crate::image::{ChunkSource, ImageStore};
 use crate::journal::{Event, Journal, JournalError};
-use crate::market::{GrantSight, Market};
+use crate::market::{Extension, GrantSight, Market};
 use crate::status::Status;
 
 pub use attest::{AttestError, Attestor};
@@ -57,6 +59,8 @@ pub struct Tuning {
     pub reply_timeout: Duration,
     /// Age at which an unexplained instance is destroyed.
     pub orphan_grace: Duration,
+    /// Between two statements of the inventory.
+    pub inventory_interval: Duration,
     /// Disk of a workload that names none, MiB.
     pub default_disk_mib: u32,
     /// Most disk of one workload, MiB.
@@ -158,6 +162,21 @@ impl Context {
         }
     }
 
+    /// Resolves when the log has an extension of this grant that waits and is not one up to `dealt_with`, while its end can
+    /// still be moved.
+    pub(crate) async fn asked_longer(&self, grant: &RequestId, dealt_with: u32) -> Extension {
+        let mut seen = 0;
+        loop {
+            if let Some(GrantSight { live: true, ending: false, extension: Some(asked), grant, .. }) = self.sight(grant)
+                && asked.number > dealt_with
+                && crate::now_ms() < grant.valid_to_ms
+            {
+                return asked;
+            }
+            seen = self.parts.market.changed(seen, LOOK).await;
+        }
+    }
+
     /// Resolves at this wall-clock time.
     pub(crate) async fn until_ms(&self, at_ms: u64) {
         while let Some(left) = at_ms.checked_sub(crate::now_ms()).filter(|left| *left > 0) {
@@ -187,6 +206,7 @@ pub async fn serve(parts: Parts, shutdown: impl Future<Output = ()> + Send) -> R
     running.resume().await?;
     running.aside.spawn(card::keep(Arc::clone(&context)));
     running.aside.spawn(sweep::keep(Arc::clone(&context)));
+    running.aside.spawn(inventory::keep(Arc::clone(&context)));
     let mut seen = 0;
     tokio::pin!(shutdown);
     loop {

@@ -66,6 +66,6 @@ fn explained(context: &Context) -> BTreeSet<InstanceName> {
 
 /// Names that live grants unknown to the journal may have: after a lost journal, what runs for them is looked for, not
 /// swept away.
-fn expected(context: &Context) -> BTreeSet<InstanceName> {
+pub(super) fn expected(context: &Context) -> BTreeSet<InstanceName> {
     context.unknown().iter().flat_map(|sight| super::adopt::names_of(context, sight)).collect()
 }

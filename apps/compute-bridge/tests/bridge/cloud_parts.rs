@@ -8,7 +8,7 @@ use coalition_cloud::HostState;
 use compute_bridge::backend::{FailureKind, InstanceName};
 use compute_bridge::backends::cloud::Absence;
 use compute_bridge::backends::cloud::ledger::{Ledger, Limits, Size, choose};
-use compute_bridge::backends::cloud_init::{FirstBoot, poweroff_timer, user_data};
+use compute_bridge::backends::cloud_init::{FirstBoot, NO_TIMER_TO_MOVE, moved_timer, poweroff_timer, user_data};
 use compute_bridge::backends::machine_keys::MachineKeys;
 use proptest::prelude::*;
 
@@ -86,6 +86,52 @@ async fn the_dead_mans_timer_is_armed_with_what_is_left() {
     let dir = tempfile::tempdir().unwrap();
     run_timer(&poweroff_timer(now_s, 3_600).replace("/run/systemd/system", "/nonexistent"), dir.path());
     eventually("the power to go off", || dir.path().join("poweroff.called").exists().then_some(())).await;
+}
+
+#[test]
+fn the_timer_is_armed_anew_before_the_old_one_is_disarmed() {
+    use std::os::unix::fs::PermissionsExt;
+    let dir = tempfile::tempdir().unwrap();
+    let program = |name: &str, body: &str| {
+        let path = dir.path().join(name);
+        std::fs::write(&path, format!("#!/bin/sh\necho {name} \"$@\" >> {}/calls\n{body}\n", dir.path().display()))
+            .unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    };
+    program("systemd-run", "exit 0");
+    let listing = "case $1 in is-active) exit 3;; list-units) printf 'coalition-deadline.timer loaded\\ncoalition-deadline-77.timer loaded\\n';; esac";
+    program("systemctl", listing);
+    let run = |script: &str| {
+        let path = format!("{}:/usr/bin:/bin", dir.path().display());
+        let status = Command::new("sh").args(["-c", script]).env("PATH", path).status().unwrap();
+        (status.code().unwrap(), std::fs::read_to_string(dir.path().join("calls")).unwrap_or_default())
+    };
+    let at_s = compute_bridge::now_ms() / 1_000 + 600;
+    let script = |at_s: u64, most_s: u64| moved_timer(at_s, most_s).replace("/run/systemd/system", "/");
+    let (status, calls) = run(&script(at_s, 3_600));
+    let calls: Vec<&str> = calls.lines().collect();
+    assert_eq!((status, calls.len()), (0, 5), "{calls:?}");
+    assert!(
+        calls[1].starts_with(&format!("systemd-run --quiet --unit=coalition-deadline-{at_s} --on-active=")),
+        "{calls:?}"
+    );
+    assert_eq!(calls[3..], ["systemctl stop coalition-deadline.timer", "systemctl stop coalition-deadline-77.timer"]);
+    // One that is armed already stays, and so does nothing else.
+    program("systemctl", &listing.replace("exit 3", "exit 0").replace("-77", &format!("-{at_s}")));
+    std::fs::remove_file(dir.path().join("calls")).unwrap();
+    let (status, calls) = run(&script(at_s, 3_600));
+    assert!(
+        status == 0 && !calls.contains("systemd-run") && !calls.contains(&format!("stop coalition-deadline-{at_s}")),
+        "{calls}"
+    );
+    // When the new one is not armed, the old one stays; and without systemd there is none to move.
+    program("systemctl", listing);
+    program("systemd-run", "exit 1");
+    std::fs::remove_file(dir.path().join("calls")).unwrap();
+    let (status, calls) = run(&script(at_s, 3_600));
+    assert!(status == 5 && !calls.contains("systemctl stop"), "{calls}");
+    let elsewhere = moved_timer(at_s, 3_600).replace("/run/systemd/system", "/nonexistent");
+    assert_eq!(u32::try_from(run(&elsewhere).0).unwrap(), NO_TIMER_TO_MOVE);
 }
 
 #[test]

@@ -135,6 +135,10 @@ pub(crate) struct FakeBackend {
     pub(crate) visible: Mutex<bool>,
     /// How often it was told to stop something while it did not answer.
     pub(crate) unheard: Mutex<u32>,
+    /// When the instances would end by themselves, where that was moved.
+    pub(crate) ends: Mutex<BTreeMap<InstanceName, u64>>,
+    /// Whether ends cannot be moved.
+    pub(crate) fixed: Mutex<bool>,
     /// Whether files stay behind: nothing can be removed.
     pub(crate) unremovable: Mutex<bool>,
     /// Makes every watch report this end.
@@ -164,6 +168,8 @@ impl FakeBackend {
             provision_fails: Mutex::default(),
             visible: Mutex::new(true),
             unheard: Mutex::default(),
+            ends: Mutex::default(),
+            fixed: Mutex::default(),
             unremovable: Mutex::default(),
             exits: Mutex::default(),
             guest: Mutex::default(),
@@ -276,6 +282,15 @@ impl Backend for FakeBackend {
         }
     }
 
+    async fn move_end(&self, name: &InstanceName, valid_to_ms: u64) -> Result<(), MoveError> {
+        self.seen()?;
+        if *self.fixed.lock().unwrap() {
+            return Err(MoveError::Fixed { backend: self.name.clone(), why: "as scripted".into() });
+        }
+        self.ends.lock().unwrap().insert(name.clone(), valid_to_ms);
+        Ok(())
+    }
+
     async fn stop(&self, name: &InstanceName) -> Result<Option<Exit>, BackendError> {
         self.seen().inspect_err(|_| *self.unheard.lock().unwrap() += 1)?;
         let there = self.running.lock().unwrap().contains(name);
@@ -384,6 +399,12 @@ impl Requester {
     pub(crate) fn end(&self, market: &MemoryMarket) {
         let signed = Signed::sign(EndGrant { grant_id: self.id() }, &self.signer, &organism()).unwrap();
         market.execute(Some(&Command::EndGrant(signed))).unwrap();
+    }
+
+    pub(crate) fn extend(&self, market: &MemoryMarket, number: u32, extra_sec: u32) {
+        let statement = ExtendGrant { grant_id: self.id(), number, extra_sec, settlement: UniqueId::hash(b"more") };
+        let signed = Signed::sign(statement, &self.signer, &organism()).unwrap();
+        market.execute(Some(&Command::ExtendGrant(signed))).unwrap();
     }
 
     pub(crate) fn receipt(&self, channel: &MemoryChannel) -> Option<SshAccessReceipt> {

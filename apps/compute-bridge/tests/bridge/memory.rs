@@ -10,7 +10,7 @@ use coalition_compute::*;
 use coalition_log::entry::WriteId;
 use coalition_log::{Context, Entry, Fold, Machine, Refusal, retirement::RETIRED_CODE};
 use coalition_organism::WriteError;
-use compute_bridge::market::{Earnings, GrantSight, Market, MarketError, MarketFold};
+use compute_bridge::market::{Books, Earnings, GrantSight, Market, MarketError, MarketFold};
 use compute_bridge::now_ms;
 
 use super::harness::{CADENCE_MS, organism};
@@ -113,6 +113,18 @@ impl MemoryMarket {
         self.read(|fold| fold.view().grant(id).cloned())
     }
 
+    /// How many inventories agreed with the log.
+    pub(crate) fn agreeing(&self) -> usize {
+        let book = self.book.lock().unwrap();
+        let agreed = |entry: &&Entry| matches!(MarketEntry::decode(entry), Ok(Some(MarketEntry::Inventory(body))) if body.agrees);
+        book.entries.iter().filter(agreed).count()
+    }
+
+    /// How many entries of this kind there are.
+    pub(crate) fn count(&self, kind: &str) -> usize {
+        self.book.lock().unwrap().entries.iter().filter(|entry| entry.kind == kind).count()
+    }
+
     /// Kinds and bodies of everything committed, for searching.
     pub(crate) fn bytes(&self) -> Vec<u8> {
         self.book.lock().unwrap().entries.iter().flat_map(|entry| entry.body.clone()).collect()
@@ -178,6 +190,10 @@ impl Market for MemoryMarket {
 
     fn earnings(&self, provider: ProviderId) -> Earnings {
         self.read(|fold| fold.earnings(provider))
+    }
+
+    fn books(&self, provider: ProviderId) -> Books {
+        self.read(|fold| fold.books(provider))
     }
 
     async fn changed(&self, seen: u64, deadline: Duration) -> u64 {

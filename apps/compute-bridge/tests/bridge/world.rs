@@ -29,6 +29,7 @@ pub(crate) struct World {
     pub(crate) backends: Vec<Arc<dyn Backend>>,
     pub(crate) image: Vec<u8>,
     pub(crate) drain: bool,
+    pub(crate) inventory_interval: Duration,
     pub(crate) attestor: Option<Attestor>,
     /// Evidence handed to requesters.
     pub(crate) delivered: Arc<Mutex<Vec<Vec<u8>>>>,
@@ -60,6 +61,7 @@ impl World {
             backends,
             image: IMAGE.to_vec(),
             drain: false,
+            inventory_interval: Duration::from_secs(3_600),
             attestor: None,
             delivered: Arc::default(),
         }
@@ -105,6 +107,7 @@ impl World {
                 image_timeout: SOON,
                 reply_timeout: SOON,
                 orphan_grace: Duration::from_millis(300),
+                inventory_interval: self.inventory_interval,
                 default_disk_mib: 64,
                 max_disk_mib: 256,
                 drain: self.drain,

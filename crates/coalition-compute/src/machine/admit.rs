@@ -4,7 +4,7 @@ use coalition::{ProviderId, RequestId};
 use coalition_attest::Verifier;
 use coalition_log::{Draft, Refusal};
 
-use super::attest;
+use super::{attest, extend, inventory};
 use crate::command::Command;
 use crate::entries::{CardRemoval, CardRemovedBody, GrantEndedBody, LogBody, MarketEntry, RequestEndedBody};
 use crate::refusal::RefusalCode as Code;
@@ -32,6 +32,10 @@ pub(super) fn decide(state: &MarketState, verifier: Option<&Verifier>, at: At, c
         Command::AppendLog(signed) => append_log(state, at, signed),
         Command::AskChallenge(signed) => attest::ask(state, at, signed),
         Command::Attest(signed) => attest::show(state, verifier, at, signed),
+        Command::ExtendGrant(signed) => extend::ask(state, at, signed),
+        Command::AnswerExtension(signed) => extend::answer(state, at, signed),
+        Command::StateInventory(signed) => inventory::state(state, at, signed),
+        Command::ReportUsage(signed) => extend::report(state, signed),
     }
 }
 
@@ -198,7 +202,7 @@ fn check_load(state: &MarketState, key: &[u8; 32]) -> Result<(), Refusal> {
 }
 
 /// The request, if `signed` is by the key that made it.
-fn own_request<'a, T: Statement>(
+pub(super) fn own_request<'a, T: Statement>(
     state: &'a MarketState,
     signed: &Signed<T>,
     id: &RequestId,
@@ -231,7 +235,7 @@ fn withdraw(state: &MarketState, signed: &Signed<WithdrawRequest>) -> Decision {
     }
 }
 
-fn live_grant<'a>(state: &'a MarketState, id: &RequestId) -> Result<&'a GrantRecord, Refusal> {
+pub(super) fn live_grant<'a>(state: &'a MarketState, id: &RequestId) -> Result<&'a GrantRecord, Refusal> {
     let Some(record) = state.grants().get(id) else {
         return Err(Code::UnknownGrant.because(format!("no grant {id} is known here; it may have ended long ago")));
     };
@@ -242,7 +246,7 @@ fn live_grant<'a>(state: &'a MarketState, id: &RequestId) -> Result<&'a GrantRec
 }
 
 /// The live grant, if `signed` is by the provider it names.
-fn provider_grant<'a, T: Statement>(
+pub(super) fn provider_grant<'a, T: Statement>(
     state: &'a MarketState,
     signed: &Signed<T>,
     id: &RequestId,

@@ -2,10 +2,13 @@
 
 mod admit;
 mod attest;
+mod extend;
+mod inventory;
 mod rounds;
 
 pub use admit::{MAX_LOGS_PER_GRANT, MAX_TICK_SKEW};
 pub use attest::CHALLENGE_MS;
+pub use extend::{MAX_EXTENSIONS_PER_GRANT, MAX_REPORTS_PER_GRANT};
 
 use coalition::UniqueId;
 use coalition_attest::Verifier;

@@ -4,8 +4,8 @@ use coalition::{EvidencePointer, ProviderId, RequestId};
 use coalition_log::{Entry, EntryError};
 
 use super::{
-    At, CardRecord, ClearingEntry, GrantRecord, GrantStage, LastClearing, LogEntry, MarketState, RequestRecord,
-    RequestStage,
+    At, CardRecord, ClearingEntry, GrantExtras, GrantRecord, GrantStage, LastClearing, LogEntry, MarketState,
+    RequestRecord, RequestStage,
 };
 use crate::codec::DecodeError;
 use crate::entries::{AttestationBody, CardRemovedBody, GrantEndedBody, LogBody, MarketEntry, RequestEndedBody};
@@ -63,13 +63,13 @@ pub enum FoldError {
 
 /// What the handlers need to know about the entry they fold.
 #[derive(Clone, Copy)]
-struct Place {
-    pointer: EvidencePointer,
-    at: At,
+pub(super) struct Place {
+    pub(super) pointer: EvidencePointer,
+    pub(super) at: At,
     has_clock: bool,
 }
 
-type Folded = Result<(), &'static str>;
+pub(super) type Folded = Result<(), &'static str>;
 
 impl MarketState {
     /// Folds one entry; returns it decoded, or `None` when its kind is not this module's.
@@ -113,10 +113,14 @@ impl MarketState {
             MarketEntry::Grant(grant) => self.fold_grant(grant, place),
             MarketEntry::GrantServing(signed) => self.fold_serving(signed.statement.grant_id),
             MarketEntry::GrantEnding(signed) => self.fold_ending(signed.statement.grant_id, place),
-            MarketEntry::GrantEnded(body) => self.fold_grant_ended(body),
+            MarketEntry::GrantEnded(body) => self.fold_grant_ended(body, place),
             MarketEntry::Log(body) => self.fold_log(body, place),
             MarketEntry::Challenge(signed) => self.fold_challenge(signed, place),
             MarketEntry::Attestation(body) => self.fold_attestation(body),
+            MarketEntry::ExtensionAsked(signed) => self.fold_extension_asked(&signed.statement, place),
+            MarketEntry::ExtensionAnswered(signed) => self.fold_extension_answered(&signed.statement, place),
+            MarketEntry::Inventory(body) => self.fold_inventory(body, place),
+            MarketEntry::UsageReport(signed) => self.fold_report(&signed.statement, place),
         }
     }
 
@@ -227,12 +231,13 @@ impl MarketState {
             logged_to: grant.valid_from,
             final_log: false,
             logs: Vec::new(),
+            extras: GrantExtras::default(),
         };
         self.grants.insert(grant.request_id, record);
         Ok(())
     }
 
-    fn live_grant_mut(&mut self, id: &RequestId) -> Result<&mut GrantRecord, &'static str> {
+    pub(super) fn live_grant_mut(&mut self, id: &RequestId) -> Result<&mut GrantRecord, &'static str> {
         let record = self.grants.get_mut(id).ok_or("the grant is not known")?;
         if record.is_live() { Ok(record) } else { Err("the grant has ended") }
     }
@@ -269,13 +274,15 @@ impl MarketState {
         Ok(())
     }
 
-    fn fold_grant_ended(&mut self, body: &GrantEndedBody) -> Folded {
+    fn fold_grant_ended(&mut self, body: &GrantEndedBody, place: Place) -> Folded {
         let record = self.live_grant_mut(&body.grant_id)?;
+        record.extras.waiting = None;
         record.stage = GrantStage::Ended(body.reason.clone());
         let wanted = record.ending_ms.is_none();
         let grant = record.grant.clone();
         self.live.remove(&body.grant_id);
         self.release(&grant);
+        self.note_ending(&grant.provider, place);
         if let GrantEnd::Refused(signed) = &body.reason
             && wanted
         {

@@ -1,6 +1,7 @@
 //! The market as the fold of its log. One fold for everybody: the committee's machine decides on it, readers look at it.
 
 mod apply;
+mod later;
 mod records;
 mod snapshot;
 
@@ -9,6 +10,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use coalition::{ProviderId, RequestId, UniqueId};
 
 pub use apply::FoldError;
+pub use later::{AnsweredExtension, GrantExtras, InventoryEntry, InventoryRecord, ReportRecord, WaitingExtension};
 pub use records::{
     CardRecord, ClearingEntry, GrantRecord, GrantStage, Held, LastClearing, LogEntry, PlatformRecord, ProviderRecord,
     RequestRecord, RequestStage, Retention,
@@ -121,6 +123,26 @@ impl MarketState {
         self.live.iter().filter_map(|id| self.grants.get(id))
     }
 
+    /// Live grants of one provider, in order of id.
+    pub fn live_grants_of(&self, provider: ProviderId) -> impl Iterator<Item = &GrantRecord> {
+        self.live_grants().filter(move |record| record.grant.provider == provider)
+    }
+
+    /// A provider's last inventory, if it has stated one.
+    #[must_use]
+    pub fn inventory(&self, provider: &ProviderId) -> Option<&InventoryEntry> {
+        self.providers.get(provider)?.inventory.last.as_ref()
+    }
+
+    /// Index of the newest entry that changed what an inventory of the provider is about.
+    #[must_use]
+    pub fn inventory_changed_at(&self, provider: &ProviderId) -> u64 {
+        let granted = self.live_grants_of(*provider).map(|record| record.pointer.index);
+        let known = self.providers.get(provider).map(|record| &record.inventory);
+        let stated = known.and_then(|known| known.last.as_ref()).map(|last| last.pointer.index);
+        granted.chain(stated).chain(known.map(|known| known.last_ending)).max().unwrap_or(0)
+    }
+
     /// Capacity that live grants hold on an offer.
     #[must_use]
     pub fn held(&self, provider: &ProviderId, offer: &OfferName) -> Held {
@@ -188,7 +210,8 @@ impl MarketState {
     /// statement is too old to be played again.
     #[must_use]
     pub fn is_provider_forgettable(&self, record: &ProviderRecord, at: At) -> bool {
-        let last_said = record.last_refreshed.max(record.platform.asked_at);
+        let stated = record.inventory.last.as_ref().map_or(0, |last| last.stated.window.to.0);
+        let last_said = record.last_refreshed.max(record.platform.asked_at).max(stated);
         let replayable_until = last_said.saturating_add(u64::from(self.params.card_max_age_ticks));
         let attested = record.platform.attestation.as_ref().is_some_and(|held| at.time_ms < held.expires_ms);
         record.card.is_none() && record.live == 0 && !attested && at.tick > replayable_until

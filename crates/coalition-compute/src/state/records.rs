@@ -3,6 +3,7 @@
 use coalition::{AlmanacTick, EvidencePointer, ProviderId, UniqueId};
 use serde::{Deserialize, Serialize};
 
+use super::later::{GrantExtras, InventoryRecord};
 use crate::sign::Signed;
 use crate::types::{
     Attestation, Capabilities, Challenge, ClearingRecord, ComputeGrant, ComputeLog, ComputeRequest, GrantEnd,
@@ -56,6 +57,9 @@ pub struct ProviderRecord {
     /// which does not ask has the bytes it always had.
     #[serde(skip)]
     pub platform: PlatformRecord,
+    /// What it stated of its inventory. Written beside the records, too.
+    #[serde(skip)]
+    pub inventory: InventoryRecord,
 }
 
 /// What a provider's platform was asked, and proved.
@@ -183,7 +187,7 @@ pub struct LogEntry {
 /// A grant the market remembers. After a refusal and a new clearing, the new grant takes its place.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GrantRecord {
-    /// The grant.
+    /// The grant, as long as accepted extensions have made it: `duration_sec`, `valid_to` and `valid_to_ms` are not the entry's then.
     pub grant: ComputeGrant,
     /// Its entry.
     pub pointer: EvidencePointer,
@@ -203,6 +207,10 @@ pub struct GrantRecord {
     pub final_log: bool,
     /// The newest logs, as many as the fold keeps.
     pub logs: Vec<LogEntry>,
+    /// Its extensions and its requester's usage reports. Written beside the records, so that a market without any has the
+    /// bytes it always had.
+    #[serde(skip)]
+    pub extras: GrantExtras,
 }
 
 impl GrantRecord {

@@ -1,5 +1,6 @@
 //! The market as bytes, and back. What follows from the rest is not written: the queue, what is live, what is held. Where
-//! the market asks for attestation, what is known of platforms follows the rest.
+//! the market asks for attestation, what is known of platforms follows the rest; extensions, reports and inventories come last, where there
+//! are any.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -8,8 +9,8 @@ use coalition_log::{SnapshotError, state::MAX_STATE_BYTES};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    ClearingEntry, GrantRecord, Held, LastClearing, MarketState, PlatformRecord, ProviderRecord, RequestRecord,
-    RequestStage,
+    ClearingEntry, GrantExtras, GrantRecord, Held, InventoryRecord, LastClearing, MarketState, PlatformRecord,
+    ProviderRecord, RequestRecord, RequestStage,
 };
 use crate::codec;
 use crate::types::OfferName;
@@ -39,6 +40,7 @@ struct Read {
 }
 
 type Platforms = BTreeMap<ProviderId, PlatformRecord>;
+type Later = (BTreeMap<RequestId, GrantExtras>, BTreeMap<ProviderId, InventoryRecord>);
 type HeldOffers = BTreeMap<ProviderId, BTreeMap<OfferName, Held>>;
 
 impl MarketState {
@@ -54,21 +56,25 @@ impl MarketState {
             next_index: self.next_index,
             fault,
         };
-        match self.params.attestation {
-            None => codec::encode(&written),
-            Some(_) => codec::encode(&(written, platforms(&self.providers))),
+        let later = (extras(&self.grants), inventories(&self.providers));
+        let is_plain = later.0.is_empty() && later.1.is_empty();
+        match (&self.params.attestation, is_plain) {
+            (None, true) => codec::encode(&written),
+            (None, false) => codec::encode(&(written, later)),
+            (Some(_), true) => codec::encode(&(written, platforms(&self.providers))),
+            (Some(_), false) => codec::encode(&(written, platforms(&self.providers), later)),
         }
     }
 
     /// The state of a market with this one's organism, parameters and retention, and the fault, from a snapshot.
     pub(crate) fn restored(&self, bytes: &[u8]) -> Result<(Self, Option<String>), SnapshotError> {
         let wrong = |what: &str| SnapshotError::Contradiction(what.into());
-        let (mut read, platforms): (Read, Platforms) = match self.params.attestation {
-            None => (codec::decode(bytes, MAX_STATE_BYTES)?, Platforms::new()),
-            Some(_) => codec::decode(bytes, MAX_STATE_BYTES)?,
-        };
+        let (mut read, platforms, later) = parse(bytes, self.params.attestation.is_some())?;
         check(&read).map_err(wrong)?;
         place(&mut read.providers, platforms).map_err(wrong)?;
+        if let Some(later) = later {
+            place_later(&mut read, later).map_err(wrong)?;
+        }
         let of_open = |(id, record): (&RequestId, &RequestRecord)| {
             (record.stage == RequestStage::Open).then_some((record.pointer.index, (*id, record.signed.key)))
         };
@@ -91,6 +97,54 @@ impl MarketState {
         };
         Ok((state, read.fault))
     }
+}
+
+/// Bytes are whole in one form only: what is left over in one makes it another.
+fn parse(bytes: &[u8], attested: bool) -> Result<(Read, Platforms, Option<Later>), SnapshotError> {
+    if attested {
+        if let Ok((read, platforms)) = codec::decode(bytes, MAX_STATE_BYTES) {
+            return Ok((read, platforms, None));
+        }
+        let (read, platforms, later) = codec::decode(bytes, MAX_STATE_BYTES)?;
+        return Ok((read, platforms, Some(later)));
+    }
+    if let Ok(read) = codec::decode(bytes, MAX_STATE_BYTES) {
+        return Ok((read, Platforms::new(), None));
+    }
+    let (read, later) = codec::decode(bytes, MAX_STATE_BYTES)?;
+    Ok((read, Platforms::new(), Some(later)))
+}
+
+fn extras(grants: &BTreeMap<RequestId, GrantRecord>) -> BTreeMap<&RequestId, &GrantExtras> {
+    let known = grants.iter().filter(|(_, record)| record.extras != GrantExtras::default());
+    known.map(|(id, record)| (id, &record.extras)).collect()
+}
+
+fn inventories(providers: &BTreeMap<ProviderId, ProviderRecord>) -> BTreeMap<&ProviderId, &InventoryRecord> {
+    let known = providers.iter().filter(|(_, record)| record.inventory != InventoryRecord::default());
+    known.map(|(id, record)| (id, &record.inventory)).collect()
+}
+
+fn place_later(read: &mut Read, (grants, providers): Later) -> Result<(), &'static str> {
+    if grants.is_empty() && providers.is_empty() {
+        return Err("nothing is written of extensions, reports and inventories, at length");
+    }
+    for (id, extras) in grants {
+        if extras == GrantExtras::default() {
+            return Err("extras of which there are none are written");
+        }
+        if extras.report.as_ref().is_some_and(|last| last.report.grant_id != id) {
+            return Err("a usage report stands under another's grant");
+        }
+        read.grants.get_mut(&id).ok_or("extras of an unknown grant")?.extras = extras;
+    }
+    for (id, inventory) in providers {
+        if inventory.last.as_ref().is_none_or(|last| last.stated.provider != id) {
+            return Err("an inventory is missing or stands under another's id");
+        }
+        read.providers.get_mut(&id).ok_or("an inventory of an unknown provider")?.inventory = inventory;
+    }
+    Ok(())
 }
 
 fn platforms(providers: &BTreeMap<ProviderId, ProviderRecord>) -> BTreeMap<&ProviderId, &PlatformRecord> {

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{LogEnd, OfferName, Region};
 use crate::codec;
+use crate::config::ComputeParams;
 use crate::sign::{RefuseGrant, Signed};
 
 /// Where to find the provider of a grant.
@@ -60,6 +61,19 @@ pub struct ComputeGrant {
 }
 
 impl ComputeGrant {
+    /// The grant as it is once an extension by `extra_sec` is accepted.
+    #[must_use]
+    pub fn extended(&self, extra_sec: u32, params: &ComputeParams) -> Self {
+        let duration_sec = self.duration_sec.saturating_add(extra_sec);
+        let ticks = params.ticks_for_ms(u64::from(duration_sec).saturating_mul(1_000));
+        Self {
+            duration_sec,
+            valid_to: AlmanacTick(self.valid_from.0.saturating_add(ticks)),
+            valid_to_ms: self.valid_to_ms.saturating_add(u64::from(extra_sec).saturating_mul(1_000)),
+            ..self.clone()
+        }
+    }
+
     /// What the full duration costs at the grant's rate, rounded up; `None` when it does not fit.
     #[must_use]
     pub fn full_cost(&self) -> Option<MicroUsd> {

@@ -3,10 +3,13 @@
 mod attestation;
 mod card;
 mod clearing;
+mod extension;
 mod grant;
 mod invalid;
+mod inventory;
 mod log;
 mod names;
+mod report;
 mod request;
 
 pub use attestation::{
@@ -18,8 +21,11 @@ pub use card::{
     ProviderCard,
 };
 pub use clearing::{ClearingRecord, Expiry, FilterKind, RemovedBy, RequestEnd};
+pub use extension::{AnswerExtension, DeclineReason, ExtendGrant, ExtensionAnswer};
 pub use grant::{ComputeGrant, EndpointHint, GrantEnd, RefusalReason};
 pub use invalid::Invalid;
+pub use inventory::{StateInventory, open_grants_digest};
 pub use log::{ComputeLog, LogEnd, UsageMetrics};
 pub use names::{MAX_NAME_BYTES, OfferName, Region};
+pub use report::{Compared, CounterSource, ReportUsage, SUSPICIOUS_PERMILLE};
 pub use request::{ComputeRequest, MIN_CPU_MILLICORES, MIN_RAM_MIB, anonymous_requester, request_id};

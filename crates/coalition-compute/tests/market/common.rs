@@ -130,6 +130,52 @@ pub(crate) fn withdraw(id: RequestId, seed: u8) -> Command {
     Command::WithdrawRequest(sign(WithdrawRequest { request_id: id }, seed))
 }
 
+pub(crate) fn extend(id: RequestId, seed: u8, number: u32, extra_sec: u32) -> Command {
+    let settlement = UniqueId::hash(b"more settlement");
+    Command::ExtendGrant(sign(ExtendGrant { grant_id: id, number, extra_sec, settlement }, seed))
+}
+
+fn answer(id: RequestId, seed: u8, number: u32, answer: ExtensionAnswer) -> Command {
+    let provider = provider_id(seed);
+    Command::AnswerExtension(sign(AnswerExtension { grant_id: id, provider, number, answer }, seed))
+}
+
+/// Acceptance of an extension by `extra_sec`, whatever was asked for.
+pub(crate) fn accept(sim: &Sim, id: RequestId, seed: u8, number: u32, extra_sec: u32) -> Command {
+    let longer = sim.grant(id).grant.extended(extra_sec, sim.machine.state().params());
+    let accepted = ExtensionAnswer::Accepted { valid_to: longer.valid_to, valid_to_ms: longer.valid_to_ms };
+    answer(id, seed, number, accepted)
+}
+
+pub(crate) fn decline(id: RequestId, seed: u8, number: u32) -> Command {
+    answer(id, seed, number, ExtensionAnswer::Declined(DeclineReason::CannotExtend))
+}
+
+pub(crate) fn report(id: RequestId, seed: u8, number: u32, cpu_core_ms: u64) -> Command {
+    let source = CounterSource::Proc;
+    let statement =
+        ReportUsage { grant_id: id, number, measured_ms: START_MS, cpu_core_ms, ram_mib: 5, net_bytes: None, source };
+    Command::ReportUsage(sign(statement, seed))
+}
+
+/// An inventory of now that says these grants are open.
+pub(crate) fn inventory(sim: &Sim, seed: u8, open: &[RequestId]) -> Command {
+    let provider = provider_id(seed);
+    let from = sim.machine.state().inventory(&provider).map_or(AlmanacTick(0), |last| last.stated.window.to);
+    let statement = StateInventory {
+        provider,
+        as_of: sim.entries.len() as u64 - 1,
+        window: AlmanacRange { from, to: AlmanacTick(sim.cx.tick) },
+        open: u32::try_from(open.len()).unwrap(),
+        grants: open_grants_digest(open.iter().copied()),
+        owned: 1,
+        adopted: 0,
+        orphaned: 0,
+        blind: 0,
+    };
+    Command::StateInventory(sign(statement, seed))
+}
+
 /// Executes batches as a committee's host does.
 pub(crate) struct Sim {
     pub(crate) machine: ComputeMachine,

@@ -51,6 +51,12 @@ fn story() -> Sim {
     sim
 }
 
+fn entry_line(entry: &coalition_log::Entry) -> String {
+    let leaf = UniqueId::from_bytes(entry.leaf_hash().unwrap().0);
+    let (index, kind, tick) = (entry.index, &entry.kind, entry.tick.unwrap());
+    format!("entry {index} {kind} tick {tick} time {} leaf {leaf} body {}", entry.time_ms, hex::encode(&entry.body))
+}
+
 fn lines() -> Vec<String> {
     let sim = story();
     let mut lines = vec![
@@ -75,17 +81,7 @@ fn lines() -> Vec<String> {
         ("log", log(request(9, 1, 160).request_id, 1, 1, (100, 101), None)),
     ];
     lines.extend(commands.iter().map(|(name, command)| format!("command {name} {}", hex::encode(command.to_bytes()))));
-    lines.extend(sim.entries.iter().map(|entry| {
-        let leaf = UniqueId::from_bytes(entry.leaf_hash().unwrap().0);
-        format!(
-            "entry {} {} tick {} time {} leaf {leaf} body {}",
-            entry.index,
-            entry.kind,
-            entry.tick.unwrap(),
-            entry.time_ms,
-            hex::encode(&entry.body)
-        )
-    }));
+    lines.extend(sim.entries.iter().map(entry_line));
     // States in the middle of the story, with something of everything, and at its end.
     for cut in [5, sim.entries.len()] {
         let mut machine = ComputeMachine::new(organism(), params()).unwrap();
@@ -93,6 +89,7 @@ fn lines() -> Vec<String> {
         lines.push(format!("snapshot after {cut} {}", hex::encode(machine.snapshot())));
     }
     lines.extend(attestation_lines());
+    lines.extend(later_lines());
     lines
 }
 
@@ -133,6 +130,48 @@ fn attestation_lines() -> Vec<String> {
     ]
 }
 
+/// Extensions, inventories and usage reports, in a market of their own: what came before them keeps its bytes.
+fn later_story() -> Sim {
+    let mut sim = Sim::new();
+    sim.ok(post(1, 1, card(1, 100, vec![offer("local", "home-01", 2, "0.04")])));
+    let id = request(9, 1, 160).request_id;
+    sim.ok(submit(request(9, 1, 160), 9));
+    sim.ok(serve(id, 1));
+    sim.ok(extend(id, 9, 1, 120));
+    sim.pass(1_000);
+    sim.ok(accept(&sim, id, 1, 1, 120));
+    sim.ok(report(id, 9, 1, 2_500));
+    sim.ok(inventory(&sim, 1, &[id]));
+    sim.ok(extend(id, 9, 2, 7));
+    sim.ok(decline(id, 1, 2));
+    sim.ok(extend(id, 9, 3, 8));
+    sim
+}
+
+fn later_lines() -> Vec<String> {
+    let sim = later_story();
+    let id = request(9, 1, 160).request_id;
+    let hex_of = |command: &Command| hex::encode(command.to_bytes());
+    let mut lines = vec![
+        format!("open-grants {}", open_grants_digest([id])),
+        format!("command extend {}", hex_of(&extend(id, 9, 1, 120))),
+        format!("command decline {}", hex_of(&decline(id, 1, 2))),
+        format!("command report {}", hex_of(&report(id, 9, 1, 2_500))),
+    ];
+    lines.extend(sim.entries[4..].iter().map(entry_line));
+    lines.push(format!("snapshot-later {}", hex::encode(sim.machine.snapshot())));
+    lines
+}
+
+#[test]
+fn the_later_story_is_a_true_one_and_its_state_is_read_back() {
+    let sim = later_story();
+    sim.audit();
+    let mut restored = ComputeMachine::new(organism(), params()).unwrap();
+    restored.restore(&sim.machine.snapshot()).unwrap();
+    assert_eq!(restored.state(), sim.machine.state());
+}
+
 /// The state of a market that holds an attestation, and a challenge not answered yet. Folding verifies nothing again.
 fn attested_state(rule: AttestationRule, asked: AskChallenge, shown: Attest, found: Attestation) -> Vec<u8> {
     let mut machine = ComputeMachine::new(organism(), params().with_attestation(rule)).unwrap();
@@ -163,6 +202,10 @@ fn every_kind_of_entry_keeps_its_bytes() {
         "compute.grant_ending",
         "compute.grant_ended",
         "compute.log",
+        "compute.extension_asked",
+        "compute.extension_answered",
+        "compute.inventory",
+        "compute.usage_report",
     ] {
         assert!(lines.iter().any(|line| line.contains(&format!(" {kind} "))), "{kind} is missing from the story");
     }

@@ -3,6 +3,7 @@
 
 mod attestation;
 mod common;
+mod extensions;
 mod golden;
 mod lifecycle;
 mod properties;

@@ -20,6 +20,10 @@ enum Step {
     Refuse { provider: u8, requester: u8, nonce: u8 },
     Serve { provider: u8, requester: u8, nonce: u8 },
     Log { provider: u8, requester: u8, nonce: u8, number: u8, last: bool },
+    Extend { requester: u8, nonce: u8, number: u8, extra: u8 },
+    Answer { provider: u8, requester: u8, nonce: u8, number: u8, accept: bool },
+    Report { requester: u8, nonce: u8, number: u8 },
+    Inventory { provider: u8, as_of: u8, from: u8, open: bool },
     Pass { ms: u32, ticks: bool },
     Junk(Vec<u8>),
 }
@@ -37,8 +41,15 @@ fn step() -> impl Strategy<Value = Step> {
         2 => (r.clone(), n.clone()).prop_map(|(requester, nonce)| Step::End { requester, nonce }),
         3 => (p.clone(), r.clone(), n.clone()).prop_map(|(provider, requester, nonce)| Step::Refuse { provider, requester, nonce }),
         3 => (p.clone(), r.clone(), n.clone()).prop_map(|(provider, requester, nonce)| Step::Serve { provider, requester, nonce }),
-        4 => (p, r, n, 0..4u8, any::<bool>())
+        4 => (p.clone(), r.clone(), n.clone(), 0..4u8, any::<bool>())
             .prop_map(|(provider, requester, nonce, number, last)| Step::Log { provider, requester, nonce, number, last }),
+        4 => (r.clone(), n.clone(), 0..4u8, any::<u8>())
+            .prop_map(|(requester, nonce, number, extra)| Step::Extend { requester, nonce, number, extra }),
+        4 => (p.clone(), r.clone(), n.clone(), 0..4u8, any::<bool>())
+            .prop_map(|(provider, requester, nonce, number, accept)| Step::Answer { provider, requester, nonce, number, accept }),
+        2 => (r, n, 0..4u8).prop_map(|(requester, nonce, number)| Step::Report { requester, nonce, number }),
+        2 => (p, any::<u8>(), 0..200u8, any::<bool>())
+            .prop_map(|(provider, as_of, from, open)| Step::Inventory { provider, as_of, from, open }),
         6 => (prop_oneof![0..200u32, 0..30_000u32, 0..600_000u32], any::<bool>()).prop_map(|(ms, ticks)| Step::Pass { ms, ticks }),
         1 => proptest::collection::vec(any::<u8>(), 0..200).prop_map(Step::Junk),
     ]
@@ -49,7 +60,8 @@ fn id_of(requester: u8, nonce: u8) -> RequestId {
 }
 
 /// The command a step stands for; `None` for those that are not commands or that no honest client can sign.
-fn command(step: &Step, tick: u64) -> Option<Vec<u8>> {
+fn command(step: &Step, sim: &Sim) -> Option<Vec<u8>> {
+    let tick = sim.cx.tick;
     Some(match step {
         Step::Card { provider, sequence, age, cores, price, tdx } => {
             let mut posted = offer("local", "home-01", u32::from(*cores), &format!("0.0{price}"));
@@ -78,6 +90,38 @@ fn command(step: &Step, tick: u64) -> Option<Vec<u8>> {
             let ended = last.then_some(LogEnd::Exited);
             log(id_of(*requester, *nonce), *provider, u32::from(*number), (tick, tick), ended).to_bytes()
         }
+        Step::Extend { requester, nonce, number, extra } => {
+            extend(id_of(*requester, *nonce), *requester, u32::from(*number), u32::from(*extra).max(1)).to_bytes()
+        }
+        Step::Answer { provider, requester, nonce, number, accept: yes } => {
+            let (id, number) = (id_of(*requester, *nonce), u32::from(*number));
+            let waiting = sim.machine.state().grants().get(&id).and_then(|record| record.extras.waiting);
+            match waiting.filter(|_| *yes) {
+                Some(waiting) => accept(sim, id, *provider, number, waiting.extra_sec).to_bytes(),
+                None => decline(id, *provider, number).to_bytes(),
+            }
+        }
+        Step::Report { requester, nonce, number } => {
+            report(id_of(*requester, *nonce), *requester, u32::from(*number), 1_000).to_bytes()
+        }
+        Step::Inventory { provider, as_of, from, open } => {
+            let live = sim.machine.state().live_grants_of(provider_id(*provider)).map(|r| r.grant.request_id);
+            let open: Vec<_> = live.filter(|_| *open).collect();
+            let window =
+                coalition::AlmanacRange::new(coalition::AlmanacTick(u64::from(*from)), coalition::AlmanacTick(tick));
+            let stated = StateInventory {
+                provider: provider_id(*provider),
+                as_of: (sim.entries.len() as u64).saturating_sub(u64::from(*as_of) % 4),
+                window,
+                open: 0,
+                grants: open_grants_digest(open),
+                owned: 0,
+                adopted: 0,
+                orphaned: 0,
+                blind: 0,
+            };
+            Command::StateInventory(sign(stated, *provider)).to_bytes()
+        }
         Step::Pass { .. } => return None,
         Step::Junk(bytes) => bytes.clone(),
     })
@@ -96,6 +140,7 @@ struct Ledger {
     live: BTreeMap<RequestId, ComputeGrant>,
     settled: BTreeSet<RequestId>,
     refused: BTreeSet<(RequestId, ProviderId)>,
+    waiting: BTreeMap<RequestId, (u32, u32)>,
 }
 
 impl Ledger {
@@ -117,6 +162,10 @@ impl Ledger {
             }
             MarketEntry::GrantEnded(body) => {
                 let grant = self.live.remove(&body.grant_id).expect("only live grants end");
+                self.waiting.remove(&body.grant_id);
+                if matches!(body.reason, GrantEnd::NoLog | GrantEnd::NoFinalLog) {
+                    assert!(entry.time_ms >= grant.valid_to_ms + 10 * u64::from(CADENCE_MS), "given up too early");
+                }
                 assert_eq!((grant.provider, grant.attempt), (body.provider, body.attempt));
                 match body.reason {
                     GrantEnd::Refused(_) => {
@@ -127,7 +176,37 @@ impl Ledger {
             }
             MarketEntry::Log(body) => assert_eq!(body.late, !self.live.contains_key(&body.log.statement.grant_id)),
             MarketEntry::Clearing(_) | MarketEntry::GrantServing(_) | MarketEntry::GrantEnding(_) => {}
+            MarketEntry::ExtensionAsked(signed) => {
+                let ExtendGrant { grant_id, number, extra_sec, .. } = signed.statement;
+                assert!(entry.time_ms < self.live[&grant_id].valid_to_ms, "asked when it was over");
+                assert!(self.waiting.insert(grant_id, (number, extra_sec)).is_none(), "one waits at a time");
+            }
+            MarketEntry::ExtensionAnswered(signed) => self.check_answer(&signed.statement, entry),
+            MarketEntry::Inventory(body) => {
+                let stated = &body.stated.statement;
+                let own = self.live.values().filter(|grant| grant.provider == stated.provider);
+                let ids: Vec<RequestId> = own.map(|grant| grant.request_id).collect();
+                assert_eq!(body.open as usize, ids.len());
+                assert_eq!(body.agrees, open_grants_digest(ids) == stated.grants);
+            }
+            MarketEntry::UsageReport(signed) => {
+                assert!(self.asked.contains_key(&signed.statement.grant_id), "of a request of this key");
+            }
             MarketEntry::Challenge(_) | MarketEntry::Attestation(_) => unreachable!("this market asks for none"),
+        }
+    }
+
+    fn check_answer(&mut self, given: &AnswerExtension, entry: &Entry) {
+        let (number, extra_sec) = self.waiting.remove(&given.grant_id).expect("only what waits is answered");
+        let grant = self.live.get_mut(&given.grant_id).expect("only live grants are extended");
+        assert_eq!((given.number, given.provider), (number, grant.provider));
+        assert!(entry.time_ms < grant.valid_to_ms, "answered when it was over");
+        if let ExtensionAnswer::Accepted { valid_to, valid_to_ms } = given.answer {
+            grant.duration_sec += extra_sec;
+            grant.valid_to_ms += u64::from(extra_sec) * 1_000;
+            assert_eq!(valid_to_ms, grant.valid_to_ms);
+            assert_eq!(valid_to.0, grant.valid_from.0 + u64::from(grant.duration_sec), "a tick is a second here");
+            assert!(grant.duration_sec <= params().max_duration_sec, "longer than the module grants");
         }
     }
 
@@ -167,7 +246,7 @@ fn run(steps: &[Step]) -> Sim {
                 }
             }
         }
-        let commands: Vec<_> = pair.iter().filter_map(|step| command(step, sim.cx.tick)).collect();
+        let commands: Vec<_> = pair.iter().filter_map(|step| command(step, &sim)).collect();
         let _ = sim.batch_bytes(&commands);
         while let Some(entry) = sim.entries.get(checked) {
             ledger.check(entry);
@@ -182,6 +261,10 @@ fn check_live_state(sim: &Sim, ledger: &Ledger) {
     let state = sim.machine.state();
     let live: BTreeSet<_> = state.live_grants().map(|record| record.grant.request_id).collect();
     assert_eq!(live, ledger.live.keys().copied().collect());
+    assert!(
+        state.live_grants().all(|record| record.grant == ledger.live[&record.grant.request_id]),
+        "as long as extended"
+    );
     for id in ledger.asked.keys() {
         let open = state.open_requests().any(|record| record.request().request_id == *id);
         let outcomes = usize::from(open)
@@ -284,7 +367,7 @@ proptest! {
     #[test]
     fn arbitrary_bytes_never_panic_and_never_change_anything(
         bytes in proptest::collection::vec(any::<u8>(), 0..600),
-        kind in 0..10usize,
+        kind in 0..14usize,
         time_ms in any::<u64>(),
         tick in any::<u64>(),
     ) {
@@ -299,7 +382,8 @@ proptest! {
         prop_assert_eq!(sim.machine.state(), &before);
         // A damaged entry stops the machine, and does so without a panic.
         let kinds = ["compute.card", "compute.card_removed", "compute.request", "compute.request_ended", "compute.clearing",
-            "compute.grant", "compute.grant_serving", "compute.grant_ending", "compute.grant_ended", "compute.log"];
+            "compute.grant", "compute.grant_serving", "compute.grant_ending", "compute.grant_ended", "compute.log",
+            "compute.extension_asked", "compute.extension_answered", "compute.inventory", "compute.usage_report"];
         let mut entry = sim.entries[0].clone();
         (entry.index, entry.kind, entry.body) = (1, kinds[kind].to_owned(), bytes);
         sim.machine.evolve(&entry);
@@ -313,13 +397,20 @@ proptest! {
     }
 
     #[test]
-    fn flipped_bytes_of_true_commands_are_refused(at in 0..400usize, bit in 0..8u8, which in 0..5usize) {
+    fn flipped_bytes_of_true_commands_are_refused(at in 0..400usize, bit in 0..8u8, which in 0..9usize) {
         let mut sim = Sim::new();
         sim.ok(post(1, 1, card(1, 100, vec![offer("local", "home-01", 1, "0.04")])));
         let id = id_of(9, 1);
         sim.ok(submit(request(9, 1, 160), 9));
         let commands = [submit(request(9, 2, 160), 9), serve(id, 1), end(id, 9), log(id, 1, 1, (100, 100), None),
-            post(1, 2, card(1, 100, vec![offer("local", "home-01", 1, "0.04")]))];
+            post(1, 2, card(1, 100, vec![offer("local", "home-01", 1, "0.04")])),
+            extend(id, 9, 1, 60), decline(id, 1, 1), inventory(&sim, 1, &[id]), report(id, 9, 1, 5)];
+        if which >= 5 {
+            sim.ok(serve(id, 1));
+        }
+        if which == 6 {
+            sim.ok(extend(id, 9, 1, 60));
+        }
         let mut bytes = commands[which].to_bytes();
         let at = at % bytes.len();
         bytes[at] ^= 1 << bit;

@@ -93,7 +93,31 @@ fn every_code_is_reached() {
     expect(&mut sim, C::LogWindow, log(id, 1, 1, (101, 100), None));
     expect(&mut sim, C::LogWindow, log(id, 1, 1, (100, 111), None));
 
+    expect(&mut sim, C::NotServing, extend(id, 9, 1, 60));
+    expect(&mut sim, C::NotServing, report(id, 9, 1, 1));
     sim.ok(serve(id, 1));
+    expect(&mut sim, C::ExtensionOutOfOrder, extend(id, 9, 2, 60));
+    expect(&mut sim, C::ReportOutOfOrder, report(id, 9, 2, 1));
+    let unasked = decline(id, 1, 1);
+    expect(&mut sim, C::ExtensionUnknown, unasked);
+    sim.ok(extend(id, 9, 1, 60));
+    expect(&mut sim, C::ExtensionWaiting, extend(id, 9, 2, 60));
+    let wrong = accept(&sim, id, 1, 1, 59);
+    expect(&mut sim, C::ExtensionMismatch, wrong);
+    let backwards = StateInventory {
+        provider: provider_id(1),
+        as_of: 99,
+        window: coalition::AlmanacRange { from: AlmanacTick(101), to: AlmanacTick(100) },
+        open: 0,
+        grants: open_grants_digest([]),
+        owned: 0,
+        adopted: 0,
+        orphaned: 0,
+        blind: 0,
+    };
+    let early = StateInventory { as_of: 0, ..backwards.clone() };
+    expect(&mut sim, C::InventoryWindow, Command::StateInventory(sign(backwards, 1)));
+    expect(&mut sim, C::InventoryOvertaken, Command::StateInventory(sign(early, 1)));
     expect(&mut sim, C::AlreadyServing, serve(id, 1));
     expect(&mut sim, C::AlreadyServing, refuse(id, 1));
     sim.ok(end(id, 9));
@@ -107,6 +131,7 @@ fn every_code_is_reached() {
     let mut elsewhere = vec![C::Malformed, C::TooManyProviders, C::MarketFull, C::TooManyOpen, C::TooManyLogs];
     elsewhere.extend([C::StateFault, C::AttestationNotAsked, C::AttestationMissing, C::AttestationUnknown]);
     elsewhere.extend([C::AttestationStale, C::AttestationRefused, C::ChallengeUnknown]);
+    elsewhere.extend([C::TooManyExtensions, C::TooManyReports]);
     for code in RefusalCode::ALL {
         assert!(seen.contains(&code) != elsewhere.contains(&code), "{code:?}");
     }

@@ -142,7 +142,7 @@ impl Control {
         while let Ok(Some((message, mut fds))) = self.receive().await {
             let mut pending = self.pending();
             match message {
-                FromInit::Launched { id } | FromInit::Connected { id } => {
+                FromInit::Launched { id } | FromInit::Connected { id } | FromInit::Moved { id } => {
                     pending.replies.remove(&id).map(|r| r.send(Ok(fds.pop())));
                 }
                 FromInit::NotLaunched { id, problem } | FromInit::NotConnected { id, problem } => {
@@ -203,6 +203,11 @@ impl Control {
     pub(crate) async fn connect(&self, port: u16) -> std::result::Result<OwnedFd, String> {
         let (_, fd) = self.ask(|id| ToInit::Connect { id, port }, &[], None).await?;
         fd.ok_or_else(|| "no socket came back".into())
+    }
+
+    /// Has the environment end itself at another time, should nobody else end it; done when it has said so.
+    pub(crate) async fn until(&self, unix_ms: u64) -> std::result::Result<(), String> {
+        self.ask(|id| ToInit::Until { id, unix_ms }, &[], None).await.map(|_| ())
     }
 
     /// Signals a launched process' group, if it still runs. Sent from a task of its own: callers cannot wait.

@@ -309,6 +309,10 @@ impl Server {
                 Ok(socket) => self.tell(&FromInit::Connected { id }, &[socket.as_fd()])?,
                 Err(e) => self.tell(&FromInit::NotConnected { id, problem: e.to_string() }, &[])?,
             },
+            ToInit::Until { id, unix_ms } => {
+                self.setup.valid_to_unix_ms = unix_ms;
+                self.tell(&FromInit::Moved { id }, &[])?;
+            }
             ToInit::Setup(_) | ToInit::Mapped => return Err("the supervisor repeats itself".into()),
         }
         Ok(true)

@@ -82,6 +82,8 @@ pub(crate) enum ToInit {
     Signal { id: u64, signal: i32 },
     /// Connect to a loopback port inside.
     Connect { id: u64, port: u16 },
+    /// The grant ends at another time.
+    Until { id: u64, unix_ms: u64 },
 }
 
 /// Environment to supervisor.
@@ -103,6 +105,8 @@ pub(crate) enum FromInit {
     Exited { id: u64, outcome: ExitOutcome },
     /// A connection; the socket comes along, possibly still connecting.
     Connected { id: u64 },
+    /// The end is moved.
+    Moved { id: u64 },
     /// No connection.
     NotConnected { id: u64, problem: String },
 }

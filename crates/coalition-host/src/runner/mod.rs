@@ -70,6 +70,10 @@ fn command(args: &[OsString]) -> Result<String> {
         Some("status") => to_line(&ops::status(&dir()?)?),
         Some("stop") => to_line(&ops::stop(&dir()?, options.reason.as_deref())?),
         Some("clean") => to_line(&ops::clean(&dir()?)?),
+        Some("extend") => {
+            let until = options.until.ok_or_else(|| usage("--until UNIX_MS is missing".into()))?;
+            to_line(&ops::extend(&dir()?, until)?)
+        }
         Some("list") => {
             let root = options.root.clone().ok_or_else(|| usage("--root ROOT is missing".into()))?;
             to_line(&ops::list(&root)?)
@@ -83,6 +87,7 @@ struct Options {
     dir: Option<PathBuf>,
     root: Option<PathBuf>,
     reason: Option<String>,
+    until: Option<u64>,
 }
 
 impl Options {
@@ -95,6 +100,14 @@ impl Options {
             match name.to_str() {
                 Some("--dir") => options.dir = Some(value()?.into()),
                 Some("--root") => options.root = Some(value()?.into()),
+                Some("--until") => {
+                    let text = value()?.to_string_lossy().into_owned();
+                    let unix_ms = text.parse();
+                    options.until =
+                        Some(unix_ms.map_err(|_| {
+                            RunnerError::Usage(format!("--until takes Unix milliseconds, not {text:?}"))
+                        })?);
+                }
                 Some("--reason") => options.reason = Some(value()?.to_string_lossy().into_owned()),
                 _ => return Err(RunnerError::Usage(format!("unknown option {}", name.display()))),
             }
@@ -137,7 +150,15 @@ mod tests {
 
     #[test]
     fn a_wrong_command_line_is_told_apart_and_hinted() {
-        for args in [&[][..], &["dance"], &["start"], &["start", "--dir"], &["list"], &["status", "--colour", "red"]] {
+        for args in [
+            &[][..],
+            &["dance"],
+            &["start"],
+            &["start", "--dir"],
+            &["list"],
+            &["status", "--colour", "red"],
+            &["extend", "--dir", "/", "--until", "soon"],
+        ] {
             let error = failed(args);
             assert_eq!((error.code(), error.exit_code()), ("usage", 2));
             assert!(error.hint().is_some_and(|h| h.contains("probe")));

@@ -20,6 +20,8 @@ use crate::types::{
 
 /// How long a supervisor may take to end its grant when told to.
 const STOP_LIMIT: Duration = Duration::from_secs(20);
+/// How long a supervisor may take to see that its grant ends at another time: it looks every second.
+const MOVE_LIMIT: Duration = Duration::from_secs(8);
 
 fn load(dir: &Path) -> Result<(GrantDir, RunnerState)> {
     fs::metadata(dir).map_err(|e| match e.kind() {
@@ -62,6 +64,31 @@ pub(super) fn status(dir: &Path) -> Result<RunnerState> {
         state.usage_so_far = dir.read_usage().ok().flatten();
     }
     Ok(state)
+}
+
+/// Moves the end of a running grant, and returns when its supervisor has taken it.
+pub(super) fn extend(dir: &Path, until_ms: u64) -> Result<RunnerState> {
+    let (dir, mut state) = load(dir)?;
+    let now_ms = now_unix_ms();
+    if until_ms <= now_ms {
+        return Err(RunnerError::DeadlinePassed { ago_ms: now_ms - until_ms, now_ms, valid_to_ms: until_ms });
+    }
+    dir.write_until(until_ms)?;
+    let began = Instant::now();
+    loop {
+        if !matches!(state.phase, Phase::Starting | Phase::Ready { .. }) {
+            return Err(RunnerError::Over { dir: dir.path().into() });
+        }
+        if state.valid_to_unix_ms == until_ms {
+            return Ok(state);
+        }
+        if began.elapsed() >= MOVE_LIMIT {
+            let waited_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
+            return Err(RunnerError::NotMoved { waited_ms });
+        }
+        std::thread::sleep(Duration::from_millis(20));
+        state = load(dir.path())?.1;
+    }
 }
 
 /// Ends a grant and returns when everything of it but its files is gone. Ending an ended grant repeats its last word.

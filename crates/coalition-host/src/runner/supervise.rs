@@ -99,6 +99,9 @@ impl Stops {
     }
 }
 
+/// The environment being told of another end, which it answers with.
+type Moving = std::pin::Pin<Box<dyn Future<Output = std::result::Result<u64, String>>>>;
+
 /// Why watching ended.
 struct End {
     reason: EndReason,
@@ -183,6 +186,7 @@ impl Grant {
         let mut ticks = tokio::time::interval(SAMPLE_EVERY);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
         let mut workload_done = false;
+        let mut moving: Option<Moving> = None;
         loop {
             tokio::select! {
                 () = sleep_until(self.deadline) => return End { reason: EndReason::Deadline, detail: None },
@@ -197,11 +201,22 @@ impl Grant {
                     let detail = format!("{used_mib} MiB used, {} granted", self.checked.spec.disk_mib);
                     return End { reason: EndReason::DiskExceeded, detail: Some(detail) };
                 }
+                moved = async { moving.as_mut().expect("it is polled only while there is one").await }, if moving.is_some() => {
+                    moving = None;
+                    let taken = moved.map_err(RunnerError::Environment).and_then(|until| self.take_end(until));
+                    if let Err(error) = taken {
+                        log(&format!("new end: {}", error.to_failure()));
+                    }
+                }
                 outcome = &mut workload, if !workload_done => {
                     workload_done = true;
                     self.workload_ended(outcome);
                 }
                 _ = ticks.tick() => {
+                    if let Some(until) = self.wanted_end().filter(|_| moving.is_none()) {
+                        let control = up.control.clone();
+                        moving = Some(Box::pin(async move { control.until(until).await.map(|()| until) }));
+                    }
                     if now_unix_ms() >= self.checked.spec.valid_to_unix_ms {
                         return End { reason: EndReason::Deadline, detail: None };
                     }
@@ -211,6 +226,23 @@ impl Grant {
                 }
             }
         }
+    }
+
+    /// The end somebody left word of, if it is another one than now.
+    fn wanted_end(&self) -> Option<u64> {
+        let now_ms = now_unix_ms();
+        self.dir.read_until().filter(|until| *until != self.state.valid_to_unix_ms && *until > now_ms)
+    }
+
+    /// Takes up a new end that the environment has taken up already, once it is on disk.
+    fn take_end(&mut self, until: u64) -> Result<()> {
+        let next = RunnerState { valid_to_unix_ms: until, ..self.state.clone() };
+        self.dir.write_state(Some(&self.state), &next)?;
+        let before = std::mem::replace(&mut self.state, next).valid_to_unix_ms;
+        self.checked.spec.valid_to_unix_ms = until;
+        self.deadline = Instant::now() + Duration::from_millis(until.saturating_sub(now_unix_ms()));
+        log(&format!("the grant ends at {until} instead of {before}"));
+        Ok(())
     }
 
     fn workload_ended(&mut self, outcome: Option<ExitOutcome>) {

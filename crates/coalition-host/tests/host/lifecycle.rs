@@ -53,6 +53,40 @@ fn a_grant_lives_and_leaves_nothing() {
 }
 
 #[test]
+fn the_end_can_be_moved_while_it_runs_and_not_after() {
+    for host in Host::each() {
+        let now_ms = coalition_host::state::now_unix_ms();
+        let first_end = now_ms + 2_500;
+        let grant = host.start(|spec| spec.valid_to_unix_ms = first_end);
+        let extend = |until_ms: u64| -> Result<RunnerState, coalition_host::Failure> {
+            host.answer(&["extend", "--dir", grant.dir_text(), "--until", &until_ms.to_string()])
+        };
+        let later = now_ms + 600_000;
+        for _ in 0..2 {
+            assert_eq!(extend(later).unwrap().valid_to_unix_ms, later, "asked twice it is the same");
+        }
+        assert_eq!(extend(now_ms).unwrap_err().code, "deadline_passed");
+        assert_eq!(grant.status().valid_to_unix_ms, later, "what is refused moves nothing");
+        // Neither the supervisor's first end nor the environment's own, five seconds later, counts any more.
+        await_some("the first end and its grace", Duration::from_secs(20), || {
+            (coalition_host::state::now_unix_ms() > first_end + 5_500).then_some(())
+        });
+        assert_eq!(grant.ssh("echo here").out, "here\n");
+        // Back again, to where it can be waited for.
+        let soon = coalition_host::state::now_unix_ms() + 2_500;
+        extend(soon).unwrap();
+        let reason = await_some("the end", Duration::from_secs(20), || match grant.status().phase {
+            Phase::Ended { reason, .. } => Some(reason),
+            _ => None,
+        });
+        assert_eq!(reason, EndReason::Deadline);
+        assert!(coalition_host::state::now_unix_ms() >= soon);
+        assert_eq!(extend(later).unwrap_err().code, "over");
+        grant.clean();
+    }
+}
+
+#[test]
 fn the_deadline_needs_nobody() {
     for host in Host::each() {
         let valid_to = coalition_host::state::now_unix_ms() + 3_000;

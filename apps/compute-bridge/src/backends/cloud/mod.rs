@@ -6,6 +6,7 @@
 //! Which cloud it is nobody knows here: that is behind [`Cloud`].
 
 mod check;
+mod lasting;
 mod launch;
 pub mod ledger;
 mod sight;
@@ -28,11 +29,12 @@ use self::sight::Listing;
 use super::machine_keys::MachineKeys;
 use super::{BareMetalBackend, BareMetalSetup, HostSetup};
 use crate::backend::{
-    Backend, BackendError, Exit, FailureKind, InstanceName, Offering, Order, OwnedInstance, ProvisionedInstance, Unfit,
-    UsageSeen,
+    Backend, BackendError, Exit, FailureKind, InstanceName, MoveError, Offering, Order, OwnedInstance,
+    ProvisionedInstance, Unfit, UsageSeen,
 };
 use crate::check::Finding;
 use crate::fleet::chain;
+use crate::inventory::{CostBasis, Price};
 use crate::ssh::{LoginKey, SshTarget};
 
 /// How long what the region and the account have is believed.
@@ -430,6 +432,10 @@ impl Backend for CloudBackend {
         }
     }
 
+    async fn move_end(&self, name: &InstanceName, valid_to_ms: u64) -> Result<(), MoveError> {
+        self.move_everything(name, valid_to_ms).await
+    }
+
     async fn stop(&self, name: &InstanceName) -> Result<Option<Exit>, BackendError> {
         let Some(machine) = self.machine(name).await? else { return Ok(None) };
         let error = match machine.stop(name).await {
@@ -468,6 +474,11 @@ impl Backend for CloudBackend {
             owned.entry(name).or_default();
         }
         Ok(owned.into_iter().map(|(name, running)| OwnedInstance { name, running }).collect())
+    }
+
+    fn price(&self, grant: &ComputeGrant) -> Option<Price> {
+        let size = choose(&self.setup.sizes, grant.cpu_millicores, grant.ram_mib)?;
+        Some(Price { core_hour: size.price_hour, cpu_millicores: 1_000, basis: CostBasis::SizePrice })
     }
 
     fn load(&self) -> u32 {
