@@ -6,13 +6,16 @@
 //! * [`image`]: an example image, and a look at an image before it is sent anywhere.
 //! * [`types`]: what provider and runner say to each other.
 //! * [`keys`]: SSH keys as texts.
+//! * [`output`]: what a workload wrote, as it is kept and handed over.
 
 pub mod error;
 pub mod image;
 mod isolate;
+pub mod output;
 pub mod proc;
 pub mod rootfs;
 mod runner;
+mod sftp;
 pub mod spec;
 mod ssh;
 pub mod sshd;

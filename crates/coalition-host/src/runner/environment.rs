@@ -11,6 +11,7 @@ use nix::unistd::Pid;
 use tokio::net::TcpListener;
 
 use super::launcher::InsideLauncher;
+use super::workload::Output;
 use crate::error::{Result, RunnerError};
 use crate::isolate::cgroup::{Groups, Hierarchies, Limits};
 use crate::isolate::control::{Control, build};
@@ -76,7 +77,7 @@ fn setup(spec: &WorkloadSpec, rootfs: PathBuf, isolation: &Isolation, groups: &G
 pub(super) async fn bring_up(
     checked: &CheckedSpec,
     dir: &GrantDir,
-    traffic: &Arc<Traffic>,
+    (traffic, output): (&Arc<Traffic>, &Arc<Output>),
     holdings: &mut Holdings,
 ) -> Result<Up> {
     let spec = &checked.spec;
@@ -98,7 +99,7 @@ pub(super) async fn bring_up(
     let (isolation, built) = build_environment(spec, dir, abilities, holdings).await?;
     holdings.control = Some(built.control.clone());
     let env = spec.env.iter().map(|(k, v)| (k.clone(), v.clone())).collect();
-    let launcher = Arc::new(InsideLauncher { environment: built.control.clone(), env });
+    let launcher = Arc::new(InsideLauncher { environment: built.control.clone(), env, output: output.clone() });
     let keys = ServerKeys { host: checked.host_key.clone(), authorized: vec![checked.authorized_key.clone()] };
     let ssh = listen(socket, keys, launcher, traffic.clone(), ServerLimits::GRANT)
         .map_err(|source| RunnerError::Listen { address: spec.ssh_listen, source })?;
