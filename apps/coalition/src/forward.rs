@@ -28,7 +28,9 @@ pub enum ForwardError {
     #[error("{0:?} is no port: write 1 to 65535")]
     Port(String),
     /// Not an address to listen on.
-    #[error("{0:?} is no address to listen on: write localhost, 127.0.0.1, 0.0.0.0 or another of this machine's addresses")]
+    #[error(
+        "{0:?} is no address to listen on: write localhost, 127.0.0.1, 0.0.0.0 or another of this machine's addresses"
+    )]
     Bind(String),
     /// Somewhere else than on the machine.
     #[error("a machine is a way to nowhere else: {0:?} must be localhost, 127.0.0.1 or ::1")]

@@ -26,6 +26,7 @@ pub mod usage;
 pub use runner::runner_main;
 pub use ssh::keys;
 pub use types::{
-    CleanReport, EndReason, ExitOutcome, Failure, FailureReport, Isolation, IsolationLevel, ListReport, ListedGrant,
-    Mechanism, Phase, ProbeReport, ProcessRef, RunnerState, SecretText, UsageReport, WorkloadSpec, parse_answer,
+    CleanReport, Egress, EndReason, ExitOutcome, Failure, FailureReport, Isolation, IsolationLevel, ListReport,
+    ListedGrant, Mechanism, Phase, ProbeReport, ProcessRef, RunnerState, SecretText, UsageReport, WorkloadSpec,
+    parse_answer,
 };

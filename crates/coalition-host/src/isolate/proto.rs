@@ -33,6 +33,8 @@ pub(crate) struct Setup {
     pub(crate) cpus: Option<Vec<usize>>,
     /// Unshare the cgroup namespace too.
     pub(crate) cgroup_namespace: bool,
+    /// Refuse network sockets, because the network is the host's and not for the workload.
+    pub(crate) no_network: bool,
     pub(crate) valid_to_unix_ms: u64,
 }
 

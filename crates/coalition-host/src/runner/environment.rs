@@ -23,7 +23,7 @@ use crate::rootfs::{Owner, open_verified, remove_tree, unpack};
 use crate::spec::{CheckedSpec, image_path};
 use crate::ssh::{Listening, ServerKeys, ServerLimits, Traffic, listen};
 use crate::state::GrantDir;
-use crate::types::{Isolation, IsolationLevel, Mechanism, WorkloadSpec};
+use crate::types::{Egress, Isolation, IsolationLevel, Mechanism, WorkloadSpec};
 
 /// Longest an environment may take to be built, the image already unpacked.
 const BUILD_LIMIT: Duration = Duration::from_secs(20);
@@ -68,6 +68,7 @@ fn setup(spec: &WorkloadSpec, rootfs: PathBuf, isolation: &Isolation, groups: &G
         pids_by_rlimit: isolation.pids == Mechanism::Rlimit,
         cpus,
         cgroup_namespace: groups.any(),
+        no_network: isolation.level == IsolationLevel::ProcessLimits && spec.egress == Egress::None,
         valid_to_unix_ms: spec.valid_to_unix_ms,
     }
 }
@@ -142,6 +143,10 @@ async fn build_environment(
         .await
         .map_err(|_| RunnerError::Environment(format!("not built within {} s", BUILD_LIMIT.as_secs())))??;
     let mut isolation = chosen.ok_or_else(|| RunnerError::Environment("no isolation was chosen".into()))?;
+    if isolation.level == IsolationLevel::ProcessLimits && spec.egress == Egress::Host {
+        let told = "the workload may use the host's network: the host's own services, neighbours, a cloud's metadata";
+        isolation.losses.push(told.to_owned());
+    }
     isolation.losses.extend(built.losses.iter().cloned());
     Ok((isolation, built))
 }

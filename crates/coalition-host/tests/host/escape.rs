@@ -148,7 +148,8 @@ fn the_network_has_nobody_else_in_it() {
             assert!(!seen.out.contains("REACHED"), "{:?}: {address}:{port}: {seen:?}", host.kind);
             assert!(seen.err.contains("unreachable") || seen.err.contains("refused"), "no answer at all: {seen:?}");
         }
-        let seen = grant.ssh("ls /sys/class/net 2>/dev/null; tail -n +3 /proc/net/dev | cut -d: -f1; cat /proc/net/route");
+        let seen =
+            grant.ssh("ls /sys/class/net 2>/dev/null; tail -n +3 /proc/net/dev | cut -d: -f1; cat /proc/net/route");
         let interfaces: Vec<&str> = seen.out.lines().map(str::trim).filter(|line| !line.starts_with("Iface")).collect();
         assert_eq!(interfaces, ["lo"], "{seen:?}");
         open.set_nonblocking(true).unwrap();
@@ -156,4 +157,28 @@ fn the_network_has_nobody_else_in_it() {
         grant.clean();
         neighbour.clean();
     }
+}
+
+/// A host that cannot give a workload a network of its own lets it use none, unless its provider says otherwise.
+#[test]
+fn where_the_network_is_the_hosts_it_is_not_the_workloads() {
+    let Some(host) = Host::new(As::Bare) else { return };
+    let open = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = open.local_addr().unwrap().port();
+    let dial = format!("echo x | nc -w 2 127.0.0.1 {port} && echo REACHED");
+    let closed = host.start(|_| {});
+    let seen = closed.ssh(&dial);
+    assert!(!seen.out.contains("REACHED") && seen.err.contains("not permitted"), "{seen:?}");
+    // Nor by way of our own SSH server, which does run in the host's network.
+    let seen = closed.ssh_with(&["-W", &format!("127.0.0.1:{port}")], "", b"x");
+    assert!(seen.code != 0 && seen.out.is_empty(), "{seen:?}");
+    open.set_nonblocking(true).unwrap();
+    assert!(open.accept().is_err(), "somebody came");
+    closed.clean();
+    let opened = host.start(|spec| spec.egress = coalition_host::Egress::Host);
+    let seen = opened.ssh(&dial);
+    assert!(seen.out.contains("REACHED"), "{seen:?}");
+    let coalition_host::Phase::Ready { isolation, .. } = opened.status().phase else { panic!() };
+    assert!(isolation.losses.iter().any(|loss| loss.contains("may use the host's network")), "{isolation:?}");
+    opened.clean();
 }

@@ -193,6 +193,7 @@ impl Host {
             command: vec![],
             env: Default::default(),
             minimum_isolation: IsolationLevel::ProcessLimits,
+            egress: Default::default(),
         };
         change(&mut spec);
         fs::write(dir.join("spec.json"), serde_json::to_vec(&spec).unwrap()).unwrap();
@@ -362,7 +363,16 @@ impl Grant<'_> {
     pub(crate) fn scp(&self, options: &[&str], from: &str, to: &str) -> Seen {
         let at = self.client.path();
         let mut command = Command::new("scp");
-        command.args(["-F", "none", "-o", "StrictHostKeyChecking=yes", "-o", "IdentitiesOnly=yes", "-o", "BatchMode=yes"]);
+        command.args([
+            "-F",
+            "none",
+            "-o",
+            "StrictHostKeyChecking=yes",
+            "-o",
+            "IdentitiesOnly=yes",
+            "-o",
+            "BatchMode=yes",
+        ]);
         command.arg("-o").arg(format!("UserKnownHostsFile={}", at.join("known_hosts").display()));
         command.arg("-i").arg(at.join("key")).arg("-P").arg(self.port().to_string()).args(options);
         command.args([from, to].map(|path| path.replace("inside:", "root@127.0.0.1:")));
