@@ -283,6 +283,15 @@ def edges():
         json.dumps({"status": "Failed", "error": {"code": "x", "details": [{"code": "QuotaExceeded", "message": "m"}]}}),
         "Debian:debian-12:12-gen2:0.20251006.2257",
     )
+    record = lambda kind, at, payload: struct.pack(">BQI", kind, at, len(payload)) + payload  # noqa: E731
+    output = record(1, 7, b"out\n") + record(2, 8, b"err\n") + record(3, 0, struct.pack(">Q", 9))
+    put(
+        "host_output",
+        b"\x05" + output + record(4, 9, b"\x00" + struct.pack(">i", 3)),
+        b"\xff" + output + record(5, 0, b""),
+        b"\x01" + record(6, 0, b""),
+        b"\x09coalition-logs --follow --since 1700000000000",
+    )
     put("host_answer", b"\x02" + json.dumps({"version": 1, "grants": []}).encode(), b"\x00" + json.dumps(failure).encode())
 
 

@@ -1,5 +1,6 @@
 //! The command line: every command, option and help text. `docs/CLI.md` is generated from it.
 
+mod access;
 mod attest;
 mod retire;
 mod successor;
@@ -11,6 +12,7 @@ use clap::{Args, Parser, Subcommand, ValueHint};
 use clap_complete::Shell;
 
 pub use self::{
+    access::{ForwardArgs, LogsArgs, ScpArgs, SshArgs},
     attest::{
         AttestCommand, AttestFetchArgs, AttestLogArgs, AttestPredictArgs, AttestQuoteArgs, AttestShowArgs,
         AttestVerifyArgs,
@@ -42,7 +44,7 @@ Exit status:
   7    in the way: already running, port in use
   8    gave up waiting; the message says what exists now and how to release it
   130  interrupted
-`coalition ssh` exits with the status of the remote command (255 when SSH itself failed).
+`coalition ssh` exits with the status of the remote command (255 when SSH itself failed); `scp` and `forward` with OpenSSH's.
 
 Data goes to stdout, progress and errors to stderr. NO_COLOR turns colour off; a pipe gets none.";
 
@@ -85,6 +87,12 @@ pub enum Command {
     Request(RequestArgs),
     /// Log in to a granted machine with OpenSSH's client
     Ssh(SshArgs),
+    /// Copy files to or from a granted machine with OpenSSH's scp
+    Scp(ScpArgs),
+    /// Reach ports of a granted machine from here
+    Forward(ForwardArgs),
+    /// Show what the workload wrote, and how it ended
+    Logs(LogsArgs),
     /// Show a grant's usage log and where its evidence is
     Log(LogArgs),
     /// Have a running grant last longer
@@ -272,30 +280,12 @@ pub struct RequestArgs {
     pub as_member: bool,
 }
 
-/// Arguments of `coalition ssh`.
-#[derive(Args, Debug, Clone)]
-#[command(after_help = "\
-The host key is pinned from the receipt: a machine that shows another one is refused. What vouches for the machine is said \
-first: a quote that binds this host key is verified again, or it is `not attested`. Needs OpenSSH's client.
-
-Examples:
-  coalition ssh 3f9c
-  coalition ssh 3f9c -- uname -a
-  tar c data | coalition ssh 3f9c -- tar x -C /tmp")]
-pub struct SshArgs {
-    /// The grant, or its first digits; the newest of yours if left out
-    #[arg(value_name = "GRANT")]
-    pub grant: Option<String>,
-    /// A command to run instead of a shell
-    #[arg(last = true, value_name = "COMMAND")]
-    pub command: Vec<String>,
-}
-
 /// Arguments of `coalition log`.
 #[derive(Args, Debug, Clone)]
 #[command(after_help = "\
 Every line is a certified commit; the pointer behind it names the entry, and `coalition verify` resolves it. With \
---evidence, the newest usage log (else the grant) is written as a self-contained proof to mail to somebody.
+--evidence, the newest usage log (else the grant) is written as a self-contained proof to mail to somebody. What the workload \
+wrote is in `coalition logs`; how its command ended is not in the market's log, and is shown for grants of your own.
 
 With --measure, what the machine's own counters say is committed beside what its provider logs, and both are shown with the \
 difference; more than 20 ‰ is marked. `coalition end` measures by itself. A report from long before the end can only show that too \
@@ -427,8 +417,12 @@ pub struct ExtendArgs {
 /// Arguments of `coalition end`.
 #[derive(Args, Debug, Clone)]
 #[command(after_help = "\
-Example:
-  coalition end 3f9c")]
+Says how the workload's command ended, if it has, what was used, and what it costs. The machine and everything on it are gone \
+then; copy what you need first. The key to it is dead, and deleted here.
+
+Examples:
+  coalition scp 3f9c:results.csv . && coalition end 3f9c
+  coalition end 3f9c --json | jq '.workload_exit, .cost_usd'")]
 pub struct EndArgs {
     /// The grant, or its first digits; the newest of yours if left out
     #[arg(value_name = "GRANT")]
@@ -444,8 +438,12 @@ pub struct EndArgs {
 /// Arguments of `coalition grants`.
 #[derive(Args, Debug, Clone)]
 #[command(after_help = "\
-Example:
-  coalition grants --json | jq -r '.grants[].grant'")]
+EXIT is how the workload's command ended, as far as `logs`, `log` or `end` have asked its machine: a status, a signal, or `-`. KEY \
+says whether the key to log in with still opens anything; a dead one is deleted.
+
+Examples:
+  coalition grants
+  coalition grants --json | jq -r '.grants[] | select(.key == \"live\").grant'")]
 pub struct GrantsArgs {}
 
 /// Arguments of `coalition verify`.

@@ -6,6 +6,7 @@ use std::{
 };
 
 use coalition::{Mrtd, RateQ64, RequestId, UniqueId};
+use coalition_host::ExitOutcome;
 use coalition_shuffle::SshAccessReceipt;
 use coalition_universe::NodeKey;
 use serde::{Deserialize, Serialize};
@@ -13,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     error::{CliError, Context, Result},
     home::{Home, private_dir, private_write},
+    request::now_ms,
     roles::config::load_key,
 };
 
@@ -93,6 +95,28 @@ pub struct Access {
     pub quoted_host_key: Option<String>,
 }
 
+/// How a grant's command ended, as its machine said.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WorkloadExit {
+    /// When, Unix milliseconds by the machine's clock.
+    pub at_ms: u64,
+    /// How.
+    pub outcome: ExitOutcome,
+}
+
+/// Whether the key to log in with opens anything.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum KeyState {
+    /// There is none yet, or never was.
+    None,
+    /// It opens the machine.
+    Live,
+    /// The grant is over; the key is deleted.
+    Dead,
+}
+
 /// What `grant.json` holds. No secrets.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -119,6 +143,28 @@ pub struct GrantFile {
     pub cleared: Option<Cleared>,
     /// Present once the receipt is here.
     pub access: Option<Access>,
+    /// Present once the machine was asked and its command had ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub workload_exit: Option<WorkloadExit>,
+}
+
+impl GrantFile {
+    /// Whether nothing of the grant runs any more at `now_ms`, or it was told to end.
+    #[must_use]
+    pub fn is_over(&self, now_ms: u64) -> bool {
+        let late = self.cleared.as_ref().is_some_and(|cleared| cleared.valid_to_ms <= now_ms);
+        late || matches!(self.stage, Stage::Ended | Stage::Withdrawn)
+    }
+
+    /// What became of the key to log in with.
+    #[must_use]
+    pub fn key(&self, now_ms: u64) -> KeyState {
+        match &self.access {
+            None => KeyState::None,
+            Some(_) if self.is_over(now_ms) => KeyState::Dead,
+            Some(_) => KeyState::Live,
+        }
+    }
 }
 
 /// A grant's directory.
@@ -144,13 +190,28 @@ impl Grant {
         Ok(grant)
     }
 
-    /// Notes a change.
+    /// Notes a change. The key of a grant that is over by it is deleted.
     ///
     /// # Errors
     /// When the disk refuses.
     pub fn update(&mut self, change: impl FnOnce(&mut GrantFile)) -> Result<()> {
         change(&mut self.file);
-        self.save()
+        self.save()?;
+        self.bury(now_ms())
+    }
+
+    /// Deletes the key to log in with once the grant is over: nothing answers to it any more.
+    fn bury(&self, now_ms: u64) -> Result<()> {
+        if !self.file.is_over(now_ms) {
+            return Ok(());
+        }
+        match fs::remove_file(self.key_path()) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                let message = format!("the dead key {} cannot be deleted", self.key_path().display());
+                Err(CliError::fault("disk", message).because(error))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Keeps what a receipt says and holds, and what vouches for the machine: keys and evidence in files of their own.
@@ -246,7 +307,11 @@ pub fn list(home: &Home) -> Result<(Vec<Grant>, Vec<CliError>)> {
     for entry in entries {
         let entry = entry.or_fault("disk", || "cannot list the grants".into())?;
         match Grant::load(&entry.path()) {
-            Ok(grant) => grants.push(grant),
+            Ok(grant) => {
+                // Whoever looks finds no key of a grant that ran out meanwhile.
+                damaged.extend(grant.bury(now_ms()).err());
+                grants.push(grant);
+            }
             Err(error) => damaged.push(error),
         }
     }
@@ -327,6 +392,7 @@ mod tests {
             duration_s: 600,
             cleared: None,
             access: None,
+            workload_exit: None,
         }
     }
 
@@ -377,6 +443,32 @@ mod tests {
         let (grants, damaged) = list(&home).unwrap();
         assert_eq!((grants.len(), damaged.len()), (0, 1));
         assert!(damaged[0].to_string().contains("grant.json"), "{}", damaged[0]);
+    }
+
+    #[test]
+    fn a_key_dies_with_its_grant_and_is_deleted() {
+        let (_dir, home) = home();
+        let over = |byte, change: fn(&mut GrantFile)| {
+            let mut grant = Grant::create(&home, file(byte, 1), &NodeKey::generate()).unwrap();
+            assert_eq!(grant.file.key(now_ms()), KeyState::None);
+            private_write(&grant.key_path(), b"secret").unwrap();
+            let access = r#"{"host":"h","port":1,"user":"root","isolation":"i","posture":"not attested"}"#;
+            grant.update(|file| file.access = Some(serde_json::from_str(access).unwrap())).unwrap();
+            assert!(grant.key_path().exists() && grant.file.key(now_ms()) == KeyState::Live);
+            grant.update(change).unwrap();
+            (grant.key_path().exists(), grant.file.key(now_ms()))
+        };
+        assert_eq!(over(0xa1, |file| file.stage = Stage::Ended), (false, KeyState::Dead));
+        assert_eq!(over(0xa2, |file| file.stage = Stage::Ready), (true, KeyState::Live));
+        // One whose time ran out while nobody looked: the next look deletes the key.
+        let mut grant = Grant::create(&home, file(0xa3, 2), &NodeKey::generate()).unwrap();
+        grant.file.cleared =
+            serde_json::from_str(r#"{"provider":"p","offer":"o","region":"r","rate":"1","valid_to_ms":1}"#).ok();
+        assert!(grant.file.cleared.is_some());
+        grant.save().unwrap();
+        private_write(&grant.key_path(), b"secret").unwrap();
+        find(&home, Some("a3")).unwrap();
+        assert!(!grant.key_path().exists());
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! The `coalition` command: a development coalition, the requester's and the auditor's side, and every role as a process.
 //!
-//! * [`cli`]: what can be typed. [`commands`]: one file for each command. [`values`]: cores, sizes, durations.
+//! * [`cli`]: what can be typed. [`commands`]: one file for each command. [`values`]: cores, sizes, durations. [`forward`]: ports.
 //! * [`output`], [`error`]: what is printed, and how it ends.
 //! * [`home`], [`grants`], [`config_file`]: what is on disk.
 //! * [`devnet`]: making a development coalition. [`roles`]: its processes. [`supervise`]: keeping them running.
@@ -18,6 +18,7 @@ pub mod commands;
 pub mod config_file;
 pub mod devnet;
 pub mod error;
+pub mod forward;
 pub mod grants;
 pub mod home;
 pub mod image;

@@ -121,6 +121,11 @@ impl Output {
         }
     }
 
+    /// One of many JSON objects, on a line of its own.
+    pub fn line_json(&self, value: &Value) {
+        self.write_out(&value.to_string());
+    }
+
     /// A line of progress, on stderr. Nothing when JSON is asked for.
     pub fn note(&self, text: impl AsRef<str>) {
         if !self.json {

@@ -55,6 +55,9 @@ pub enum ValueError {
     /// Not a moment.
     #[error("{0:?} is no time: write 2030-01-31T12:00:00Z or Unix seconds")]
     Instant(String),
+    /// Neither.
+    #[error("{0:?} is no time and no duration: write 10m, 2h, 2030-01-31T12:00:00Z or Unix seconds")]
+    Since(String),
     /// Not a tick.
     #[error("{0:?} is no tick: write tick:N with N in digits")]
     Tick(String),
@@ -258,6 +261,37 @@ impl FromStr for Instant {
     fn from_str(text: &str) -> Result<Self, ValueError> {
         let seconds = digits(text).or_else(|| rfc3339_seconds(text)).ok_or_else(|| ValueError::Instant(text.into()))?;
         seconds.checked_mul(1_000).map(Self).ok_or_else(|| ValueError::TooLarge(text.into()))
+    }
+}
+
+/// A moment, or how long ago it was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Since {
+    /// So long ago.
+    Ago(DurationArg),
+    /// Then.
+    At(Instant),
+}
+
+impl Since {
+    /// The moment in milliseconds since the Unix epoch, if it is `now_ms`.
+    #[must_use]
+    pub const fn at_ms(self, now_ms: u64) -> u64 {
+        match self {
+            Self::Ago(duration) => now_ms.saturating_sub(duration.as_ms()),
+            Self::At(Instant(ms)) => ms,
+        }
+    }
+}
+
+impl FromStr for Since {
+    type Err = ValueError;
+
+    fn from_str(text: &str) -> Result<Self, ValueError> {
+        match text.parse() {
+            Ok(duration) => Ok(Self::Ago(duration)),
+            Err(_) => text.parse().map(Self::At).map_err(|_| ValueError::Since(text.into())),
+        }
     }
 }
 

@@ -213,6 +213,128 @@ fn nobody_wrote_down_the_requester(env: &Environment) {
     assert!(!files_with(&home.data("member-1"), &needles).is_empty(), "the search finds nothing anywhere");
 }
 
+/// Everything a requester does with a machine, with the program as people call it.
+#[test]
+fn a_machine_is_used_to_its_end_and_nothing_opens_it_afterwards() {
+    let _alone = alone();
+    let env = Environment::new();
+    let up = Up::start(&env, &[]);
+    make_image(&env);
+    let line = "echo out; echo err >&2; until [ -e go ]; do sleep 0.1; done; cat go; exit 3";
+    let command: Vec<&str> = ["/bin/sh", "-c", line].iter().flat_map(|word| ["--command", word]).collect();
+    let grant = granted(&env, &command);
+    let short = &grant[..8];
+    let said = |ran: &Ran| assert!(ran.err.contains("plain host: not attested"), "said first: {}", ran.err);
+
+    // What it writes, and that it runs.
+    let logs = wait_for("the workload's output", || {
+        Some(env.run(&["logs", short]).expect_status(0)).filter(|logs| logs.err.contains("err"))
+    });
+    said(&logs);
+    assert_eq!(logs.out, "out\n");
+    assert!(logs.err.contains("the workload runs"), "{}", logs.err);
+
+    // Files in and out, a directory too; the image has no file server.
+    std::fs::create_dir_all(env.path().join("tree/deep")).unwrap();
+    env.file("tree/deep/file", "deep");
+    env.file("go", "gone\n");
+    said(&env.run(&["scp", "-r", "tree", &format!("{short}:")]).expect_status(0));
+    env.run(&["scp", "-rp", ":tree", "back"]).expect_status(0);
+    assert_eq!(std::fs::read(env.path().join("back/deep/file")).unwrap(), b"deep");
+    assert_ne!(env.run(&["scp", ":no/such", "."]).status, 0);
+    assert_eq!(env.run(&["--json", "scp", "a", "b"]).expect_status(3).json()["error"]["code"], "bad_paths");
+
+    // A port of the machine, here.
+    env.run(&["ssh", short, "--", "httpd -p 8000 -h /root/tree/deep"]).expect_status(0);
+    let port = free_port();
+    let forward = format!("{port}:localhost:8000");
+    let mut forwarding = env.command(&["forward", short, &forward]).stderr(Stdio::piped()).spawn().unwrap();
+    let answer = wait_for("the forwarded port", || {
+        let mut stream = std::net::TcpStream::connect(("127.0.0.1", port)).ok()?;
+        std::io::Write::write_all(&mut stream, b"GET /file HTTP/1.0\r\n\r\n").ok()?;
+        let mut answer = String::new();
+        std::io::Read::read_to_string(&mut stream, &mut answer).ok()?;
+        (!answer.is_empty()).then_some(answer)
+    });
+    assert!(answer.ends_with("deep"), "{answer}");
+    kill(Pid::from_raw(i32::try_from(forwarding.id()).unwrap()), Signal::SIGINT).unwrap();
+    forwarding.wait().unwrap();
+    let mut told = String::new();
+    std::io::Read::read_to_string(&mut forwarding.stderr.take().unwrap(), &mut told).unwrap();
+    assert!(told.contains("not attested") && told.contains(&format!("port {port}")), "{told}");
+
+    // Followed to its end, and how it ended is known from then on.
+    let follow = env.command(&["--json", "logs", "--follow", short]).stdout(Stdio::piped()).spawn().unwrap();
+    env.run(&["scp", "./go", ":go"]).expect_status(0);
+    let followed = Ran::of(&follow.wait_with_output().unwrap()).expect_status(0);
+    assert_eq!(followed.json()["outcome"]["code"], 3, "{}", followed.out);
+    assert!(followed.out.contains("gone"), "{}", followed.out);
+    let mine = env.run(&["--json", "grants"]).expect_status(0).json();
+    let exit = &mine["grants"][0]["workload_exit"]["outcome"]["code"];
+    assert_eq!((exit, &mine["grants"][0]["key"]), (&Value::from(3), &Value::from("live")));
+    let log = env.run(&["--json", "log", short]).expect_status(0).json();
+    assert_eq!(log["workload_exit"]["outcome"]["code"], 3);
+
+    // Ended: usage, money and exit status are said, and no key opens anything any more.
+    let dir = env.home().join("grants").join(&grant);
+    let key = std::fs::read(dir.join("id_ed25519")).unwrap();
+    let access: Value = serde_json::from_slice(&std::fs::read(dir.join("grant.json")).unwrap()).unwrap();
+    let ended = env.run(&["--json", "end", short, "--wait", "2m"]).expect_status(0).json();
+    assert_eq!(ended["workload_exit"]["outcome"]["code"], 3, "{ended}");
+    let usd = |field: &str| ended[field].as_str().unwrap_or_else(|| panic!("{ended}")).parse::<f64>().unwrap();
+    assert!(usd("cost_usd") > 0.0 && usd("cost_usd") < usd("full_cost_usd"), "{ended}");
+    assert!(ended["usage"]["net_bytes"].as_u64().unwrap() > 0, "{ended}");
+    assert!(!dir.join("id_ed25519").exists(), "the dead key is deleted");
+    let mine = env.run(&["--json", "grants"]).expect_status(0).json();
+    assert_eq!((&mine["grants"][0]["stage"], &mine["grants"][0]["key"]), (&"ended".into(), &"dead".into()));
+    for arguments in [vec!["ssh", short, "--", "true"], vec!["scp", ":x", "."], vec!["forward", short, "1:localhost:1"]]
+    {
+        let refused = env.run(&arguments).expect_status(5);
+        assert!(refused.err.contains("key is dead"), "{}", refused.err);
+    }
+    let gone = env.run(&["--json", "logs", short]).expect_status(5).json();
+    let message = gone["error"]["message"].as_str().unwrap();
+    assert!(message.contains("exit status 3") && message.contains("gone"), "{message}");
+    // One who kept a copy of the key finds nobody, and the host has no file of the grant.
+    let kept = env.file("kept.key", key);
+    std::fs::set_permissions(&kept, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+    let port = access["access"]["port"].to_string();
+    let mut ssh = Command::new("ssh");
+    ssh.args([
+        "-F",
+        "none",
+        "-o",
+        "StrictHostKeyChecking=no",
+        "-o",
+        "UserKnownHostsFile=/dev/null",
+        "-o",
+        "BatchMode=yes",
+    ]);
+    ssh.arg("-i").arg(&kept).args(["-p", &port, "root@127.0.0.1", "true"]).stdin(Stdio::null());
+    assert_eq!(ssh.output().unwrap().status.code(), Some(255));
+    let home = Home::locate(Some(&env.home())).unwrap();
+    wait_for("the grant's files to go", || grants_on(&home.data("host")).is_empty().then_some(()));
+    up.stop();
+}
+
+fn free_port() -> u16 {
+    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+/// Directories of grants below a host's directory.
+fn grants_on(dir: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+        let path = entry.path();
+        if path.join("spec.json").exists() || path.join("state.json").exists() {
+            found.push(path);
+        } else if path.is_dir() {
+            found.extend(grants_on(&path));
+        }
+    }
+    found
+}
+
 #[test]
 fn a_killed_role_comes_back_and_a_killed_supervisor_takes_all_with_it() {
     let _alone = alone();

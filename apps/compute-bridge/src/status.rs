@@ -175,7 +175,20 @@ impl Status {
 
     /// What the backends offer now.
     pub fn offerings(&self, offerings: Vec<(OfferName, Offering)>) {
-        self.with(|inner| inner.offerings = offerings);
+        let before = self.with(|inner| std::mem::replace(&mut inner.offerings, offerings.clone()));
+        let reachable = |known: &[(OfferName, Offering)], name| {
+            known.iter().find(|(other, _)| other == name).is_none_or(|(_, offering)| offering.reachable)
+        };
+        for (name, offering) in &offerings {
+            match (reachable(&before, name), offering.reachable) {
+                (true, false) => self.event(format!(
+                    "{name} cannot be seen; nothing of it is sold, its grants go on: {}",
+                    offering.detail
+                )),
+                (false, true) => self.event(format!("{name} is seen again")),
+                _ => {}
+            }
+        }
     }
 
     /// A try at provisioning ended.

@@ -7,14 +7,17 @@
 //! * [`counters`]: what a machine's own counters say from inside.
 //! * [`types`]: what provider and runner say to each other.
 //! * [`keys`]: SSH keys as texts.
+//! * [`output`]: what a workload wrote, as it is kept and handed over.
 
 pub mod counters;
 pub mod error;
 pub mod image;
 mod isolate;
+pub mod output;
 pub mod proc;
 pub mod rootfs;
 mod runner;
+mod sftp;
 pub mod spec;
 mod ssh;
 pub mod sshd;
@@ -25,6 +28,7 @@ pub mod usage;
 pub use runner::runner_main;
 pub use ssh::keys;
 pub use types::{
-    CleanReport, EndReason, ExitOutcome, Failure, FailureReport, Isolation, IsolationLevel, ListReport, ListedGrant,
-    Mechanism, Phase, ProbeReport, ProcessRef, RunnerState, SecretText, UsageReport, WorkloadSpec, parse_answer,
+    CleanReport, Egress, EndReason, ExitOutcome, Failure, FailureReport, Isolation, IsolationLevel, ListReport,
+    ListedGrant, Mechanism, Phase, ProbeReport, ProcessRef, RunnerState, SecretText, UsageReport, WorkloadSpec,
+    parse_answer,
 };

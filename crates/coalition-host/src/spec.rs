@@ -173,6 +173,7 @@ mod tests {
             command: vec![],
             env: Default::default(),
             minimum_isolation: IsolationLevel::ProcessLimits,
+            egress: Default::default(),
         }
     }
 

@@ -84,6 +84,20 @@ pub struct WorkloadSpec {
     /// The weakest isolation the provider accepts; a host that offers less refuses to start.
     #[serde(default)]
     pub minimum_isolation: IsolationLevel,
+    /// What of the host's network the workload may use.
+    #[serde(default)]
+    pub egress: Egress,
+}
+
+/// What of its host's network a workload may use.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Egress {
+    /// Nothing. A workload with a network of its own has nobody else in it; one without may open no network socket.
+    #[default]
+    None,
+    /// All of it, where the workload has no network of its own; elsewhere as [`Egress::None`].
+    Host,
 }
 
 /// How strongly a workload is separated from its host, weakest first.

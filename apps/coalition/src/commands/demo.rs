@@ -151,7 +151,7 @@ async fn log_in(grant: &Grant, steps: &mut Steps) -> Result<()> {
     let access = ssh::access(grant)?;
     steps.begin("logging in");
     let ran = tokio::process::Command::new("ssh")
-        .args(ssh::arguments(grant, access, &[PROGRAM.to_owned()]))
+        .args(ssh::arguments(grant, access, &[], &[PROGRAM.to_owned()]))
         .stdin(std::process::Stdio::null())
         .kill_on_drop(true)
         .output()

@@ -1,19 +1,25 @@
 //! `coalition end`: stop a grant.
 
-use coalition_compute::{Command, EndGrant, GrantStage, MarketView, RequestStatus, Signed, WithdrawRequest};
-use ed25519_dalek::SigningKey;
-use serde_json::json;
+use std::time::Duration;
 
-use super::log;
+use coalition::{MicroUsd, RequestId};
+use coalition_compute::{
+    Command, EndGrant, GrantStage, MarketView, RequestStatus, Signed, UsageMetrics, WithdrawRequest,
+};
+use ed25519_dalek::SigningKey;
+use serde_json::{Value, json};
+
+use super::{log, logs};
 use crate::{
     cli::EndArgs,
     error::{CliError, Context, Kind, Result},
-    grants::{self, Grant, Stage},
+    grants::{self, Grant, Stage, WorkloadExit},
     home::Home,
     measure,
     output::Output,
     request::write,
     session::Session,
+    values,
 };
 
 /// Ends a grant, or withdraws a request that has none, and waits for the final usage log.
@@ -36,6 +42,8 @@ pub async fn run(home: &Home, args: &EndArgs, output: &Output) -> Result<()> {
             Err(error) => output.note(format!("not measured: {error}")),
         }
     }
+    // Asked while there is somebody to answer.
+    let exit = logs::learn(&mut grant).await;
     match ask(&session, &market, &grant).await? {
         Asked::Withdrawn => {
             grant.update(|file| file.stage = Stage::Withdrawn)?;
@@ -43,7 +51,10 @@ pub async fn run(home: &Home, args: &EndArgs, output: &Output) -> Result<()> {
         }
         Asked::Over(how) => {
             grant.update(|file| file.stage = Stage::Ended)?;
-            steps.done("over", &format!("it had already ended: {how}"), json!({ "grant": id, "end": how }));
+            let bill = market.read(|view| Bill::of(view, &id));
+            let text = format!("it had already ended: {how}{}{}", said(&bill), exited(exit));
+            let usage = market.read(|view| log::final_usage(view, &id).map(|last| last.usage));
+            steps.done("over", &text, report(&id, &how, usage, &bill, exit));
         }
         Asked::Ending => {
             grant.update(|file| file.stage = Stage::Ended)?;
@@ -55,12 +66,58 @@ pub async fn run(home: &Home, args: &EndArgs, output: &Output) -> Result<()> {
                         .because(error)
                         .hint(format!("it will, or loses the grant; see `coalition log {} --wait 5m`", grant.short()))
                 })?;
-            steps.done("ended", &usage.text, json!({ "grant": id, "usage": usage.usage, "end": usage.how }));
+            let bill = market.read(|view| Bill::of(view, &id));
+            let text = format!("{}{}{}; its key is dead and deleted", usage.text, said(&bill), exited(exit));
+            steps.done("ended", &text, report(&id, &usage.how, Some(usage.usage), &bill, exit));
         }
     }
     drop(market);
     session.close().await;
     Ok(())
+}
+
+/// What a grant that its requester ended costs, by the time it was held; one that ended otherwise, at most.
+struct Bill {
+    held_ms: u64,
+    cost: MicroUsd,
+    full: MicroUsd,
+}
+
+impl Bill {
+    fn of(view: &MarketView, id: &RequestId) -> Option<Self> {
+        let record = view.grant(id)?;
+        let grant = &record.grant;
+        let until = record.ending_ms.unwrap_or(grant.valid_to_ms).min(grant.valid_to_ms);
+        let held_ms = until.saturating_sub(record.granted_ms);
+        let core_ms = u128::from(grant.cpu_millicores) * u128::from(held_ms) / 1_000;
+        let cost = grant.rate.cost_of_ms(u64::try_from(core_ms).ok()?)?;
+        Some(Self { held_ms, cost, full: grant.full_cost()? })
+    }
+}
+
+fn said(bill: &Option<Bill>) -> String {
+    bill.as_ref().map_or_else(String::new, |bill| {
+        let held = values::duration(Duration::from_millis(bill.held_ms));
+        format!("; {} for {held}, of {} for the whole time", bill.cost, bill.full)
+    })
+}
+
+fn exited(exit: Option<WorkloadExit>) -> String {
+    exit.map_or_else(String::new, |exit| format!("; the workload had ended: {}", logs::exit_words(exit.outcome)))
+}
+
+fn report(
+    id: &RequestId,
+    how: &str,
+    usage: Option<UsageMetrics>,
+    bill: &Option<Bill>,
+    exit: Option<WorkloadExit>,
+) -> Value {
+    let usd = |pick: fn(&Bill) -> MicroUsd| bill.as_ref().map(|bill| pick(bill).to_string().replace('$', ""));
+    json!({
+        "grant": id, "usage": usage, "end": how, "held_ms": bill.as_ref().map(|bill| bill.held_ms),
+        "cost_usd": usd(|bill| bill.cost), "full_cost_usd": usd(|bill| bill.full), "workload_exit": exit, "key": "dead",
+    })
 }
 
 enum Asked {

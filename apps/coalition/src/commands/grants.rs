@@ -1,15 +1,17 @@
 //! `coalition grants`: what was requested from here.
 
 use coalition_attest::DEVELOPMENT_LABEL;
+use coalition_host::ExitOutcome;
 use serde_json::json;
 
+use super::logs::exit_words;
 use crate::{
     attestation::NOT_ATTESTED,
     error::Result,
-    grants::{self, Grant},
+    grants::{self, Grant, KeyState},
     home::Home,
     output::{Output, table},
-    request::plan::dollars,
+    request::{now_ms, plan::dollars},
     values,
 };
 
@@ -22,18 +24,26 @@ pub fn run(home: &Home, output: &Output) -> Result<()> {
     for error in damaged {
         output.warn(error.to_string());
     }
-    let value = json!({ "grants": grants.iter().map(|grant| &grant.file).collect::<Vec<_>>() });
+    let now = now_ms();
+    let shown = grants.iter().map(|grant| {
+        let mut value = json!(grant.file);
+        value["key"] = json!(grant.file.key(now));
+        value
+    });
+    let value = json!({ "grants": shown.collect::<Vec<_>>() });
     output.answer(&value, |_| {
         if grants.is_empty() {
             return format!("nothing was requested from {}\n", home.root().display());
         }
-        let rows: Vec<_> = grants.iter().map(row).collect();
-        table(&["GRANT", "STAGE", "SIZE", "PROVIDER", "RATE", "UNTIL", "REQUESTED", "VOUCHED FOR"], &rows)
+        let rows: Vec<_> = grants.iter().map(|grant| row(grant, now)).collect();
+        let headings =
+            ["GRANT", "STAGE", "SIZE", "PROVIDER", "RATE", "UNTIL", "REQUESTED", "VOUCHED FOR", "EXIT", "KEY"];
+        table(&headings, &rows)
     });
     Ok(())
 }
 
-fn row(grant: &Grant) -> Vec<String> {
+fn row(grant: &Grant, now: u64) -> Vec<String> {
     let file = &grant.file;
     let size =
         format!("{} cpu, {}", values::cores(u64::from(file.cpu_millicores)), values::mib(u64::from(file.ram_mib)));
@@ -48,6 +58,15 @@ fn row(grant: &Grant) -> Vec<String> {
         or_dash(cleared.map(|cleared| values::utc(cleared.valid_to_ms))),
         values::utc(file.requested_ms),
         or_dash(file.access.as_ref().map(|access| vouched(&access.posture).to_owned())),
+        or_dash(file.workload_exit.map(|exit| match exit.outcome {
+            ExitOutcome::Code(code) => code.to_string(),
+            ExitOutcome::Signal(_) => exit_words(exit.outcome),
+        })),
+        match file.key(now) {
+            KeyState::None => "-".into(),
+            KeyState::Live => "live".into(),
+            KeyState::Dead => "dead".into(),
+        },
     ]
 }
 

@@ -11,7 +11,7 @@ use crate::{
     attestation::{self, labelled},
     cli::LogArgs,
     error::{CliError, Context, Kind, Result},
-    grants,
+    grants::{self, Stage},
     home::Home,
     measure,
     output::{Output, Paint},
@@ -61,12 +61,27 @@ pub async fn run(home: &Home, args: &LogArgs, output: &Output) -> Result<()> {
     }
     drop(market);
     session.close().await;
+    let exit = match grants::find(home, Some(&id.to_string())) {
+        Ok(mut own) => {
+            let over = record.grant.as_ref().is_some_and(|grant| matches!(grant.stage, GrantStage::Ended(_)));
+            if over && own.file.stage != Stage::Ended {
+                own.update(|file| file.stage = Stage::Ended)?;
+            }
+            super::logs::learn(&mut own).await
+        }
+        Err(_) => None,
+    };
     let mut value = record.to_json();
+    value["workload_exit"] = json!(exit);
     if let Some((path, pointer)) = &written {
         value["evidence"] = json!({ "file": path, "pointer": pointer });
     }
     output.answer(&value, |output| {
         let mut text = record.shown(output);
+        if let Some(exit) = exit {
+            let said = super::logs::exit_words(exit.outcome);
+            text += &format!("  {:<9} {:12} {}, {said}\n", "workload", "", values::utc(exit.at_ms));
+        }
         if let Some((path, _)) = &written {
             text += &format!(
                 "\nproof of the newest entry written to {0}; check it with\n  coalition verify {0}\n",

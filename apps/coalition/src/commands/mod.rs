@@ -6,14 +6,17 @@ pub mod completions;
 pub mod demo;
 pub mod end;
 pub mod extend;
+pub mod forward;
 pub mod grants;
 pub mod id;
 pub mod image;
 pub mod log;
+pub mod logs;
 pub mod market;
 pub mod members;
 pub mod request;
 pub mod retire;
+pub mod scp;
 pub mod ssh;
 pub mod status;
 pub mod successor;
@@ -41,6 +44,9 @@ pub fn dispatch(cli: &Cli, output: &Output) -> Result<()> {
         Command::Market(args) => asynchronously(Box::pin(market::run(&home()?, args, output))),
         Command::Request(args) => asynchronously(Box::pin(request::run(&home()?, args, output))),
         Command::Ssh(args) => ssh::run(&home()?, args, output),
+        Command::Scp(args) => scp::run(&home()?, args, output),
+        Command::Forward(args) => forward::run(&home()?, args, output),
+        Command::Logs(args) => asynchronously(Box::pin(logs::run(&home()?, args, output))),
         Command::Log(args) => asynchronously(Box::pin(log::run(&home()?, args, output))),
         Command::Extend(args) => asynchronously(Box::pin(extend::run(&home()?, args, output))),
         Command::End(args) => asynchronously(Box::pin(end::run(&home()?, args, output))),

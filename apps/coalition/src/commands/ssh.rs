@@ -7,6 +7,7 @@ use crate::{
     attestation::{self, Workload},
     cli::SshArgs,
     error::{CliError, Context, Kind, Result},
+    forward::Forward,
     grants::{self, Access, Grant, Stage},
     home::Home,
     output::Output,
@@ -22,16 +23,31 @@ use coalition_shuffle::{Posture, SshHostKey};
 /// # Errors
 /// An unknown or ended grant, or no `ssh` on this machine. On success it does not return.
 pub fn run(home: &Home, args: &SshArgs, output: &Output) -> Result<()> {
-    let grant = grants::find(home, args.grant.as_deref())?;
-    let access = access(&grant)?;
-    let posture = verify(home, &grant, access)?;
+    let (grant, access) = enter(home, args.grant.as_deref(), output)?;
+    Err(become_program("ssh", &arguments(&grant, &access, &args.forward, &args.command)))
+}
+
+/// A grant that can be entered, having said what vouches for its machine.
+///
+/// # Errors
+/// As [`grants::find`] and [`access`]; [`Kind::Unproven`] when the machine does not prove what it must.
+pub fn enter(home: &Home, wanted: Option<&str>, output: &Output) -> Result<(Grant, Access)> {
+    let grant = grants::find(home, wanted)?;
+    let access = access(&grant)?.clone();
+    let posture = verify(home, &grant, &access)?;
     output.note(posture_line(&posture, &access.isolation, output));
-    let error = Command::new("ssh").args(arguments(&grant, access, &args.command)).exec();
+    Ok((grant, access))
+}
+
+/// Replaces this process with a program of OpenSSH's; answers why it could not.
+#[must_use]
+pub fn become_program(program: &str, arguments: &[OsString]) -> CliError {
+    let error = Command::new(program).args(arguments).exec();
     if error.kind() == io::ErrorKind::NotFound {
-        return Err(CliError::input("no_ssh", "there is no `ssh` on this machine")
-            .hint("install OpenSSH's client: `apt-get install openssh-client`"));
+        return CliError::input("no_ssh", format!("there is no `{program}` on this machine"))
+            .hint("install OpenSSH's client: `apt-get install openssh-client`");
     }
-    Err(CliError::fault("ssh", "ssh cannot be started").because(error))
+    CliError::fault("ssh", format!("{program} cannot be started")).because(error)
 }
 
 /// What vouches for the machine, found again from its evidence: before the first byte is typed, and whatever was said then.
@@ -87,7 +103,7 @@ pub fn access(grant: &Grant) -> Result<&Access> {
     let access = match (grant.file.stage, &grant.file.access) {
         (Stage::Withdrawn, _) => return Err(refused("grant_over", format!("request {short} was withdrawn"))),
         (Stage::Ended, _) => {
-            let error = refused("grant_over", format!("grant {short} has ended"));
+            let error = refused("grant_over", format!("grant {short} has ended and its key is dead"));
             return Err(error.hint(format!("see `coalition log {short}`")));
         }
         (_, Some(access)) => access,
@@ -98,15 +114,31 @@ pub fn access(grant: &Grant) -> Result<&Access> {
         }
     };
     if let Some(cleared) = grant.file.cleared.as_ref().filter(|cleared| cleared.valid_to_ms <= now_ms()) {
-        let message = format!("grant {short} ended at {}", values::utc(cleared.valid_to_ms));
+        let message = format!("grant {short} ended at {} and its key is dead", values::utc(cleared.valid_to_ms));
         return Err(refused("grant_over", message).hint("ask for another: `coalition request --help`"));
     }
     Ok(access)
 }
 
-/// OpenSSH's arguments: this key, this host key, nothing of the user's own configuration.
+/// The arguments of `ssh`.
 #[must_use]
-pub fn arguments(grant: &Grant, access: &Access, command: &[String]) -> Vec<OsString> {
+pub fn arguments(grant: &Grant, access: &Access, forwards: &[Forward], command: &[String]) -> Vec<OsString> {
+    let mut arguments = options(grant);
+    if !forwards.is_empty() {
+        arguments.extend(["-o".into(), "ExitOnForwardFailure=yes".into()]);
+    }
+    for forward in forwards {
+        arguments.extend(["-L".into(), forward.to_string().into()]);
+    }
+    arguments.extend(["-p".into(), access.port.to_string().into(), "-l".into(), access.user.clone().into()]);
+    arguments.extend(["--".into(), access.host.clone().into()]);
+    arguments.extend(command.iter().map(OsString::from));
+    arguments
+}
+
+/// What every program of OpenSSH's is told: this key, this host key, nothing of the user's own configuration.
+#[must_use]
+pub fn options(grant: &Grant) -> Vec<OsString> {
     let options = [
         ("UserKnownHostsFile", quoted(&grant.known_hosts_path())),
         ("GlobalKnownHostsFile", "/dev/null".into()),
@@ -126,9 +158,6 @@ pub fn arguments(grant: &Grant, access: &Access, command: &[String]) -> Vec<OsSt
         arguments.extend(["-o".into(), format!("{name}={value}").into()]);
     }
     arguments.extend(["-i".into(), grant.key_path().into_os_string()]);
-    arguments.extend(["-p".into(), access.port.to_string().into(), "-l".into(), access.user.clone().into()]);
-    arguments.extend(["--".into(), access.host.clone().into()]);
-    arguments.extend(command.iter().map(OsString::from));
     arguments
 }
 
@@ -176,6 +205,7 @@ mod tests {
             duration_s: 1,
             cleared: Some(cleared),
             access: with_access.then_some(access),
+            workload_exit: None,
         };
         Grant::create(home, file, &NodeKey::generate()).unwrap()
     }
@@ -203,12 +233,20 @@ mod tests {
         let home = Home::locate(Some(&dir.path().join("with blank"))).unwrap();
         home.ensure().unwrap();
         let grant = grant(&home, Stage::Ready, u64::MAX, true);
-        let arguments = arguments(&grant, grant.file.access.as_ref().unwrap(), &["uname".into(), "-a".into()]);
+        let arguments = arguments(
+            &grant,
+            grant.file.access.as_ref().unwrap(),
+            &["1:localhost:2".parse().unwrap()],
+            &["uname".into(), "-a".into()],
+        );
         let words: Vec<_> = arguments.iter().map(|word| word.to_string_lossy().into_owned()).collect();
         let joined = words.join(" ");
-        for expected in
-            ["-F none", "StrictHostKeyChecking=yes", "IdentitiesOnly=yes", "-p 2222 -l root -- 127.0.0.1 uname -a"]
-        {
+        for expected in [
+            "-F none",
+            "StrictHostKeyChecking=yes",
+            "IdentitiesOnly=yes",
+            "-o ExitOnForwardFailure=yes -L 127.0.0.1:1:localhost:2 -p 2222 -l root -- 127.0.0.1 uname -a",
+        ] {
             assert!(joined.contains(expected), "{expected} in {joined}");
         }
         assert!(words.iter().any(|word| word.starts_with("UserKnownHostsFile=\"") && word.contains("with blank")));

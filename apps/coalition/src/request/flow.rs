@@ -234,6 +234,7 @@ impl<'a> Attempt<'a> {
             duration_s: self.checked.duration_s,
             cleared: None,
             access: None,
+            workload_exit: None,
         };
         let signed = self.sign(self.statement())?;
         self.grant = Some(Grant::create(home, file, &self.key)?);

@@ -16,7 +16,8 @@ use coalition_compute::{
     Capabilities, ComputeGrant, DeclaredRates, MIN_CPU_MILLICORES, MIN_RAM_MIB, OfferName, Region,
 };
 use coalition_host::types::{
-    CleanReport, FORMAT_VERSION, Isolation, IsolationLevel, ListReport, Phase, ProbeReport, RunnerState, WorkloadSpec,
+    CleanReport, Egress, FORMAT_VERSION, Isolation, IsolationLevel, ListReport, Phase, ProbeReport, RunnerState,
+    WorkloadSpec,
 };
 
 use zeroize::Zeroizing;
@@ -46,6 +47,8 @@ pub struct HostSetup {
     pub owner: String,
     /// The weakest isolation sold.
     pub minimum_isolation: IsolationLevel,
+    /// What of a host's network workloads may use.
+    pub egress: Egress,
     /// Processes and threads of one workload.
     pub pids_max: u32,
     /// The program to install; this process's own when absent.
@@ -228,6 +231,7 @@ impl BareMetalBackend {
             command: order.workload.command.clone(),
             env: order.workload.env.iter().cloned().collect(),
             minimum_isolation: self.setup.host.minimum_isolation,
+            egress: self.setup.host.egress,
         }
     }
 

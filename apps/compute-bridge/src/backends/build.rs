@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use coalition::ProviderId;
-use coalition_host::types::IsolationLevel;
+use coalition_host::types::{Egress, IsolationLevel};
 use toml::Spanned;
 
 use super::{BareMetalBackend, BareMetalSetup, HostSetup};
@@ -34,7 +34,7 @@ pub(super) fn host(
     resolved: &Resolved,
     id: ProviderId,
     dir: Option<&String>,
-    minimum_isolation: IsolationLevel,
+    (minimum_isolation, egress): (IsolationLevel, Egress),
     runner: Option<&Spanned<PathBuf>>,
 ) -> HostSetup {
     let provider = &resolved.config.provider;
@@ -43,6 +43,7 @@ pub(super) fn host(
         dir: dir.cloned().unwrap_or_else(|| HOST_DIR.to_owned()),
         owner: hex::encode(&id.as_bytes()[..8]),
         minimum_isolation,
+        egress,
         pids_max: *provider.pids_max.get_ref(),
         program: runner.map(|path| resolved.config.absolute(path.get_ref())),
         image_timeout: seconds(*provider.image_timeout_sec.get_ref()),
@@ -79,7 +80,7 @@ fn machines(resolved: &Resolved, id: ProviderId) -> Result<Vec<Arc<BareMetalBack
             rates,
             public_host: machine.public_host().to_owned(),
             listen: machine.listen,
-            host: host(resolved, id, machine.dir.as_ref(), machine.minimum_isolation, program),
+            host: host(resolved, id, machine.dir.as_ref(), (machine.minimum_isolation, machine.egress), program),
         });
     }
     Ok(setups.into_iter().map(|setup| Arc::new(BareMetalBackend::new(setup))).collect())

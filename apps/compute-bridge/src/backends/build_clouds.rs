@@ -14,6 +14,8 @@ use super::build::host;
 use super::cloud::ledger::Size;
 use super::machine_keys::MachineKeys;
 use super::{CloudBackend, CloudSetup};
+use coalition_host::types::Egress;
+
 use crate::config::{AwsConfig, AzureConfig, CloudOffer, CloudSize, GcpConfig, Resolved, read_secret_file};
 use crate::fleet::chain;
 use crate::wiring::BridgeError;
@@ -85,7 +87,7 @@ fn cloud_setup(
         keys,
         provider: id,
         coalition: resolved.coalition.fingerprint(),
-        host: host(resolved, id, offer.dir, offer.minimum_isolation, offer.runner),
+        host: host(resolved, id, offer.dir, (offer.minimum_isolation, Egress::None), offer.runner),
         boot_timeout: seconds(offer.boot_timeout_sec),
         poweroff_after: seconds(offer.poweroff_after_sec),
         look: LOOK,

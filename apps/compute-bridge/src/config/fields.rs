@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use coalition::{Mrtd, PublishedConfig, UniqueId};
 use coalition_compute::{OfferName, Region};
-use coalition_host::types::IsolationLevel;
+use coalition_host::types::{Egress, IsolationLevel};
 use coalition_universe::PeerAddress;
 use serde::Deserialize;
 use toml::Spanned;
@@ -225,6 +225,9 @@ pub struct MachineConfig {
     /// The weakest isolation the operator sells.
     #[serde(default)]
     pub minimum_isolation: IsolationLevel,
+    /// What of the machine's network workloads may use.
+    #[serde(default)]
+    pub egress: Egress,
     /// Prices of this machine, instead of `provider.rates.baremetal`.
     pub rates: Option<BackendRates>,
 }

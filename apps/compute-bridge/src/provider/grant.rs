@@ -181,6 +181,8 @@ impl Work {
                 }
                 Err(error) => {
                     tracing::warn!(grant = %self.id, error = %chain(&error), "the instance is lost");
+                    let kind = error.kind.as_str();
+                    context.parts.status.event(format!("an instance on {} is lost ({kind})", instance.backend));
                     Event::Stopping(LogEnd::BackendLost)
                 }
             },

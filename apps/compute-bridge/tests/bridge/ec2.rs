@@ -372,3 +372,30 @@ async fn check_asks_everything_makes_nothing_and_makes_one_machine_when_told() {
     assert!(matches!(findings.as_slice(), [one] if !one.ok && one.detail.contains("ExpiredToken")), "{findings:?}");
     assert!(cloud.console().instances(&[]).await.unwrap().iter().all(|one| one.state == InstanceState::Terminated));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn permissions_revoked_while_it_runs_end_nothing_and_are_named() {
+    let Some((cloud, image)) = cloud_and_image().await else { return };
+    let backend = cloud.backend();
+    let job = Job::new(&cloud.hosts, "aws", 1, &image, 120_000);
+    let running = job.run(&backend).await.unwrap();
+    let watch = tokio::spawn({
+        let (backend, running) = (Arc::clone(&backend), running.clone());
+        async move { backend.watch_until_exit(&running, now_ms() + 120_000, &|_| ()).await }
+    });
+    let proxy = &cloud.double.proxy;
+    for (code, status) in [("UnauthorizedOperation", 403), ("AuthFailure", 401)] {
+        let before = proxy.count("DescribeInstances");
+        proxy.fail("DescribeInstances", (0..12).map(|_| Fault::Refuse(code, status)));
+        let refused = backend.list_owned().await.unwrap_err();
+        assert!(refused.kind == FailureKind::Auth && refused.message.contains(code), "{refused}");
+        assert!(backend.trouble().is_some_and(|trouble| trouble.contains(code)), "{code}");
+        eventually("looks in vain", || (proxy.count("DescribeInstances") >= before + 12).then_some(())).await;
+        assert!(!watch.is_finished(), "{code} is not an end");
+    }
+    eventually("the account to be seen again", || backend.trouble().is_none().then_some(())).await;
+    assert!(!watch.is_finished());
+    backend.terminate(&job.name).await.unwrap();
+    watch.abort();
+    assert!(cloud.live().await.is_empty());
+}

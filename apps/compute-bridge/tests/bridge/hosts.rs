@@ -99,6 +99,7 @@ pub(crate) fn host_setup(dir: &str) -> HostSetup {
         dir: dir.into(),
         owner: "owner".into(),
         minimum_isolation: IsolationLevel::ProcessLimits,
+        egress: Default::default(),
         pids_max: 64,
         program: Some(program()),
         image_timeout: SOON,

@@ -6,6 +6,7 @@
 
 mod accounts;
 mod attested;
+mod bad_days;
 mod baremetal;
 mod cloud;
 mod cloud_parts;

@@ -110,7 +110,7 @@ fn losses(isolation: &Isolation, root: bool, cpu_millicores: u32) -> Vec<String>
             }
             say("the workload sees the host's files and can read and change what the runner's user can");
             say("the workload sees and can signal the runner user's processes, the runner included");
-            say("the workload uses the host's network");
+            say("the workload has no network of its own, so none of its ports can be forwarded");
         }
     }
     if isolation.cpu == Mechanism::Affinity {

@@ -3,7 +3,10 @@
 
 use std::collections::BTreeMap;
 
-use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch, apply_filter};
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
+    TargetArch, apply_filter,
+};
 
 /// Refused with EPERM: administration of the host, which no capability inside allows either, ...
 const ADMINISTRATION: [libc::c_long; 26] = [
@@ -52,10 +55,20 @@ const ATTACK_SURFACE: [libc::c_long; 13] = [
     libc::SYS_userfaultfd,
 ];
 
-fn program() -> Result<BpfProgram, String> {
+/// A socket of any kind but those within one machine.
+fn network_socket() -> Result<SeccompRule, String> {
+    let family = libc::AF_UNIX.cast_unsigned().into();
+    let other = SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Ne, family);
+    other.and_then(|other| SeccompRule::new(vec![other])).map_err(|e| e.to_string())
+}
+
+fn program(no_network: bool) -> Result<BpfProgram, String> {
     let architecture = TargetArch::try_from(std::env::consts::ARCH).map_err(|e| e.to_string())?;
-    let rules: BTreeMap<i64, Vec<_>> =
+    let mut rules: BTreeMap<i64, Vec<_>> =
         ADMINISTRATION.into_iter().chain(ATTACK_SURFACE).map(|number| (number, Vec::new())).collect();
+    if no_network {
+        rules.insert(libc::SYS_socket, vec![network_socket()?]);
+    }
     let refuse = SeccompAction::Errno(libc::EPERM.cast_unsigned());
     let filter = SeccompFilter::new(rules, SeccompAction::Allow, refuse, architecture).map_err(|e| e.to_string())?;
     BpfProgram::try_from(filter).map_err(|e| e.to_string())
@@ -63,8 +76,8 @@ fn program() -> Result<BpfProgram, String> {
 
 /// Filters this process and all its future children, for ever. Needs no privilege once `no_new_privs` is set. Programs
 /// of another architecture (32-bit ones) are killed, because the same numbers mean other calls there.
-pub(crate) fn apply() -> Result<(), String> {
-    apply_filter(&program()?).map_err(|e| e.to_string())
+pub(crate) fn apply(no_network: bool) -> Result<(), String> {
+    apply_filter(&program(no_network)?).map_err(|e| e.to_string())
 }
 
 #[cfg(test)]
@@ -77,6 +90,7 @@ mod tests {
         all.sort_unstable();
         all.dedup();
         assert_eq!(all.len(), 39);
-        assert!(program().unwrap().len() > 39);
+        assert!(program(false).unwrap().len() > 39);
+        assert!(program(true).unwrap().len() > program(false).unwrap().len());
     }
 }

@@ -136,7 +136,7 @@ fn build(control: &OwnedFd, setup: &Setup) -> Result<Vec<String>, Problem> {
     let _ = fs::write("/proc/sys/user/max_user_namespaces", "0");
     mounts::make_home();
     limit(setup)?;
-    restrict(&mut losses)?;
+    restrict(setup, &mut losses)?;
     Ok(losses)
 }
 
@@ -156,11 +156,11 @@ fn become_mapped_root(control: &OwnedFd) -> Result<(), Problem> {
 }
 
 /// Gives up, for ourselves and everything inside, what even a workload's root must not do.
-fn restrict(losses: &mut Vec<String>) -> Result<(), Problem> {
+fn restrict(setup: &Setup, losses: &mut Vec<String>) -> Result<(), Problem> {
     // The keyring of whoever started the supervisor would otherwise be ours too.
     sys::leave_keyring();
     at("drop capabilities", sys::keep_capabilities(KEPT_CAPABILITIES))?;
-    if let Err(problem) = filter::apply() {
+    if let Err(problem) = filter::apply(setup.no_network) {
         losses.push(format!("system calls are not filtered: {problem}"));
     }
     Ok(())
@@ -208,7 +208,7 @@ fn serve_unisolated(control: &OwnedFd, setup: &Setup) -> Result<(), Problem> {
     let mut losses = Vec::new();
     let built = at("adopt orphans", nix::sys::prctl::set_child_subreaper(true))
         .and_then(|()| limit(setup))
-        .and_then(|()| restrict(&mut losses));
+        .and_then(|()| restrict(setup, &mut losses));
     if let Err(problem) = built {
         return at("report", proto::send(control.as_fd(), &FromInit::Broken { problem }, &[]));
     }
@@ -304,6 +304,11 @@ impl Server {
                     // Gone in between is fine.
                     let _ = kill(Pid::from_raw(-leader.as_raw()), signal);
                 }
+            }
+            // The host's loopback is not the workload's.
+            ToInit::Connect { id, .. } if self.setup.level == IsolationLevel::ProcessLimits => {
+                let problem = "this machine has no network of its own".into();
+                self.tell(&FromInit::NotConnected { id, problem }, &[])?;
             }
             ToInit::Connect { id, port } => match connect_inside(port) {
                 Ok(socket) => self.tell(&FromInit::Connected { id }, &[socket.as_fd()])?,

@@ -80,12 +80,15 @@ fn root_entry(passwd: &str) -> (String, String) {
 /// Starts a process. `streams` are its standard input, output and error when it has no terminal.
 pub(crate) fn start(setup: &Setup, launch: &Launch, streams: Vec<OwnedFd>) -> Result<Started, String> {
     let account = Account::of(setup);
+    if launch.program == Program::Sftp && sftp_server(&account).is_none() {
+        return own_sftp_server(&account, streams);
+    }
     let mut command = program(&account, launch)?;
     environment(&mut command, &account, setup, launch);
     let master = match &launch.terminal {
         Some(terminal) => Some(attach_terminal(&mut command, &account, launch, terminal)?),
         None => {
-            attach_streams(&mut command, &account, launch, streams)?;
+            attach_streams(&mut command, launch, streams)?;
             None
         }
     };
@@ -117,13 +120,26 @@ fn program(account: &Account, launch: &Launch) -> Result<Command, String> {
             command.args(rest);
             command
         }
-        Program::Sftp => {
-            let found = SFTP_SERVERS.iter().map(|p| account.inside(p)).find(|p| p.exists());
-            Command::new(found.ok_or("the image has no sftp-server; use `ssh … 'cat > file' < file`")?)
-        }
+        Program::Sftp => Command::new(sftp_server(account).ok_or("the image has no sftp-server")?),
     };
     command.current_dir(&account.home);
     Ok(command)
+}
+
+/// The image's own SFTP server, if it has one.
+fn sftp_server(account: &Account) -> Option<PathBuf> {
+    SFTP_SERVERS.iter().map(|path| account.inside(path)).find(|path| path.exists())
+}
+
+/// Serves files from a copy of this process, which has given up everything that a workload must not have. A program of
+/// its own would be in the workload's reach, by `/proc`; a copy is as opaque as we are.
+fn own_sftp_server(account: &Account, streams: Vec<OwnedFd>) -> Result<Started, String> {
+    let streams = <[OwnedFd; 3]>::try_from(streams).map_err(|s| format!("{} streams came, 3 are needed", s.len()))?;
+    let all = if account.root.as_os_str().is_empty() { PathBuf::from("/") } else { account.root.clone() };
+    let home = account.home.clone();
+    let leader = sys::fork_session(streams, move || crate::sftp::serve_standard_streams(&home, &all))
+        .map_err(|e| format!("cannot start the file server: {e}"))?;
+    Ok(Started { leader, master: None })
 }
 
 fn environment(command: &mut Command, account: &Account, setup: &Setup, launch: &Launch) {
@@ -143,36 +159,17 @@ fn environment(command: &mut Command, account: &Account, setup: &Setup, launch: 
     command.env_clear().envs(env);
 }
 
-fn attach_streams(
-    command: &mut Command,
-    account: &Account,
-    launch: &Launch,
-    streams: Vec<OwnedFd>,
-) -> Result<(), String> {
+fn attach_streams(command: &mut Command, launch: &Launch, streams: Vec<OwnedFd>) -> Result<(), String> {
     if let Program::Workload(_) = launch.program {
-        let log = workload_log(account);
-        let copy = log.as_ref().and_then(|l| l.try_clone().ok());
-        command.stdin(Stdio::null()).stdout(log.map_or_else(Stdio::null, Stdio::from));
-        command.stderr(copy.map_or_else(Stdio::null, Stdio::from));
+        let [stdout, stderr] =
+            <[OwnedFd; 2]>::try_from(streams).map_err(|s| format!("{} streams came, 2 are needed", s.len()))?;
+        command.stdin(Stdio::null()).stdout(Stdio::from(stdout)).stderr(Stdio::from(stderr));
         return Ok(());
     }
     let [stdin, stdout, stderr] =
         <[OwnedFd; 3]>::try_from(streams).map_err(|s| format!("{} streams came, 3 are needed", s.len()))?;
     command.stdin(Stdio::from(stdin)).stdout(Stdio::from(stdout)).stderr(Stdio::from(stderr));
     Ok(())
-}
-
-/// The workload's output goes where its owner can read it and the host's disk limit covers it.
-fn workload_log(account: &Account) -> Option<File> {
-    ["/var/log/workload.log", "/tmp/workload.log"].iter().find_map(|path| {
-        OpenOptions::new()
-            .create(true)
-            .append(true)
-            .mode(0o644)
-            .custom_flags(OFlag::O_NOFOLLOW.bits())
-            .open(account.inside(path))
-            .ok()
-    })
 }
 
 fn attach_terminal(

@@ -182,7 +182,7 @@ pub(crate) fn open_ports() {
     let _ = fs::write("/proc/sys/net/ipv4/ping_group_range", "0 2147483647");
 }
 
-/// Makes `/root` and `/var/log` exist for the user inside, best effort: sessions start there and the workload logs there.
+/// Makes `/root` and `/var/log` exist for the user inside, best effort: sessions start in one and programs log to the other.
 pub(crate) fn make_home() {
     for dir in ["/root", "/var", "/var/log"] {
         if fs::create_dir(dir).is_ok() {

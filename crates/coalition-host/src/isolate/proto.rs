@@ -33,6 +33,8 @@ pub(crate) struct Setup {
     pub(crate) cpus: Option<Vec<usize>>,
     /// Unshare the cgroup namespace too.
     pub(crate) cgroup_namespace: bool,
+    /// Refuse network sockets, because the network is the host's and not for the workload.
+    pub(crate) no_network: bool,
     pub(crate) valid_to_unix_ms: u64,
 }
 
@@ -55,9 +57,9 @@ pub(crate) enum Program {
     Shell,
     /// A command line for the user's shell.
     Command(String),
-    /// The grant's workload; its output goes to a file inside the environment.
+    /// The grant's workload. Two descriptors come along: its standard output and error.
     Workload(Vec<String>),
-    /// The image's own SFTP server.
+    /// The image's own SFTP server, else ours.
     Sftp,
 }
 
@@ -76,7 +78,7 @@ pub(crate) enum ToInit {
     Setup(Box<Setup>),
     /// The user map is written.
     Mapped,
-    /// Start a process. Without a terminal, three descriptors come along: its standard streams.
+    /// Start a process. Without a terminal, its standard streams come along; a workload has no input.
     Launch { id: u64, launch: Launch },
     /// Signal the process group of a started process.
     Signal { id: u64, signal: i32 },

@@ -11,6 +11,7 @@ use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::signal::SigSet;
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, UnixAddr, recvmsg, sendmsg};
+use nix::unistd::{ForkResult, Pid};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
@@ -194,6 +195,37 @@ pub(crate) fn watch_fd(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     fcntl(&fd, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
     // SAFETY: an owned descriptor answers with the same number until it is dropped, which is when it is deregistered.
     Ok(unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE | Interest::WRITABLE) }?)
+}
+
+/// Makes a copy of this process that leads a session of its own, has `streams` as its standard streams and no other
+/// descriptor, does `work`, and exits with what it answers. The caller must have one thread only.
+pub(crate) fn fork_session(streams: [OwnedFd; 3], work: impl FnOnce() -> i32) -> io::Result<Pid> {
+    // SAFETY: with one thread, no lock is held by anybody who does not come along.
+    match unsafe { nix::unistd::fork() }? {
+        ForkResult::Parent { child } => Ok(child),
+        ForkResult::Child => {
+            let ready = || {
+                nix::unistd::setsid()?;
+                nix::unistd::dup2_stdin(&streams[0])?;
+                nix::unistd::dup2_stdout(&streams[1])?;
+                nix::unistd::dup2_stderr(&streams[2])?;
+                // SAFETY: integers only. Owners of these descriptors are never dropped in this process. Kernels before 5.9
+                // know no ranges; we have a handful of descriptors, all small.
+                unsafe {
+                    if libc::syscall(libc::SYS_close_range, 3u32, u32::MAX, 0u32) < 0 {
+                        for fd in 3..4096 {
+                            libc::close(fd);
+                        }
+                    }
+                }
+                SigSet::empty().thread_set_mask()
+            };
+            let work = std::panic::AssertUnwindSafe(|| if ready().is_ok() { work() } else { 1 });
+            let code = std::panic::catch_unwind(work).unwrap_or(1);
+            // SAFETY: ends the process without running anything of the original's, destructors included.
+            unsafe { libc::_exit(code) }
+        }
+    }
 }
 
 /// Size check of the kernel interface structures above, at compile time.

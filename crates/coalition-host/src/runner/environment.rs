@@ -11,6 +11,7 @@ use nix::unistd::Pid;
 use tokio::net::TcpListener;
 
 use super::launcher::InsideLauncher;
+use super::workload::Output;
 use crate::error::{Result, RunnerError};
 use crate::isolate::cgroup::{Groups, Hierarchies, Limits};
 use crate::isolate::control::{Control, build};
@@ -22,7 +23,7 @@ use crate::rootfs::{Owner, open_verified, remove_tree, unpack};
 use crate::spec::{CheckedSpec, image_path};
 use crate::ssh::{Listening, ServerKeys, ServerLimits, Traffic, listen};
 use crate::state::GrantDir;
-use crate::types::{Isolation, IsolationLevel, Mechanism, WorkloadSpec};
+use crate::types::{Egress, Isolation, IsolationLevel, Mechanism, WorkloadSpec};
 
 /// Longest an environment may take to be built, the image already unpacked.
 const BUILD_LIMIT: Duration = Duration::from_secs(20);
@@ -67,6 +68,7 @@ fn setup(spec: &WorkloadSpec, rootfs: PathBuf, isolation: &Isolation, groups: &G
         pids_by_rlimit: isolation.pids == Mechanism::Rlimit,
         cpus,
         cgroup_namespace: groups.any(),
+        no_network: isolation.level == IsolationLevel::ProcessLimits && spec.egress == Egress::None,
         valid_to_unix_ms: spec.valid_to_unix_ms,
     }
 }
@@ -76,7 +78,7 @@ fn setup(spec: &WorkloadSpec, rootfs: PathBuf, isolation: &Isolation, groups: &G
 pub(super) async fn bring_up(
     checked: &CheckedSpec,
     dir: &GrantDir,
-    traffic: &Arc<Traffic>,
+    (traffic, output): (&Arc<Traffic>, &Arc<Output>),
     holdings: &mut Holdings,
 ) -> Result<Up> {
     let spec = &checked.spec;
@@ -98,7 +100,7 @@ pub(super) async fn bring_up(
     let (isolation, built) = build_environment(spec, dir, abilities, holdings).await?;
     holdings.control = Some(built.control.clone());
     let env = spec.env.iter().map(|(k, v)| (k.clone(), v.clone())).collect();
-    let launcher = Arc::new(InsideLauncher { environment: built.control.clone(), env });
+    let launcher = Arc::new(InsideLauncher { environment: built.control.clone(), env, output: output.clone() });
     let keys = ServerKeys { host: checked.host_key.clone(), authorized: vec![checked.authorized_key.clone()] };
     let ssh = listen(socket, keys, launcher, traffic.clone(), ServerLimits::GRANT)
         .map_err(|source| RunnerError::Listen { address: spec.ssh_listen, source })?;
@@ -141,6 +143,10 @@ async fn build_environment(
         .await
         .map_err(|_| RunnerError::Environment(format!("not built within {} s", BUILD_LIMIT.as_secs())))??;
     let mut isolation = chosen.ok_or_else(|| RunnerError::Environment("no isolation was chosen".into()))?;
+    if isolation.level == IsolationLevel::ProcessLimits && spec.egress == Egress::Host {
+        let told = "the workload may use the host's network: the host's own services, neighbours, a cloud's metadata";
+        isolation.losses.push(told.to_owned());
+    }
     isolation.losses.extend(built.losses.iter().cloned());
     Ok((isolation, built))
 }

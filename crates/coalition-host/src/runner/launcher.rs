@@ -14,6 +14,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::net::unix::pipe;
 
+use super::workload::Output;
 use crate::isolate::control::Control as Environment;
 use crate::isolate::proto::{Launch, Program};
 use crate::isolate::sys;
@@ -27,6 +28,8 @@ pub(crate) struct InsideLauncher {
     pub(crate) environment: Environment,
     /// Variables from the spec; the client's come on top.
     pub(crate) env: Vec<(String, String)>,
+    /// What the grant's own command writes.
+    pub(crate) output: Arc<Output>,
 }
 
 /// The master end of a terminal as a stream; both directions share it.
@@ -184,6 +187,7 @@ impl Launcher for InsideLauncher {
             Request::Shell => Program::Shell,
             Request::Command(line) => Program::Command(line),
             Request::Sftp => Program::Sftp,
+            Request::Logs(query) => return Ok(self.output.serve(query)),
         };
         let launch = Launch { program, env, terminal: session.terminal };
         if launch.terminal.is_some() {

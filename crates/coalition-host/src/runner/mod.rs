@@ -8,6 +8,7 @@ mod ops;
 mod probe;
 mod start;
 mod supervise;
+mod workload;
 
 use std::ffi::OsString;
 use std::io::Write;

@@ -10,9 +10,9 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::environment::{Holdings, Up, bring_up, remove_rootfs};
 use super::meter::Sampler;
+use super::workload::Output;
 use super::{fail, log, print, to_line};
 use crate::error::{Result, RunnerError};
-use crate::isolate::proto::{Launch, Program};
 use crate::proc;
 use crate::rootfs::disk_bytes;
 use crate::spec::{self, CheckedSpec};
@@ -114,6 +114,7 @@ struct Grant {
     state: RunnerState,
     holdings: Holdings,
     traffic: Arc<Traffic>,
+    output: Arc<Output>,
     meter: Option<(Meter, Sampler)>,
     /// The deadline by a clock nobody can set.
     deadline: Instant,
@@ -137,7 +138,9 @@ impl Grant {
         dir.write_state(None, &state)?;
         let left = Duration::from_millis(checked.spec.valid_to_unix_ms.saturating_sub(now_unix_ms()));
         let deadline = Instant::now() + left;
-        Ok(Self { dir, checked, state, holdings: Holdings::default(), traffic: Arc::default(), meter: None, deadline })
+        let output = Output::new(dir.path().to_owned(), !checked.spec.command.is_empty());
+        let (holdings, traffic) = (Holdings::default(), Arc::default());
+        Ok(Self { dir, checked, state, holdings, traffic, output, meter: None, deadline })
     }
 
     fn advance(&mut self, phase: Phase) -> Result<()> {
@@ -149,7 +152,7 @@ impl Grant {
 
     async fn bring_up(&mut self, stops: &mut Stops) -> Result<Up> {
         let up = tokio::select! {
-            up = bring_up(&self.checked, &self.dir, &self.traffic, &mut self.holdings) => up?,
+            up = bring_up(&self.checked, &self.dir, (&self.traffic, &self.output), &mut self.holdings) => up?,
             () = stops.wait() => return Err(RunnerError::Environment("told to stop before it was ready".into())),
             () = sleep_until(self.deadline) => return Err(RunnerError::Environment("the grant ended before it was ready".into())),
         };
@@ -179,8 +182,9 @@ impl Grant {
     async fn watch(&mut self, up: &Up, stops: &mut Stops) -> End {
         let control = up.control.clone();
         let environment = control.run();
-        let (command, env) = (self.checked.spec.command.clone(), self.checked.spec.env.clone());
-        let workload = run_workload(up, &command, &env);
+        let (output, command) = (self.output.clone(), self.checked.spec.command.clone());
+        let env = self.checked.spec.env.clone().into_iter().collect();
+        let workload = output.run(&up.control, &command, env);
         let sweep = sweep(self.dir.rootfs(), self.checked.spec.disk_mib);
         tokio::pin!(environment, workload, sweep);
         let mut ticks = tokio::time::interval(SAMPLE_EVERY);
@@ -297,27 +301,6 @@ fn process_ref(pid: i32) -> Result<Option<ProcessRef>> {
 
 async fn sleep_until(deadline: Instant) {
     tokio::time::sleep_until(deadline.into()).await;
-}
-
-/// Runs the workload's command, if there is one; for ever if there is none.
-async fn run_workload(
-    up: &Up,
-    command: &[String],
-    env: &std::collections::BTreeMap<String, String>,
-) -> Option<ExitOutcome> {
-    if command.is_empty() {
-        return std::future::pending().await;
-    }
-    let env = env.iter().map(|(k, v)| (k.clone(), v.clone())).collect();
-    let launch = Launch { program: Program::Workload(command.to_vec()), env, terminal: None };
-    match up.control.launch(launch, &[]).await {
-        Ok(launched) => launched.exit.await.ok(),
-        Err(problem) => {
-            log(&format!("workload: {problem}"));
-            // The shell's number for a command that cannot be run.
-            Some(ExitOutcome::Code(127))
-        }
-    }
 }
 
 /// Looks at the disk every now and then; returns the MiB used once they are too many.

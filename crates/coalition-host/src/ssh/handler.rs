@@ -13,6 +13,7 @@ use super::listener::ServerLimits;
 use super::process::{Control, Launcher, Process, Request, Session};
 use super::pump::{self, Ends, Held, Stalls};
 use crate::isolate::proto::Terminal;
+use crate::output::LogQuery;
 use crate::spec::check_env;
 
 /// Environment variables a client may set per channel.
@@ -280,7 +281,11 @@ impl server::Handler for Connection {
         name: &str,
         session: &mut server::Session,
     ) -> Result<(), Self::Error> {
-        if name == "sftp" { self.start(id, Request::Sftp, session).await } else { session.channel_failure(id) }
+        match (name, LogQuery::parse(name)) {
+            ("sftp", _) => self.start(id, Request::Sftp, session).await,
+            (_, Ok(query)) => self.start(id, Request::Logs(query), session).await,
+            _ => session.channel_failure(id),
+        }
     }
 
     async fn window_change_request(

@@ -8,6 +8,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::oneshot;
 
 use crate::isolate::proto::Terminal;
+use crate::output::LogQuery;
 use crate::types::ExitOutcome;
 
 /// What a client asks to run.
@@ -19,6 +20,8 @@ pub(crate) enum Request {
     Command(String),
     /// File transfer.
     Sftp,
+    /// The workload's output.
+    Logs(LogQuery),
 }
 
 /// A request with its surroundings.

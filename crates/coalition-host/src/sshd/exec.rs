@@ -12,7 +12,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::process::Command;
 use tokio::sync::oneshot;
 
-use super::sftp::{Jail, SftpSession};
+use crate::sftp::{Jail, SftpSession};
 use crate::ssh::{Control, Launcher, Process, Request, Session};
 use crate::types::ExitOutcome;
 
@@ -62,6 +62,7 @@ impl Launcher for HostLauncher {
                 command.arg("-s");
             }
             Request::Sftp => return Err("file transfer is served without a process".into()),
+            Request::Logs(_) => return Err("this is a host, no workload writes here".into()),
         }
         command
             .current_dir(&self.root_dir)

@@ -2,7 +2,6 @@
 //! files go to one directory, no root, no configuration files, nothing left behind.
 
 mod exec;
-mod sftp;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;

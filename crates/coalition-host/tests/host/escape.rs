@@ -118,3 +118,67 @@ fn files_our_caller_left_open_do_not_reach_the_workload() {
         grant.clean();
     }
 }
+
+/// One who looks around finds itself and nobody else: not the host, not a neighbour, not the address at which clouds hand
+/// out a machine's credentials.
+#[test]
+fn the_network_has_nobody_else_in_it() {
+    for host in Host::each().into_iter().filter(|h| h.kind != As::Bare) {
+        let open = std::net::TcpListener::bind("0.0.0.0:0").unwrap();
+        let port = open.local_addr().unwrap().port();
+        let neighbour = host.start(|spec| {
+            spec.command = ["/bin/sh", "-c", "exec nc -l -p 9000"].map(str::to_owned).to_vec();
+        });
+        let grant = host.start(|_| {});
+        // An address of the host that others reach it at, if it has one.
+        let outside = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
+        let own = outside.connect("192.0.2.1:9").and_then(|()| outside.local_addr()).map(|a| a.ip().to_string());
+        let own = own.unwrap_or_else(|_| "127.0.0.2".into());
+        let places = [
+            ("127.0.0.1".to_owned(), port),
+            (own.clone(), port),
+            (own, neighbour.port()),
+            ("127.0.0.1".into(), 9000),
+            ("169.254.169.254".into(), 80),
+            ("10.0.0.1".into(), 22),
+            ("192.0.2.1".into(), 443),
+        ];
+        for (address, port) in places {
+            let seen = grant.ssh(&format!("echo x | nc -w 2 {address} {port} && echo REACHED"));
+            assert!(!seen.out.contains("REACHED"), "{:?}: {address}:{port}: {seen:?}", host.kind);
+            assert!(seen.err.contains("unreachable") || seen.err.contains("refused"), "no answer at all: {seen:?}");
+        }
+        let seen =
+            grant.ssh("ls /sys/class/net 2>/dev/null; tail -n +3 /proc/net/dev | cut -d: -f1; cat /proc/net/route");
+        let interfaces: Vec<&str> = seen.out.lines().map(str::trim).filter(|line| !line.starts_with("Iface")).collect();
+        assert_eq!(interfaces, ["lo"], "{seen:?}");
+        open.set_nonblocking(true).unwrap();
+        assert!(open.accept().is_err(), "somebody came");
+        grant.clean();
+        neighbour.clean();
+    }
+}
+
+/// A host that cannot give a workload a network of its own lets it use none, unless its provider says otherwise.
+#[test]
+fn where_the_network_is_the_hosts_it_is_not_the_workloads() {
+    let Some(host) = Host::new(As::Bare) else { return };
+    let open = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = open.local_addr().unwrap().port();
+    let dial = format!("echo x | nc -w 2 127.0.0.1 {port} && echo REACHED");
+    let closed = host.start(|_| {});
+    let seen = closed.ssh(&dial);
+    assert!(!seen.out.contains("REACHED") && seen.err.contains("not permitted"), "{seen:?}");
+    // Nor by way of our own SSH server, which does run in the host's network.
+    let seen = closed.ssh_with(&["-W", &format!("127.0.0.1:{port}")], "", b"x");
+    assert!(seen.code != 0 && seen.out.is_empty(), "{seen:?}");
+    open.set_nonblocking(true).unwrap();
+    assert!(open.accept().is_err(), "somebody came");
+    closed.clean();
+    let opened = host.start(|spec| spec.egress = coalition_host::Egress::Host);
+    let seen = opened.ssh(&dial);
+    assert!(seen.out.contains("REACHED"), "{seen:?}");
+    let coalition_host::Phase::Ready { isolation, .. } = opened.status().phase else { panic!() };
+    assert!(isolation.losses.iter().any(|loss| loss.contains("may use the host's network")), "{isolation:?}");
+    opened.clean();
+}

@@ -9,6 +9,7 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use coalition_host::output::{Record, Records, SUBSYSTEM, Stream};
 use coalition_host::state::now_unix_ms;
 use coalition_host::types::FORMAT_VERSION;
 use coalition_host::{
@@ -192,6 +193,7 @@ impl Host {
             command: vec![],
             env: Default::default(),
             minimum_isolation: IsolationLevel::ProcessLimits,
+            egress: Default::default(),
         };
         change(&mut spec);
         fs::write(dir.join("spec.json"), serde_json::to_vec(&spec).unwrap()).unwrap();
@@ -252,6 +254,40 @@ pub(crate) struct Seen {
     pub(crate) err: String,
 }
 
+impl Seen {
+    pub(crate) fn of(output: Output) -> Self {
+        Self {
+            code: output.status.code().unwrap_or(-1),
+            out: String::from_utf8_lossy(&output.stdout).into_owned(),
+            err: String::from_utf8_lossy(&output.stderr).into_owned(),
+        }
+    }
+}
+
+/// Records, the last of which is a last one.
+pub(crate) fn records(bytes: &[u8]) -> Vec<Record> {
+    let (mut records, mut seen) = (Records::default(), Vec::new());
+    records.push(bytes);
+    while let Some(record) = records.next().unwrap() {
+        seen.push(record);
+    }
+    assert_eq!(seen.iter().position(Record::is_last), seen.len().checked_sub(1), "{seen:?}");
+    seen
+}
+
+/// What was written to one of the outputs.
+pub(crate) fn text(records: &[Record], wanted: Stream) -> String {
+    let mut all = Vec::new();
+    for record in records {
+        if let Record::Output { stream, bytes, .. } = record
+            && *stream == wanted
+        {
+            all.extend_from_slice(bytes);
+        }
+    }
+    String::from_utf8(all).unwrap()
+}
+
 impl Grant<'_> {
     pub(crate) fn dir_text(&self) -> &str {
         self.dir.to_str().unwrap()
@@ -308,15 +344,39 @@ impl Grant<'_> {
         });
         let output = child.wait_with_output().unwrap();
         writer.join().unwrap();
-        Seen {
-            code: output.status.code().unwrap_or(-1),
-            out: String::from_utf8_lossy(&output.stdout).into_owned(),
-            err: String::from_utf8_lossy(&output.stderr).into_owned(),
-        }
+        Seen::of(output)
     }
 
     pub(crate) fn ssh(&self, line: &str) -> Seen {
         self.ssh_with(&[], line, b"")
+    }
+
+    /// The workload's output, as its requester gets it; `options` as in the subsystem's name.
+    pub(crate) fn output(&self, options: &str) -> Vec<Record> {
+        let words: Vec<&str> = [SUBSYSTEM].into_iter().chain(options.split_whitespace()).collect();
+        let got = self.ssh_command(&["-s"]).args(words).stdin(Stdio::null()).output().unwrap();
+        assert!(got.status.success(), "{}", String::from_utf8_lossy(&got.stderr));
+        records(&got.stdout)
+    }
+
+    /// OpenSSH's own `scp`; `from` and `to` with `inside:` before paths of the machine.
+    pub(crate) fn scp(&self, options: &[&str], from: &str, to: &str) -> Seen {
+        let at = self.client.path();
+        let mut command = Command::new("scp");
+        command.args([
+            "-F",
+            "none",
+            "-o",
+            "StrictHostKeyChecking=yes",
+            "-o",
+            "IdentitiesOnly=yes",
+            "-o",
+            "BatchMode=yes",
+        ]);
+        command.arg("-o").arg(format!("UserKnownHostsFile={}", at.join("known_hosts").display()));
+        command.arg("-i").arg(at.join("key")).arg("-P").arg(self.port().to_string()).args(options);
+        command.args([from, to].map(|path| path.replace("inside:", "root@127.0.0.1:")));
+        Seen::of(command.stdin(Stdio::null()).output().unwrap())
     }
 
     pub(crate) fn status(&self) -> RunnerState {

@@ -1,9 +1,10 @@
 use std::fs;
 use std::time::{Duration, Instant};
 
+use coalition_host::output::{Record, Stream};
 use coalition_host::{EndReason, ExitOutcome, ListReport, Phase, RunnerState};
 
-use super::harness::{As, Host, await_some};
+use super::harness::{As, Host, await_some, text};
 
 #[test]
 fn a_grant_lives_and_leaves_nothing() {
@@ -27,8 +28,9 @@ fn a_grant_lives_and_leaves_nothing() {
             _ => None,
         });
         assert_eq!(exit, ExitOutcome::Code(3));
-        let log = if host.kind == As::Bare { "cat ../var/log/workload.log" } else { "cat /var/log/workload.log" };
-        assert_eq!(grant.ssh(log).out, "working\n");
+        let output = grant.output("");
+        assert!(matches!(output.last(), Some(Record::Exited { outcome: ExitOutcome::Code(3), .. })), "{output:?}");
+        assert_eq!(text(&output, Stream::Stdout), "working\n");
         assert!(
             !fs::read_to_string(grant.dir.join("spec.json")).unwrap().contains("BEGIN"),
             "the host key stays on disk"

@@ -1,8 +1,9 @@
 use std::time::{Duration, Instant};
 
+use coalition_host::output::Stream;
 use coalition_host::{EndReason, Mechanism, Phase};
 
-use super::harness::{As, Host};
+use super::harness::{As, Host, await_some, text};
 
 #[test]
 fn memory_beyond_the_limit_is_refused_or_kills_only_its_user() {
@@ -76,4 +77,68 @@ fn too_much_disk_ends_the_grant() {
     assert_eq!(reason, EndReason::DiskExceeded);
     assert!(detail.unwrap().contains("8 granted"));
     grant.clean();
+}
+
+#[test]
+fn who_forks_without_end_hurts_nobody_else() {
+    for host in Host::each().into_iter().filter(|h| h.kind != As::Bare) {
+        let neighbour = host.start(|_| {});
+        let grant = host.start(|spec| {
+            spec.pids_max = 30;
+            spec.command = ["/bin/sh", "-c", "f() { f | f & }; f"].map(str::to_owned).to_vec();
+        });
+        let began = Instant::now();
+        assert_eq!(neighbour.ssh("echo well").out, "well\n", "{:?}", host.kind);
+        assert!(began.elapsed() < Duration::from_secs(30), "{:?}: {:?}", host.kind, began.elapsed());
+        let Phase::Ended { reason, usage, .. } = grant.stop().phase else { panic!() };
+        assert_eq!(reason, EndReason::Stopped);
+        assert!(usage.samples > 0);
+        grant.assert_no_process();
+        grant.clean();
+        neighbour.clean();
+    }
+}
+
+/// What a shell's `time` says of its child: user and system time, milliseconds.
+fn time_ms(text: &str) -> u64 {
+    let seconds = |name: &str| {
+        let line = text.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+        let (minutes, seconds) = line.trim().trim_end_matches('s').split_once('m').unwrap();
+        minutes.trim().parse::<f64>().unwrap() * 60.0 + seconds.trim().parse::<f64>().unwrap()
+    };
+    ((seconds("user") + seconds("sys")) * 1000.0).round() as u64
+}
+
+fn within_two_percent(what: &str, measured: u64, independent: u64) {
+    let differ = measured.abs_diff(independent);
+    assert!(differ * 50 <= independent, "{what}: metered {measured}, counted independently {independent}");
+    eprintln!("{what}: metered {measured}, counted independently {independent}");
+}
+
+/// CPU against what the kernel tells the workload's own shell; network against what the client counted.
+#[test]
+fn metering_agrees_with_others_who_count() {
+    for host in Host::each().into_iter().filter(|h| h.kind != As::Bare) {
+        let burn = "time sh -c 'i=0; while [ $i -lt 1500000 ]; do i=$((i+1)); done'; exec sleep 1000";
+        let grant = host.start(|spec| spec.command = ["/bin/sh", "-c", burn].map(str::to_owned).to_vec());
+        let data = vec![7u8; 5 << 20];
+        let mut peer = 0;
+        for _ in 0..2 {
+            let seen = grant.ssh_with(&[], "cat", &data);
+            assert_eq!(seen.out.len(), data.len());
+            peer += 2 * data.len() as u64;
+        }
+        let spent = await_some("the end of the burning", Duration::from_secs(120), || {
+            let seen = grant.output("");
+            let said = text(&seen, Stream::Stderr);
+            peer += seen.iter().map(|record| record.encode().len() as u64).sum::<u64>();
+            said.contains("sys").then(|| time_ms(&said))
+        });
+        let Phase::Ended { usage, .. } = grant.stop().phase else { panic!() };
+        assert!(spent > 800, "{spent} ms is too little to compare");
+        // The two `cat` and the shells around them are in the grant's time and not in the burning's.
+        within_two_percent(&format!("{:?}: CPU ms", host.kind), usage.cpu_core_ms, spent);
+        within_two_percent(&format!("{:?}: network bytes", host.kind), usage.net_bytes, peer);
+        grant.clean();
+    }
 }

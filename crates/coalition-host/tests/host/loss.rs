@@ -16,7 +16,7 @@ fn losses_are_said_and_true() {
                 assert!(!seen.out.contains("CHANGED"));
             }
             As::Bare => {
-                assert!(lost("sees the host's files") && lost("uses the host's network"));
+                assert!(lost("sees the host's files") && lost("no network of its own"));
                 let me = format!("test -e {} && echo SEEN", host.image.display());
                 assert_eq!(grant.ssh(&me).out, "SEEN\n", "the loss is real, so it must be stated");
             }

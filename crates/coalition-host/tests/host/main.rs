@@ -2,6 +2,7 @@
 //! clients. Tests that need what is not there (root, a static busybox, an SSH client) say so and pass.
 #![allow(clippy::unwrap_used, clippy::print_stderr, clippy::expect_used)]
 
+mod access;
 mod escape;
 mod harness;
 mod images;

@@ -1,36 +1,45 @@
-//! SFTP version 3 on the host's files, kept to one directory (and the temporary one). The same user may run commands
-//! anyway, so this guards against mistakes, not against the user.
+//! SFTP version 3 on the files of whoever runs it, kept to some directories. The same user may run commands anyway, so this
+//! guards against mistakes, not against the user.
 
 use std::collections::HashMap;
 use std::fs::{self, File, Metadata, OpenOptions};
 use std::io;
+use std::os::fd::AsFd;
 use std::os::unix::fs::{FileExt, OpenOptionsExt, PermissionsExt};
-use std::path::{Component, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use russh_sftp::protocol::{
     Attrs, Data, File as Listed, FileAttributes, Handle, Name, OpenFlags, Packet, Status, StatusCode, Version,
 };
 use russh_sftp::server::StatusReply;
+use tokio::net::unix::pipe;
 
 /// Open files and directories per session.
 const MAX_HANDLES: usize = 256;
 /// Largest answer to a read.
 const MAX_READ: u32 = 256 * 1024;
+/// Between the server and the pipes it serves.
+const BUFFER_BYTES: usize = 256 * 1024;
 const RENAME: &str = "posix-rename@openssh.com";
 const FSYNC: &str = "fsync@openssh.com";
 
 /// The directories a session may touch.
-pub(super) struct Jail {
+pub(crate) struct Jail {
     root: PathBuf,
     allowed: Vec<PathBuf>,
 }
 
 impl Jail {
-    /// `root` is absolute and exists.
-    pub(super) fn new(root: PathBuf) -> Self {
+    /// One directory, which is absolute and exists, and the temporary one.
+    pub(crate) fn new(root: PathBuf) -> Self {
         let temporary = std::env::temp_dir().canonicalize().ok();
         let allowed = std::iter::once(root.clone()).chain(temporary).collect();
         Self { root, allowed }
+    }
+
+    /// Everything below `all`; names that are not absolute begin at `root`.
+    pub(crate) fn within(root: PathBuf, all: PathBuf) -> Self {
+        Self { root, allowed: vec![all] }
     }
 
     /// The real path of `path`, whose last component need not exist; an error when that is outside. The last component
@@ -72,7 +81,7 @@ enum Opened {
 }
 
 /// One client's session.
-pub(super) struct SftpSession {
+pub(crate) struct SftpSession {
     jail: Jail,
     open: HashMap<String, Opened>,
     next: u64,
@@ -81,7 +90,7 @@ pub(super) struct SftpSession {
 type Answer<T> = Result<T, StatusReply>;
 
 impl SftpSession {
-    pub(super) fn new(jail: Jail) -> Self {
+    pub(crate) fn new(jail: Jail) -> Self {
         Self { jail, open: HashMap::new(), next: 0 }
     }
 
@@ -101,6 +110,24 @@ impl SftpSession {
             _ => Err(StatusCode::Failure.with_message("no such open file")),
         }
     }
+}
+
+/// Serves files over this process's standard input and output until the input ends; answers an exit status. Relative
+/// names begin at `home`, and everything below `all` is served.
+pub(crate) fn serve_standard_streams(home: &Path, all: &Path) -> i32 {
+    let served = || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
+        runtime.block_on(async {
+            let input = pipe::Receiver::from_owned_fd(io::stdin().as_fd().try_clone_to_owned()?)?;
+            let output = pipe::Sender::from_owned_fd(io::stdout().as_fd().try_clone_to_owned()?)?;
+            let (mut near, far) = tokio::io::duplex(BUFFER_BYTES);
+            russh_sftp::server::run(far, SftpSession::new(Jail::within(home.to_owned(), all.to_owned()))).await;
+            let mut streams = tokio::io::join(input, output);
+            tokio::io::copy_bidirectional(&mut streams, &mut near).await.map(|_| ())
+        })
+    };
+    let served: io::Result<()> = served();
+    i32::from(served.is_err())
 }
 
 fn attributes(meta: &Metadata) -> FileAttributes {
