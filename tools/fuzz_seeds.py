@@ -200,6 +200,15 @@ def order():
 def edges():
     put("universe_frames", bytes.fromhex("0104000000026563686f0000"), b"\x00\x07", bytes.fromhex("0101610162"), b"\x02")
     peer = "197f6b23e16c8532c6abc838facd5ea789be0c76b2920334039bfa8b3d368d61"
+    calls = {}
+    for line in (CRATES / "coalition-content/tests/vectors/calls.txt").read_text().splitlines():
+        name, method, body = line.split()
+        calls[name] = (method, bytes.fromhex(body))
+    methods = ["content.stat", "content.slice", "content.put", "content.list", "content.remove"]
+    asked = [bytes([methods.index(method)]) + body for method, body in calls.values() if method in methods]
+    pointer = (CRATES / "coalition-content/tests/vectors/pointer.txt").read_bytes().strip()
+    answers = [b"\x05" + calls["answer-missing"][1], b"\x06" + calls["answer-list"][1], b"\x07" + pointer]
+    put("content_wire", *asked, *answers, b"\x09" + bytes(64) + bytes([7]) * 65_536)
     put("universe_address", f"{peer}@127.0.0.1:4001,[::1]:9,http://127.0.0.1:3340/", f"{peer}@http://a.example/")
     spec = {
         "version": 1, "grant_id": "00112233", "image": "image.tar", "image_blake3": "00" * 32, "image_size_bytes": 1000,

@@ -2,6 +2,7 @@
 
 mod access;
 mod attest;
+mod image;
 mod retire;
 mod successor;
 mod ticket;
@@ -17,13 +18,21 @@ pub use self::{
         AttestCommand, AttestFetchArgs, AttestLogArgs, AttestPredictArgs, AttestQuoteArgs, AttestShowArgs,
         AttestVerifyArgs,
     },
+    image::{
+        ImageCommand, ImageExampleArgs, ImageGcArgs, ImageInspectArgs, ImageLsArgs, ImagePeerArgs, ImagePullArgs,
+        ImagePushArgs, ImageRmArgs, StoreArgs,
+    },
     retire::{RetireArgs, RetireReason, RetireService},
     successor::{SuccessorCommand, SuccessorConfigArgs, SuccessorMoveArgs},
     ticket::{TicketCharterArgs, TicketCommand, TicketIssueArgs, TicketPeerArgs, TicketShowArgs},
 };
-use crate::values::{CpuMillicores, DiskMib, DurationArg, RamMib};
+use crate::{
+    request::ImageChoice,
+    values::{CpuMillicores, DiskMib, DurationArg, RamMib},
+};
 use coalition::{Mrtd, RateQ64};
 use coalition_compute::Region;
+use coalition_universe::PeerAddress;
 
 const TOP_AFTER: &str = "\
 Start here:
@@ -85,6 +94,8 @@ pub enum Command {
     Market(MarketArgs),
     /// Ask for a machine and wait until you can log in
     Request(RequestArgs),
+    /// Wait until you can log in to what was requested with --detach, or by a process that was killed
+    Wait(WaitArgs),
     /// Log in to a granted machine with OpenSSH's client
     Ssh(SshArgs),
     /// Copy files to or from a granted machine with OpenSSH's scp
@@ -109,7 +120,7 @@ pub enum Command {
     /// Issue tickets, and keep those issued to you
     #[command(subcommand)]
     Ticket(TicketCommand),
-    /// Make or inspect an image
+    /// Make and inspect images, and keep them in stores
     #[command(subcommand)]
     Image(ImageCommand),
     /// Print every id a published config derives
@@ -132,8 +143,8 @@ pub enum Command {
 
 const UP_AFTER: &str = "\
 What starts, each as a process of its own: a relay, a committee of 4 that runs the clock (Almanac) and the market \
-(Compute), an unseal committee of 3 of which any 2 open a sealed request, an SSH server that stands for a host, and a \
-bridge that sells that host. The first start makes keys and configs below --home; later starts find every commit, grant \
+(Compute), an unseal committee of 3 of which any 2 open a sealed request, a store for images pushed from this home, an SSH server that \
+stands for a host, and a bridge that sells that host. The first start makes keys and configs below --home; later starts find every commit, grant \
 and log of before.
 
 Ctrl-C stops everything and leaves no process behind. Running workloads end with their host.
@@ -216,7 +227,8 @@ What happens, with the time each step took:
   sealed        what to run and where to answer, encrypted to the unseal committee under an identity made for this request
   ordered       the request is in the committee's certified log
   cleared       the committee granted it: to whom, at which rate, until when
-  provisioning  the bridge fetches the image from this process; keep it running until the receipt is here
+  provisioning  the bridge fetches the image: from the stores it was pushed to, else from this process, which is to be kept \
+running until the receipt is here
   receipt       address, user and keys of the machine, which only this process could open
 
 The keys stay in --home under grants/<grant>/, readable by you alone. Ctrl-C before the grant withdraws the request; after \
@@ -227,15 +239,22 @@ it, ends the grant. Nothing is left to pay for.
 Examples:
   coalition request --image ./hello.tar --cpu 1 --ram 256MiB --region local --for 10m --max-rate 0.05
   coalition request --image ./job.tar.gz --cpu 4 --ram 8GiB --for 2h30m --max-rate 0.04 --wait 5m
+  coalition image push ./job.tar.gz && coalition request --image ./job.tar.gz --for 2h --max-rate 0.04 --detach
   coalition request --image ./hello.tar --for 10m --max-rate 0.05 --json | jq -r 'select(.step==\"receipt\").grant'";
 
 /// Arguments of `coalition request`.
 #[derive(Args, Debug, Clone)]
 #[command(after_help = REQUEST_AFTER)]
 pub struct RequestArgs {
-    /// The image to boot: a root file system as .tar or .tar.gz
-    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
-    pub image: PathBuf,
+    /// The image to boot: a root file system as .tar or .tar.gz, or the blake3 of one in a store
+    #[arg(long, value_name = "FILE_OR_BLAKE3", value_hint = ValueHint::FilePath)]
+    pub image: ImageChoice,
+    /// A store to look for the image, beside those it was pushed to; may be given several times
+    #[arg(long, value_name = "ADDRESS")]
+    pub store: Vec<PeerAddress>,
+    /// End once the request is granted; `coalition wait` gets the receipt later. The image must be in a store
+    #[arg(long, conflicts_with_all = ["tdx", "mrtd"])]
+    pub detach: bool,
     /// Cores: 2, 0.5 or 500m
     #[arg(long, default_value = "1", value_name = "CORES")]
     pub cpu: CpuMillicores,
@@ -278,6 +297,23 @@ pub struct RequestArgs {
     /// Sign with your member id visible to everybody, instead of an identity made for this request
     #[arg(long)]
     pub as_member: bool,
+}
+
+/// Arguments of `coalition wait`.
+#[derive(Args, Debug, Clone)]
+#[command(after_help = "\
+Ends at once when the receipt is here already. Ctrl-C changes nothing: the request stays as it is.
+
+Examples:
+  coalition wait
+  coalition wait 3f9c --for 10m && coalition ssh 3f9c")]
+pub struct WaitArgs {
+    /// The request, or its first digits; the newest of yours if left out
+    #[arg(value_name = "GRANT")]
+    pub grant: Option<String>,
+    /// How long to wait for each step
+    #[arg(long = "for", default_value = "3m", value_name = "DURATION")]
+    pub patience: DurationArg,
 }
 
 /// Arguments of `coalition log`.
@@ -469,43 +505,6 @@ pub struct VerifyArgs {
     pub expect: Option<String>,
 }
 
-/// Commands about images.
-#[derive(Subcommand, Debug, Clone)]
-pub enum ImageCommand {
-    /// Make a small image to try, from what this machine has
-    Example(ImageExampleArgs),
-    /// Show an image's size, blake3 and what is wrong with it, if anything
-    Inspect(ImageInspectArgs),
-}
-
-/// Arguments of `coalition image example`.
-#[derive(Args, Debug, Clone)]
-#[command(after_help = "\
-Uses a static busybox if there is one, else /bin/sh and a few tools with the libraries they need. The same machine always \
-makes the same bytes.
-
-Example:
-  coalition image example hello.tar")]
-pub struct ImageExampleArgs {
-    /// Where to write it
-    #[arg(value_name = "FILE", default_value = "hello.tar", value_hint = ValueHint::FilePath)]
-    pub file: PathBuf,
-    /// Replace the file if it exists
-    #[arg(long)]
-    pub force: bool,
-}
-
-/// Arguments of `coalition image inspect`.
-#[derive(Args, Debug, Clone)]
-#[command(after_help = "\
-Example:
-  coalition image inspect hello.tar")]
-pub struct ImageInspectArgs {
-    /// The image
-    #[arg(value_name = "FILE", value_hint = ValueHint::FilePath)]
-    pub file: PathBuf,
-}
-
 /// Arguments of `coalition id`.
 #[derive(Args, Debug, Clone)]
 #[command(after_help = "\
@@ -555,6 +554,8 @@ pub enum RunCommand {
     Member(RoleArgs),
     /// A member of the unseal committee
     Unseal(RoleArgs),
+    /// A content store: keeps images for those who may push them
+    Store(RoleArgs),
     /// A provider: sells capacity and serves grants
     Bridge(RoleArgs),
 }

@@ -7,9 +7,10 @@ use std::{
 
 use coalition::{Mrtd, RateQ64, RequestId, UniqueId};
 use coalition_host::ExitOutcome;
-use coalition_shuffle::SshAccessReceipt;
+use coalition_shuffle::{PendingRequest, SshAccessReceipt};
 use coalition_universe::NodeKey;
 use serde::{Deserialize, Serialize};
+use zeroize::Zeroizing;
 
 use crate::{
     error::{CliError, Context, Result},
@@ -19,6 +20,9 @@ use crate::{
 };
 
 const VERSION: u8 = 1;
+/// Files beside a grant until its receipt is here.
+const PENDING: &str = "pending.secret";
+const PENDING_NODE: &str = "pending.node.key";
 /// Largest grant file read, in bytes.
 const MAX_FILE_BYTES: u64 = 64 << 10;
 /// Fewest digits that name a grant; fewer are usually a slip.
@@ -190,6 +194,26 @@ impl Grant {
         Ok(grant)
     }
 
+    /// Keeps what another process needs to wait for the receipt: both are secret, and gone once it is here.
+    ///
+    /// # Errors
+    /// When the disk refuses.
+    pub fn keep_pending(&self, pending: &PendingRequest, node: &NodeKey) -> Result<()> {
+        private_write(&self.dir.join(PENDING), &pending.to_secret_bytes())?;
+        node.save_new(&self.dir.join(PENDING_NODE)).or_fault("disk", || "cannot keep the request's node".into())
+    }
+
+    /// What [`Grant::keep_pending`] kept.
+    ///
+    /// # Errors
+    /// When it is gone, damaged, or others can read it.
+    pub fn pending(&self) -> Result<(PendingRequest, NodeKey)> {
+        let gone = || format!("the keys that open the receipt of {} are not here", self.short());
+        let bytes = fs::read(self.dir.join(PENDING)).map(Zeroizing::new).or_input("grant_damaged", gone)?;
+        let pending = PendingRequest::from_secret_bytes(&bytes).or_input("grant_damaged", gone)?;
+        Ok((pending, load_key(&self.dir.join(PENDING_NODE))?))
+    }
+
     /// Notes a change. The key of a grant that is over by it is deleted.
     ///
     /// # Errors
@@ -224,7 +248,7 @@ impl Grant {
         }
         private_write(&self.key_path(), &receipt.ssh_key_private)?;
         private_write(&self.known_hosts_path(), format!("{}\n", receipt.known_hosts_line()).as_bytes())?;
-        self.update(|file| {
+        let kept = self.update(|file| {
             file.stage = Stage::Ready;
             file.access = Some(Access {
                 host: receipt.instance_host.clone(),
@@ -234,7 +258,11 @@ impl Grant {
                 posture,
                 quoted_host_key: evidence.map(|_| coalition::serde_hex::text(&receipt.ssh_host_key.0)),
             });
-        })
+        });
+        for secret in [PENDING, PENDING_NODE] {
+            let _ = fs::remove_file(self.dir.join(secret));
+        }
+        kept
     }
 
     /// The key that signed the request.

@@ -5,6 +5,7 @@
 //! * [`home`], [`grants`], [`config_file`]: what is on disk.
 //! * [`devnet`]: making a development coalition. [`roles`]: its processes. [`supervise`]: keeping them running.
 //! * [`signals`]: what ends a command early, cleanly.
+//! * [`stores`]: content stores, as this home's pusher or as nobody in particular.
 //! * [`attestation`]: quotes of workloads, judged and shown. [`tickets`]: what a client shows where it is asked for tickets.
 //! * [`session`], [`view`]: a client's verified look at a running coalition. [`request`], [`image`]: asking for a machine.
 //!
@@ -30,6 +31,7 @@ pub mod roles;
 pub mod session;
 pub mod signals;
 pub mod ssh_client;
+pub mod stores;
 pub mod supervise;
 pub mod tickets;
 pub mod values;
@@ -90,10 +92,10 @@ fn start_logging(cli: &Cli) {
         _ if is_bridge => &bridge_filter,
         (false, 0) => "off",
         (true, 0) => {
-            "warn,iroh=off,iroh_gossip=off,coalition_cli=info,compute_bridge=info,coalition_organism=info,coalition_unseal=info"
+            "warn,iroh=off,iroh_gossip=off,coalition_cli=info,coalition_content=info,compute_bridge=info,coalition_organism=info,coalition_unseal=info"
         }
         (_, 1) => {
-            "warn,iroh=off,iroh_gossip=off,coalition_cli=debug,compute_bridge=debug,coalition_organism=debug,coalition_unseal=debug,coalition_universe=debug"
+            "warn,iroh=off,iroh_gossip=off,coalition_cli=debug,coalition_content=debug,compute_bridge=debug,coalition_organism=debug,coalition_unseal=debug,coalition_universe=debug"
         }
         _ => "debug",
     };

@@ -33,6 +33,8 @@ pub struct Session {
     pub config: PublishedConfig,
     /// This client's node.
     pub node: Arc<Node>,
+    /// The node's key.
+    pub(crate) key: NodeKey,
     /// The market.
     pub compute: ComputePart,
     almanac: AlmanacPart,
@@ -45,6 +47,15 @@ impl Session {
     /// # Errors
     /// [`Kind::Unreachable`] when there is none or it does not run.
     pub async fn open(home: &Home) -> Result<Self> {
+        let key = tickets::existing_key(home)?.unwrap_or_else(NodeKey::generate);
+        Self::open_as(home, key).await
+    }
+
+    /// The same under this identity: that of a request that another process made.
+    ///
+    /// # Errors
+    /// As [`Session::open`].
+    pub async fn open_as(home: &Home, key: NodeKey) -> Result<Self> {
         let path = home.universe();
         if !path.exists() {
             let message = format!("there is no coalition in {}", home.root().display());
@@ -55,7 +66,7 @@ impl Session {
         knock(home, &universe.relay).await?;
         let node = Node::start(NodeConfig {
             network_id: universe.network_id(&path)?,
-            key: tickets::existing_key(home)?.unwrap_or_else(NodeKey::generate),
+            key: key.clone(),
             relay: universe.relay.clone(),
             bind: None,
             bootstrap: universe.peers.values().cloned().collect(),
@@ -64,7 +75,7 @@ impl Session {
         });
         let node = node.await.map_err(node_error)?;
         let (almanac, compute) = (view::almanac(&config)?, view::compute(&config)?);
-        Ok(Self { config, node, compute, almanac, tickets: Kept::of(home) })
+        Ok(Self { config, node, key, compute, almanac, tickets: Kept::of(home) })
     }
 
     /// A handle on the market.

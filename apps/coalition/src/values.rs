@@ -176,6 +176,15 @@ pub fn mib(mib: u64) -> String {
     }
 }
 
+/// A blake3, 64 hex digits.
+///
+/// # Errors
+/// A sentence that says what is expected.
+pub fn parse_hash(text: &str) -> Result<coalition::UniqueId, String> {
+    let hash = coalition::parse_id(text).ok().filter(|_| text.len() == 64);
+    hash.ok_or_else(|| format!("{text:?} is no blake3, which has 64 hex digits"))
+}
+
 /// A duration, at least one second.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct DurationArg(pub u64);

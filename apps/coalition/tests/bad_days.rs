@@ -324,7 +324,7 @@ fn sealed(session: &Session, env: &Environment, key: &NodeKey) -> (RequestId, Pe
         env: vec![],
         ssh_authorized_key: None,
     };
-    let image = ImageService::open(&path, facts.hash, facts.size_bytes).unwrap();
+    let image = ImageService::open(&path, &facts.outline).unwrap();
     session.node.serve(Arc::new(Served(Arc::new(image))));
     let id = request_id(&session.compute.id, key.peer_id().as_bytes(), &NONCE);
     let shuffle = session.shuffle().unwrap();

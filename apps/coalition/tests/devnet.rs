@@ -13,7 +13,7 @@ use coalition_cli::{
         plan,
     },
     home::Home,
-    roles::config::{HostConfig, MemberConfig, RelayConfig, UniverseConfig, UnsealConfig},
+    roles::config::{HostConfig, MemberConfig, RelayConfig, StoreConfig, UniverseConfig, UnsealConfig},
 };
 use coalition_shuffle::PublicParams;
 use coalition_universe::NodeKey;
@@ -34,7 +34,7 @@ fn sale() -> Sale {
 }
 
 fn manifest() -> Manifest {
-    let (tcp, udp): (Vec<u16>, Vec<u16>) = ((20_001..20_007).collect(), (21_001..21_008).collect());
+    let (tcp, udp): (Vec<u16>, Vec<u16>) = ((20_001..20_007).collect(), (21_001..21_009).collect());
     Manifest::new("dev".into(), sale(), Ports::assign(&tcp, &udp).unwrap())
 }
 
@@ -47,7 +47,17 @@ fn secrets() -> Secrets {
     let mut member = || MemberSecrets { node: key(), consensus: key(), checkpoint: key() };
     let members = (0..MEMBERS).map(|_| member()).collect();
     let unseal = (0..UNSEAL_MEMBERS).map(|_| member()).collect();
-    Secrets { members, unseal, bridge_node: key(), host_ssh: key(), bridge_ssh: key(), development: None }
+    let (bridge_node, host_ssh, bridge_ssh) = (key(), key(), key());
+    Secrets {
+        members,
+        unseal,
+        bridge_node,
+        host_ssh,
+        bridge_ssh,
+        store_node: key(),
+        pusher_node: key(),
+        development: None,
+    }
 }
 
 fn files() -> BTreeMap<String, String> {
@@ -80,6 +90,8 @@ fn every_file_is_what_its_role_reads() {
     let member: MemberConfig = toml::from_str(text("roles/member-3.toml")).unwrap();
     assert_eq!(member.order_addresses[2], member.order_listen);
     toml::from_str::<UnsealConfig>(text("roles/unseal-1.toml")).unwrap();
+    let store: StoreConfig = toml::from_str(text("roles/store.toml")).unwrap();
+    assert_eq!(store.pushers.keys().collect::<Vec<_>>(), [&secrets().pusher_node.peer_id()], "this home alone");
     let universe: UniverseConfig = toml::from_str(text("universe.toml")).unwrap();
     assert_eq!(universe.peers.len(), MEMBERS + UNSEAL_MEMBERS);
     compute_bridge::config::BridgeConfig::parse(Path::new("roles/bridge.toml"), text("roles/bridge.toml")).unwrap();
@@ -94,7 +106,7 @@ fn hex_and_toml_are_the_same_coalition_and_ports_are_not_part_of_it() {
     let compute = from_hex.committee(ModuleKind::Compute).unwrap();
     assert_eq!(compute.roster.quorum(), 3);
     assert!(!files["coalition.toml"].contains("20001"));
-    for secret in 1..=24u8 {
+    for secret in 1..=26u8 {
         let hex = hex::encode([secret; 32]);
         for (path, text) in &files {
             assert!(!text.contains(&hex), "{path} holds a secret key");

@@ -21,7 +21,7 @@ use crate::channel::{OpenError, ReplySender, RequestOpener};
 use crate::config::{BridgeConfig, ConfigError, OnShutdown, Resolved};
 use crate::dashboard::{Dashboard, DashboardError};
 use crate::fleet::{Fleet, FleetError, chain};
-use crate::image::{ChunkSource, ImageError, ImageStore, NodeSource};
+use crate::image::{ImageError, ImageSource, ImageStore, NodeSource};
 use crate::journal::{Journal, JournalError};
 use crate::market::{LiveMarket, Market};
 use crate::platform::PlatformError;
@@ -361,7 +361,7 @@ fn unseal_client(node: &Arc<Node>, committees: &Committees) -> Arc<Unseal> {
 
 fn image_source(node: &Arc<Node>) -> Arc<SourceMaker> {
     let node = Arc::clone(node);
-    Arc::new(move |address| Box::new(NodeSource::new(Arc::clone(&node), address)) as Box<dyn ChunkSource>)
+    Arc::new(move |address| Box::new(NodeSource::new(Arc::clone(&node), address)) as Box<dyn ImageSource>)
 }
 
 async fn start_dashboard(

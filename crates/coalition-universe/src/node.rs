@@ -26,7 +26,7 @@ use crate::{
 /// The shared universe every coalition lives on (spec chapter 55).
 pub const UNIVERSE: UniqueId = mosaik::unique_id!("mosaik.universe");
 
-/// The largest request or answer body a node accepts, in bytes. Image chunks of 1 MiB are the largest users.
+/// The largest request or answer body a node accepts, in bytes. Slices of content, 1 MiB each, are the largest users.
 pub const MAX_BODY_BYTES: usize = 4 << 20;
 
 /// Calls one peer may have open on a connection; further ones wait.
@@ -119,6 +119,12 @@ pub trait Service: Send + Sync + 'static {
     /// Answers one call. `caller` is authenticated by the transport. The body is at most [`MAX_BODY_BYTES`] and
     /// otherwise untrusted.
     fn call(&self, caller: PeerId, method: String, body: Vec<u8>) -> BoxFuture<'static, Result<Vec<u8>, Fault>>;
+
+    /// Whether answers of this method are large, 64 KiB and more. Such calls share a budget until their answers are taken, so
+    /// that callers cannot fill the memory by not taking them.
+    fn answers_large(&self, _method: &str) -> bool {
+        false
+    }
 }
 
 /// A running peer. Dropping it closes its connections.

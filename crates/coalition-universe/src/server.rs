@@ -30,8 +30,11 @@ const MAX_CONCURRENT_CALLS: usize = 4_096;
 /// Request bodies beyond this many bytes share a budget, so that callers cannot fill the memory by sending slowly.
 const SMALL_BODY_BYTES: usize = 64 << 10;
 
-/// Large bodies being received or processed at once.
+/// Large bodies being received or processed at once, and large answers made or taken.
 const MAX_LARGE_BODIES: usize = 64;
+
+/// Large answers one connection may be slow to take at once.
+const MAX_LARGE_ANSWERS_EACH: usize = 8;
 
 /// How long a peer may take for the handshake, again for sending one request, and again for taking the answer.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -66,6 +69,20 @@ struct Limits {
     large: Semaphore,
 }
 
+/// What one call may draw on: the node's limits, and its connection's share of large answers.
+#[derive(Clone, Copy)]
+struct Budget<'a> {
+    limits: &'a Limits,
+    taking: &'a Semaphore,
+}
+
+/// Held by a call with a large body or a large answer, until the answer is taken.
+#[derive(Default)]
+struct Drawn<'a> {
+    large: Option<SemaphorePermit<'a>>,
+    taking: Option<SemaphorePermit<'a>>,
+}
+
 /// Accepts until the endpoint closes.
 pub(crate) async fn accept(endpoint: Endpoint, answers: Arc<Answers>) {
     let calls = Arc::new(Semaphore::new(MAX_CONCURRENT_CALLS));
@@ -90,13 +107,14 @@ async fn connection(incoming: Incoming, answers: Arc<Answers>, limits: Arc<Limit
     };
     let caller = PeerId::from_mosaik(&connection.remote_id());
     let mut calls = JoinSet::new();
+    let taking = Arc::new(Semaphore::new(MAX_LARGE_ANSWERS_EACH));
     while let Ok((send, receive)) = connection.accept_bi().await {
         while calls.try_join_next().is_some() {}
         let permit = Arc::clone(&limits.calls).try_acquire_owned();
-        let (answers, limits) = (Arc::clone(&answers), Arc::clone(&limits));
+        let (answers, limits, taking) = (Arc::clone(&answers), Arc::clone(&limits), Arc::clone(&taking));
         calls.spawn(async move {
             match permit {
-                Ok(_call) => call(caller, send, receive, &answers, &limits).await,
+                Ok(_call) => call(caller, send, receive, &answers, Budget { limits: &limits, taking: &taking }).await,
                 Err(_) => respond(send, Answer::Unavailable).await,
             }
         });
@@ -104,15 +122,15 @@ async fn connection(incoming: Incoming, answers: Arc<Answers>, limits: Arc<Limit
 }
 
 /// One call, from its first byte to the last of its answer.
-async fn call(caller: PeerId, send: SendStream, mut receive: RecvStream, answers: &Answers, limits: &Limits) {
-    let mut large = None;
+async fn call(caller: PeerId, send: SendStream, mut receive: RecvStream, answers: &Answers, budget: Budget<'_>) {
+    let mut drawn = Drawn::default();
     // A caller that gives up stops the answer's stream, and the call ends with it.
     let answer = tokio::select! {
-        answer = answer(caller, &mut receive, answers, limits, &mut large) => answer,
+        answer = answer(caller, &mut receive, answers, budget, &mut drawn) => answer,
         _ = send.stopped() => return,
     };
     respond(send, answer).await;
-    drop(large);
+    drop(drawn);
 }
 
 /// Sends an answer and waits until the caller has it all, so that the limits count what is still in memory; a caller that
@@ -135,8 +153,8 @@ async fn answer<'a>(
     caller: PeerId,
     receive: &mut RecvStream,
     answers: &Answers,
-    limits: &'a Limits,
-    large: &mut Option<SemaphorePermit<'a>>,
+    budget: Budget<'a>,
+    drawn: &mut Drawn<'a>,
 ) -> Answer {
     let mut head = [0; HEADER_BYTES];
     if !matches!(timeout(PATIENCE, receive.read_exact(&mut head)).await, Ok(Ok(()))) {
@@ -147,18 +165,24 @@ async fn answer<'a>(
         Err(error) => return Answer::Fault(malformed(error)),
     };
     if header.body_bytes > SMALL_BODY_BYTES {
-        let Ok(permit) = limits.large.try_acquire() else { return Answer::Unavailable };
-        *large = Some(permit);
+        let Ok(permit) = budget.limits.large.try_acquire() else { return Answer::Unavailable };
+        drawn.large = Some(permit);
     }
     let (method, body) = match timeout(PATIENCE, request(receive, header)).await {
         Ok(Ok(request)) => request,
         Ok(Err(error)) => return Answer::Fault(malformed(error)),
         Err(_) => return Answer::Fault(malformed(FrameError::Malformed)),
     };
-    match answers.of(&method) {
-        Some(service) => run(service, caller, method, body).await,
-        None => Answer::Unavailable,
+    let Some(service) = answers.of(&method) else { return Answer::Unavailable };
+    if service.answers_large(&method) {
+        let Ok(taking) = budget.taking.try_acquire() else { return Answer::Unavailable };
+        drawn.taking = Some(taking);
+        if drawn.large.is_none() {
+            let Ok(permit) = budget.limits.large.try_acquire() else { return Answer::Unavailable };
+            drawn.large = Some(permit);
+        }
     }
+    run(service, caller, method, body).await
 }
 
 async fn request(receive: &mut RecvStream, header: Header) -> Result<(String, Vec<u8>), FrameError> {

@@ -17,6 +17,7 @@ pub fn run(command: &ImageCommand, output: &Output) -> Result<()> {
     match command {
         ImageCommand::Example(args) => example(args, output),
         ImageCommand::Inspect(args) => inspect(args, output),
+        _ => Err(CliError::fault("internal", "that command is about stores")),
     }
 }
 

@@ -19,13 +19,14 @@ pub mod retire;
 pub mod scp;
 pub mod ssh;
 pub mod status;
+pub mod stored;
 pub mod successor;
 pub mod ticket;
 pub mod up;
 pub mod verify;
 
 use crate::{
-    cli::{Cli, Command},
+    cli::{Cli, Command, ImageCommand},
     error::{Context, Result},
     home::Home,
     output::Output,
@@ -43,6 +44,7 @@ pub fn dispatch(cli: &Cli, output: &Output) -> Result<()> {
         Command::Demo(_) => asynchronously(Box::pin(demo::run(cli.global.home.as_deref(), output))),
         Command::Market(args) => asynchronously(Box::pin(market::run(&home()?, args, output))),
         Command::Request(args) => asynchronously(Box::pin(request::run(&home()?, args, output))),
+        Command::Wait(args) => asynchronously(Box::pin(request::wait(&home()?, args, output))),
         Command::Ssh(args) => ssh::run(&home()?, args, output),
         Command::Scp(args) => scp::run(&home()?, args, output),
         Command::Forward(args) => forward::run(&home()?, args, output),
@@ -54,7 +56,10 @@ pub fn dispatch(cli: &Cli, output: &Output) -> Result<()> {
         Command::Verify(args) => asynchronously(Box::pin(verify::run(&home()?, args, output))),
         Command::Attest(command) => attest::run(home, command, output),
         Command::Ticket(command) => ticket::run(home, command, output),
-        Command::Image(command) => image::run(command, output),
+        Command::Image(command) => match command {
+            ImageCommand::Example(_) | ImageCommand::Inspect(_) => image::run(command, output),
+            _ => asynchronously(Box::pin(stored::run(&home()?, command, output))),
+        },
         Command::Id(args) => id::run(&home()?, args, output),
         Command::Status(_) => asynchronously(Box::pin(status::run(&home()?, output))),
         Command::Retire(args) => asynchronously(Box::pin(retire::run(&home()?, args, output))),

@@ -2,7 +2,7 @@
 
 use crate::{
     attestation::{NOT_ATTESTED, labelled},
-    cli::RequestArgs,
+    cli::{RequestArgs, WaitArgs},
     error::{CliError, Result},
     grants::{self, Grant},
     home::Home,
@@ -38,6 +38,8 @@ pub async fn run(home: &Home, args: &RequestArgs, output: &Output) -> Result<()>
             anyway: args.anyway,
         },
         image: args.image.clone(),
+        stores: args.store.clone(),
+        detach: args.detach,
         disk_mib: args.disk.map(|disk| disk.0),
         workload: args.workload.clone(),
         provision_wait: args.provision_wait.get(),
@@ -45,11 +47,38 @@ pub async fn run(home: &Home, args: &RequestArgs, output: &Output) -> Result<()>
     };
     let mut steps = output.steps();
     let grant = Box::pin(request::run(home, &request, &mut steps)).await?;
+    if args.detach {
+        let flag = home_flag(home);
+        let short = grant.short();
+        output.line(format!(
+            "\n{}  granted; get in with\n  coalition{flag} wait {short} && coalition{flag} ssh {short}",
+            output.paint(Paint::Bold, &short)
+        ));
+        return Ok(());
+    }
+    say(home, &grant, output)
+}
+
+/// Waits for the receipt of an earlier request and says how to get in.
+///
+/// # Errors
+/// As [`request::resume::run`].
+pub async fn wait(home: &Home, args: &WaitArgs, output: &Output) -> Result<()> {
+    let grant = grants::find(home, args.grant.as_deref())?;
+    let mut steps = output.steps();
+    let grant = Box::pin(request::resume::run(home, grant, args.patience.get(), &mut steps)).await?;
+    if output.is_json() {
+        output.answer(&serde_json::json!({ "ready": true, "grant": grant.file.grant }), |_| String::new());
+    }
+    say(home, &grant, output)
+}
+
+fn say(home: &Home, grant: &Grant, output: &Output) -> Result<()> {
     if output.is_json() {
         // The receipt step has said everything.
         return Ok(());
     }
-    let text = how_to_get_in(home, &grant, output)?;
+    let text = how_to_get_in(home, grant, output)?;
     output.line(text);
     Ok(())
 }

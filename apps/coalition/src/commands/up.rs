@@ -139,6 +139,7 @@ fn roles(home: &Home) -> Vec<Role> {
             Some("relay") => ("relay", 0, None),
             Some("host") => ("host", 1, None),
             Some("member") => ("member", 1, Some(Committee { name: "clock and market", quorum: MEMBERS_QUORUM })),
+            Some("store") => ("store", 2, None),
             Some("unseal") => ("unseal", 2, Some(Committee { name: "unseal", quorum: usize::from(UNSEAL_THRESHOLD) })),
             _ => ("bridge", 3, None),
         };
@@ -317,6 +318,7 @@ impl Coalition {
                 format!("{UNSEAL_MEMBERS} members, any {UNSEAL_THRESHOLD} open a request; {dealer}"),
                 pids("unseal"),
             ),
+            ("store", "images pushed from this home, until they are fetched".to_owned(), pids("store")),
             ("host", format!("this machine, by SSH at {}", place("host")), pids("host")),
             ("bridge", offered.unwrap_or("no offer yet").to_owned(), pids("bridge")),
         ] {

@@ -7,7 +7,7 @@ use coalition_shuffle::{DealerOutput, KeyShare};
 use coalition_universe::NodeKey;
 use compute_bridge::platform::Platform;
 
-use super::manifest::{MEMBERS, UNSEAL_MEMBERS, UNSEAL_THRESHOLD, member_name, unseal_name};
+use super::manifest::{MEMBERS, STORE, UNSEAL_MEMBERS, UNSEAL_THRESHOLD, member_name, unseal_name};
 use crate::{
     error::{Context, Result},
     home::{private_dir, private_write},
@@ -34,6 +34,10 @@ pub struct Secrets {
     pub unseal: Vec<MemberSecrets>,
     /// The bridge's node; signs its cards and logs as well.
     pub bridge_node: NodeKey,
+    /// The content store's node.
+    pub store_node: NodeKey,
+    /// What this home pushes images as.
+    pub pusher_node: NodeKey,
     /// The SSH server of the host shows this key.
     pub host_ssh: NodeKey,
     /// The bridge logs in to the host with this key.
@@ -59,6 +63,9 @@ pub fn development_root(dir: &Path) -> Result<TrustRoot> {
     let root = Platform::load_root(&path).or_input("key_unusable", unusable)?;
     root.trust_root().or_input("key_unusable", unusable)
 }
+
+/// Owner of the key a home pushes images with.
+pub const PUSHER: &str = "pusher";
 
 /// File of a key, below the directory of keys.
 #[must_use]
@@ -97,6 +104,8 @@ impl Secrets {
             members: (0..MEMBERS).map(|i| member(member_name(i))).collect::<Result<_>>()?,
             unseal: (0..UNSEAL_MEMBERS).map(|i| member(unseal_name(i))).collect::<Result<_>>()?,
             bridge_node: key("bridge", "node")?,
+            store_node: key(STORE, "node")?,
+            pusher_node: key(PUSHER, "node")?,
             host_ssh: key("host", "ssh")?,
             bridge_ssh: key("bridge", "ssh")?,
             development: None,

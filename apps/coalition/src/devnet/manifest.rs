@@ -67,6 +67,9 @@ pub struct Ports {
     pub member_orders: [u16; MEMBERS],
     /// UDP: the unseal members' nodes.
     pub unseal_nodes: [u16; UNSEAL_MEMBERS],
+    /// UDP: the content store's node; 0 in a coalition that was made without one.
+    #[serde(default)]
+    pub store: u16,
 }
 
 /// How a port is used.
@@ -79,7 +82,7 @@ pub enum Transport {
 }
 
 /// How many ports of each kind a development coalition needs: TCP, UDP.
-pub const PORTS_NEEDED: (usize, usize) = (2 + MEMBERS, MEMBERS + UNSEAL_MEMBERS);
+pub const PORTS_NEEDED: (usize, usize) = (2 + MEMBERS, MEMBERS + UNSEAL_MEMBERS + 1);
 
 impl Manifest {
     /// A manifest of this version.
@@ -102,13 +105,15 @@ impl Ports {
         if (tcp.len(), udp.len()) != PORTS_NEEDED {
             return None;
         }
-        let (member_nodes, unseal_nodes) = udp.split_at(MEMBERS);
+        let (member_nodes, udp) = udp.split_at(MEMBERS);
+        let (unseal_nodes, store) = udp.split_at(UNSEAL_MEMBERS);
         Some(Self {
             relay: tcp[0],
             host: tcp[1],
             member_nodes: member_nodes.try_into().ok()?,
             member_orders: tcp[2..].try_into().ok()?,
             unseal_nodes: unseal_nodes.try_into().ok()?,
+            store: *store.first()?,
         })
     }
 
@@ -126,6 +131,7 @@ impl Ports {
         for (i, node) in self.unseal_nodes.iter().enumerate() {
             all.push((unseal_name(i), Transport::Udp, loopback(*node)));
         }
+        all.push((STORE.to_owned(), Transport::Udp, loopback(self.store)));
         all
     }
 }
@@ -148,12 +154,16 @@ pub fn unseal_name(index: usize) -> String {
     format!("unseal-{}", index + 1)
 }
 
+/// Name of the content store.
+pub const STORE: &str = "store";
+
 /// Every role in the order in which they start: each needs only what comes before it.
 #[must_use]
 pub fn role_names() -> Vec<String> {
     let mut names = vec!["relay".to_owned(), "host".to_owned()];
     names.extend((0..MEMBERS).map(member_name));
     names.extend((0..UNSEAL_MEMBERS).map(unseal_name));
+    names.push(STORE.to_owned());
     names.push("bridge".to_owned());
     names
 }
@@ -163,7 +173,7 @@ pub(crate) mod tests {
     use super::*;
 
     pub(crate) fn sample() -> Manifest {
-        let (tcp, udp): (Vec<u16>, Vec<u16>) = ((40_001..40_007).collect(), (50_001..50_008).collect());
+        let (tcp, udp): (Vec<u16>, Vec<u16>) = ((40_001..40_007).collect(), (50_001..50_009).collect());
         let sale = Sale {
             region: "local".parse().unwrap(),
             core_hour: "0.02".parse().unwrap(),

@@ -74,7 +74,13 @@ fn open(home: &Home) -> Result<Devnet> {
         let message = format!("{} has version {}, this software reads 1", home.devnet().display(), manifest.version);
         return Err(CliError::input("config_invalid", message));
     }
-    Ok(Devnet { manifest, config: read_published(&home.config_hex())?, is_new: false })
+    let mut devnet = Devnet { manifest, config: read_published(&home.config_hex())?, is_new: false };
+    if devnet.manifest.ports.store == 0 {
+        // Made by a version that had no content store.
+        devnet.manifest.ports.store = free_ports()?.store;
+        describe(home, &devnet)?;
+    }
+    Ok(devnet)
 }
 
 /// Where ports are looked for: below the range from which the system gives them to outgoing connections, so that nothing
@@ -137,6 +143,11 @@ pub fn check_ports(ports: &Ports) -> Result<()> {
 /// As [`open_or_create`].
 pub fn move_ports(home: &Home, devnet: &mut Devnet) -> Result<()> {
     devnet.manifest.ports = free_ports()?;
+    describe(home, devnet)
+}
+
+/// Writes every file that follows from the manifest, and the manifest itself.
+fn describe(home: &Home, devnet: &Devnet) -> Result<()> {
     let secrets = keys::Secrets::load_or_create(&home.keys())?;
     let planned = |error: plan::PlanError| CliError::fault("devnet", "cannot describe the coalition").because(error);
     for (path, text) in plan::files(&devnet.manifest, &secrets, &devnet.config).map_err(planned)? {

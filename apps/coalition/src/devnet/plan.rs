@@ -14,12 +14,13 @@ use coalition_universe::{NodeKey, PeerAddress};
 
 use super::{
     keys::{MemberSecrets, Secrets, key_file, share_file},
-    manifest::{ALMANAC_CADENCE_MS, Manifest, loopback, member_name, unseal_name},
+    manifest::{ALMANAC_CADENCE_MS, Manifest, STORE, loopback, member_name, unseal_name},
 };
 use crate::{
     names::{ALMANAC_SERVICE, BRIDGE_ROLE, COMPUTE_SERVICE, UNSEAL_ROLE, UNSEAL_SERVICE},
     roles::config::{
-        HostConfig, MemberConfig, NetworkConfig, RelayConfig, UniverseConfig, UnsealConfig, default_retain_batches,
+        HostConfig, MemberConfig, NetworkConfig, RelayConfig, StoreConfig, UniverseConfig, UnsealConfig,
+        default_retain_batches,
     },
 };
 
@@ -94,6 +95,10 @@ pub(super) const WORKLOAD_MRTD: Mrtd = stated(b"DEVELOPMENT WORKLOAD: NOTHING ME
 /// How long an attestation counts, in seconds; the bridge renews it at half of that.
 const ATTESTATION_AGE_S: u64 = 3_600;
 
+/// What the store of a development coalition takes of the disk at most, and how long it holds, for the home it is made for.
+const STORE_MIB: u64 = 20_480;
+const STORE_RETAIN_DAYS: u32 = 30;
+
 /// A measurement that says in words that it is none.
 const fn stated(words: &[u8]) -> Mrtd {
     let mut bytes = [0; 48];
@@ -127,6 +132,7 @@ pub fn files(
     for (i, name) in (0..secrets.unseal.len()).map(|i| (i, unseal_name(i))) {
         role(&name, to_toml(&name, &plan.unseal(i, &name))?);
     }
+    role(STORE, to_toml(STORE, &plan.store())?);
     role("bridge", super::bridge::boot_toml(&plan));
     files.insert("coalition.hex".into(), config.to_hex() + "\n");
     files.insert("coalition.toml".into(), config.to_toml());
@@ -203,6 +209,28 @@ impl Plan<'_> {
         }
     }
 
+    /// A store for this home alone.
+    fn store(&self) -> StoreConfig {
+        StoreConfig {
+            data_dir: format!("../data/{STORE}").into(),
+            capacity_mib: STORE_MIB,
+            retain_days: STORE_RETAIN_DAYS,
+            anyone_mib: 0,
+            anyone_total_mib: 0,
+            pushers: BTreeMap::from([(self.secrets.pusher_node.peer_id(), STORE_MIB)]),
+            peers: self.member_peers(),
+            network: self.network(STORE, self.manifest.ports.store),
+        }
+    }
+
+    fn store_address(&self) -> PeerAddress {
+        PeerAddress {
+            peer: self.secrets.store_node.peer_id(),
+            direct: vec![loopback(self.manifest.ports.store)],
+            relay: Some(self.relay()),
+        }
+    }
+
     fn universe(&self) -> UniverseConfig {
         let mut peers = self.member_peers();
         peers.extend(self.unseal_peers());
@@ -212,6 +240,7 @@ impl Plan<'_> {
             network_id: Self::network_id(),
             relay: self.relay(),
             peers,
+            stores: BTreeMap::from([(STORE.to_owned(), self.store_address())]),
         }
     }
 

@@ -1,22 +1,23 @@
 //! Images: root file systems as tar files. What a requester knows about one before it sends it, and a small one to try.
 
 pub mod example;
+pub mod known;
 
 use std::{
     fs::File,
     io::{Read, Seek},
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use coalition::UniqueId;
+use coalition_content::tree::Outline;
 use coalition_host::image::{ImageError, Inspection};
 
 use crate::error::{CliError, Context, Result};
 
 /// First bytes of a gzip stream.
 const GZIP_MAGIC: [u8; 2] = [0x1f, 0x8b];
-/// Bytes read at once while hashing.
-const BUFFER_BYTES: usize = 1 << 20;
 
 /// What is known about an image file after reading it once.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,6 +28,8 @@ pub struct ImageFacts {
     pub size_bytes: u64,
     /// blake3 of its bytes: what a grant pins.
     pub hash: UniqueId,
+    /// What proves its bytes slice by slice.
+    pub outline: Arc<Outline>,
 }
 
 /// Hashes an image file, after checking that it can be one.
@@ -52,9 +55,9 @@ pub fn read_facts(path: &Path, max_bytes: u64) -> Result<ImageFacts> {
             .hint("an image is a root file system packed with `tar`; `coalition image inspect` says more"));
     }
     file.rewind().or_input("image_unreadable", unreadable)?;
-    let hash = hash(file).or_input("image_unreadable", unreadable)?;
+    let outline = Outline::read(file, meta.len()).or_input("image_unreadable", unreadable)?;
     let path = std::path::absolute(path).or_input("image_unreadable", unreadable)?;
-    Ok(ImageFacts { path, size_bytes: meta.len(), hash })
+    Ok(ImageFacts { path, size_bytes: meta.len(), hash: outline.content().hash(), outline: Arc::new(outline) })
 }
 
 fn check_size(path: &Path, size_bytes: u64, max_bytes: u64) -> Result<()> {
@@ -68,21 +71,6 @@ fn check_size(path: &Path, size_bytes: u64, max_bytes: u64) -> Result<()> {
             .hint("leave out what the workload does not need, or gzip it: `gzip -k image.tar`"));
     }
     Ok(())
-}
-
-/// blake3 of a file's bytes.
-///
-/// # Errors
-/// When reading fails.
-pub fn hash(mut file: File) -> std::io::Result<UniqueId> {
-    let mut hasher = blake3::Hasher::new();
-    let mut buffer = vec![0; BUFFER_BYTES];
-    loop {
-        match file.read(&mut buffer)? {
-            0 => return Ok(UniqueId::from_bytes(*hasher.finalize().as_bytes())),
-            read => hasher.update(&buffer[..read]),
-        };
-    }
 }
 
 /// Looks into an image the way a host will, so that nothing is sent that every host refuses.

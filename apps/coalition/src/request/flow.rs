@@ -1,7 +1,6 @@
 //! The request as it happens.
 
 use std::{
-    path::PathBuf,
     pin::pin,
     sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
@@ -16,7 +15,7 @@ use coalition_compute::{
 use coalition_log::retirement::Retirement;
 use coalition_organism::{Committed, Follower, Organism, WriteError, random_write_id};
 use coalition_shuffle::{PendingRequest, Posture, SshAccessReceipt, WorkloadSpec};
-use coalition_universe::{NodeKey, PeerId};
+use coalition_universe::{NodeKey, PeerAddress, PeerId};
 use ed25519_dalek::SigningKey;
 use rand_core::{OsRng, RngCore};
 use serde_json::{Value, json};
@@ -24,6 +23,7 @@ use serde_json::{Value, json};
 use super::{
     plan::{self, Ask, Checked, Snapshot, dollars},
     serve::{ImageService, Served},
+    wanted::{ImageChoice, Wanted},
 };
 use crate::{
     attestation::{self, NOT_ATTESTED, Vouched, Workload, labelled},
@@ -31,7 +31,6 @@ use crate::{
     error::{CliError, Context, Kind, Result},
     grants::{Cleared, Grant, GrantFile, Stage, short},
     home::Home,
-    image::{self, ImageFacts},
     output::Steps,
     session::{Session, where_next},
     signals::StopSignals,
@@ -51,8 +50,12 @@ const FOLLOWER_PAUSE: Duration = Duration::from_millis(200);
 pub struct Request {
     /// Size, place, price, time.
     pub ask: Ask,
-    /// The image file.
-    pub image: PathBuf,
+    /// The image.
+    pub image: ImageChoice,
+    /// Stores to look for it, beside those it was pushed to.
+    pub stores: Vec<PeerAddress>,
+    /// Whether to end once it is granted; the image must be in a store then.
+    pub detach: bool,
     /// Disk in MiB with the unpacked image on it; made to fit the image when none is asked for.
     pub disk_mib: Option<u32>,
     /// What to run inside; empty for nothing.
@@ -69,10 +72,12 @@ pub struct Request {
 /// Input that cannot be sent, refusals, expiry, a provider that does not deliver, an interrupt. Unless the message says what
 /// remains, nothing does.
 pub async fn run(home: &Home, request: &Request, steps: &mut Steps) -> Result<Grant> {
-    let facts = image::read_facts(&request.image, coalition_shuffle::envelope::MAX_IMAGE_BYTES)?;
-    steps.begin("checking the image");
-    let disk_mib = plan::disk_mib(request.disk_mib, image::inspect(&request.image)?.disk_bytes)?;
     home.ensure()?;
+    let wanted = Wanted::find(home, &request.image, &request.stores, steps).await?;
+    if request.detach {
+        wanted.check_detached()?;
+    }
+    let disk_mib = wanted.disk_mib(request.disk_mib, steps)?;
     steps.begin("joining the coalition");
     let session = Session::open(home).await?;
     let market = session.market().await?;
@@ -88,7 +93,7 @@ pub async fn run(home: &Home, request: &Request, steps: &mut Steps) -> Result<Gr
         steps.output().warn(note);
     }
     let mut stop = StopSignals::listen()?;
-    let mut attempt = Attempt::prepare(&session, &market, request, &facts, &checked, disk_mib)?;
+    let mut attempt = Attempt::prepare(&session, &market, request, &wanted, &checked, disk_mib)?;
     let outcome = tokio::select! {
         outcome = attempt.go(home, steps) => outcome,
         () = stop.received() => Err(CliError::new(Kind::Interrupted, "interrupted", "interrupted")),
@@ -107,10 +112,10 @@ pub async fn run(home: &Home, request: &Request, steps: &mut Steps) -> Result<Gr
 }
 
 /// One request on its way.
-struct Attempt<'a> {
+pub(super) struct Attempt<'a> {
     request: &'a Request,
     checked: &'a Checked,
-    facts: &'a ImageFacts,
+    wanted: &'a Wanted,
     session: &'a Session,
     market: &'a Follower<MarketView>,
     organism: Organism,
@@ -131,24 +136,26 @@ impl<'a> Attempt<'a> {
         session: &'a Session,
         market: &'a Follower<MarketView>,
         request: &'a Request,
-        facts: &'a ImageFacts,
+        wanted: &'a Wanted,
         checked: &'a Checked,
         disk_mib: u32,
     ) -> Result<Self> {
-        let unreadable = || format!("cannot read image {}", facts.path.display());
-        let image =
-            ImageService::open(&facts.path, facts.hash, facts.size_bytes).or_input("image_unreadable", unreadable)?;
-        let image = Arc::new(image);
+        let image = Arc::new(match &wanted.facts {
+            Some(facts) => ImageService::open(&facts.path, &facts.outline)
+                .or_input("image_unreadable", || format!("cannot read image {}", facts.path.display()))?,
+            None => ImageService::without_image(),
+        });
+        let own = (!request.detach).then(|| session.node.address());
         session.node.serve(Arc::new(Served(Arc::clone(&image))));
         let key = NodeKey::generate();
         let mut nonce = [0; 16];
         OsRng.fill_bytes(&mut nonce);
         let id = request_id(&session.compute.id, key.peer_id().as_bytes(), &nonce);
         let workload = WorkloadSpec {
-            image_hash: facts.hash,
-            image_size_bytes: facts.size_bytes,
+            image_hash: wanted.hash,
+            image_size_bytes: wanted.size_bytes,
             requested_region: request.ask.region.as_ref().map(ToString::to_string),
-            image_pointer: session.node.address().to_string().into_bytes(),
+            image_pointer: wanted.pointer(own)?.to_bytes(),
             cpu_millicores: request.ask.cpu_millicores,
             ram_mib: request.ask.ram_mib,
             disk_mib,
@@ -170,7 +177,7 @@ impl<'a> Attempt<'a> {
         Ok(Self {
             request,
             checked,
-            facts,
+            wanted,
             session,
             market,
             organism,
@@ -188,6 +195,14 @@ impl<'a> Attempt<'a> {
         self.seal(steps).await?;
         self.order(home, steps).await?;
         let first = self.wait_cleared(0, steps).await?;
+        if self.request.detach {
+            return self.grant.take().ok_or_else(|| CliError::fault("internal", "the grant was not kept"));
+        }
+        self.receive(home, first, steps).await
+    }
+
+    /// From a grant to a machine one can log in to.
+    async fn receive(&mut self, home: &Home, first: ComputeGrant, steps: &mut Steps) -> Result<Grant> {
         let receipt = self.wait_receipt(first, steps).await?;
         let (vouched, evidence) = self.vouch(home, &receipt)?;
         let mut grant = self.grant.take().ok_or_else(|| CliError::fault("internal", "the grant was not kept"))?;
@@ -197,6 +212,41 @@ impl<'a> Attempt<'a> {
         }
         announce_receipt(&grant, vouched.verdict.as_ref(), steps);
         Ok(grant)
+    }
+
+    /// Goes on with a request that another process ordered. Nothing is sent.
+    pub(super) fn resume(
+        (session, market): (&'a Session, &'a Follower<MarketView>),
+        request: &'a Request,
+        wanted: &'a Wanted,
+        checked: &'a Checked,
+        (grant, pending): (Grant, PendingRequest),
+    ) -> Result<Self> {
+        let (key, id, organism) = (grant.request_key()?, grant.file.grant, market.organism().clone());
+        let image = Arc::new(ImageService::without_image());
+        session.node.serve(Arc::new(Served(Arc::clone(&image))));
+        let (nonce, grant) = ([0; 16], Some(grant));
+        Ok(Self {
+            request,
+            checked,
+            wanted,
+            session,
+            market,
+            organism,
+            image,
+            key,
+            nonce,
+            id,
+            pending,
+            grant,
+            cleared: None,
+        })
+    }
+
+    /// Waits for the grant and its receipt.
+    pub(super) async fn go_on(&mut self, home: &Home, steps: &mut Steps) -> Result<Grant> {
+        let first = self.wait_cleared(0, steps).await?;
+        self.receive(home, first, steps).await
     }
 
     /// Gives the sealed envelope to the unseal committee.
@@ -228,7 +278,7 @@ impl<'a> Attempt<'a> {
             coalition: self.session.config.fingerprint().to_string(),
             requested_ms: now_ms(),
             stage: Stage::Requested,
-            image: self.facts.hash.to_string(),
+            image: self.wanted.hash.to_string(),
             cpu_millicores: self.request.ask.cpu_millicores,
             ram_mib: self.request.ask.ram_mib,
             duration_s: self.checked.duration_s,
@@ -237,7 +287,9 @@ impl<'a> Attempt<'a> {
             workload_exit: None,
         };
         let signed = self.sign(self.statement())?;
-        self.grant = Some(Grant::create(home, file, &self.key)?);
+        let grant = Grant::create(home, file, &self.key)?;
+        grant.keep_pending(&self.pending, &self.session.key)?;
+        self.grant = Some(grant);
         let committed = self.write(Command::SubmitRequest(signed)).await?;
         let pointer = committed.entries.first().map(ToString::to_string);
         let text = format!(
@@ -257,9 +309,9 @@ impl<'a> Attempt<'a> {
             nonce: self.nonce,
             requester: self.request.shown_as.unwrap_or_else(|| anonymous_requester(key.as_bytes())),
             // An image that names no organism stands for itself.
-            workload: self.facts.hash,
-            pin: Some(self.facts.hash),
-            image_hash: self.facts.hash,
+            workload: self.wanted.hash,
+            pin: Some(self.wanted.hash),
+            image_hash: self.wanted.hash,
             cpu_millicores: ask.cpu_millicores,
             ram_mib: ask.ram_mib,
             duration_sec: self.checked.duration_s,
@@ -324,7 +376,7 @@ impl<'a> Attempt<'a> {
         let shuffle = self.session.shuffle()?;
         let pending = self.pending.clone();
         let mut receipt = pin!(shuffle.fetch_receipt(&pending, self.request.provision_wait));
-        let (mut progress, size) = (self.image.progress(), self.facts.size_bytes);
+        let (mut progress, size) = (self.image.progress(), self.wanted.size_bytes);
         let mut fetched = false;
         steps.begin("the provider fetches the image");
         loop {
@@ -334,13 +386,13 @@ impl<'a> Attempt<'a> {
                 opened = &mut receipt => {
                     let opened = opened.map_err(|error| no_receipt(self.request.provision_wait, error))?;
                     if !fetched {
-                        announce_image(self.facts, *self.image.progress().borrow() >= size, steps);
+                        announce_image(self.wanted, *self.image.progress().borrow() >= size, steps);
                     }
                     return Ok(opened);
                 }
                 _ = progress.wait_for(|served| *served >= size), if !fetched => {
                     fetched = true;
-                    announce_image(self.facts, true, steps);
+                    announce_image(self.wanted, true, steps);
                     steps.begin("the provider boots it");
                 }
                 over = self.market.wait_for(self.request.provision_wait + CLEARING_GRACE, move |view| is_over(view, id, attempt)) => {
@@ -517,15 +569,19 @@ fn no_receipt(waited: Duration, error: coalition_unseal::ShuffleError) -> CliErr
     CliError::new(Kind::TimedOut, "no_receipt", message).because(error)
 }
 
-/// The provider has the image: from here, or from an earlier grant with the same blake3.
-fn announce_image(facts: &ImageFacts, from_here: bool, steps: &mut Steps) {
-    let how = if from_here { "fetched the image" } else { "had the image already" };
-    let (kib, hash) = (facts.size_bytes.div_ceil(1_024), facts.hash.to_string());
+/// The provider has the image: from here, from a store, or from an earlier grant with the same blake3.
+fn announce_image(wanted: &Wanted, from_here: bool, steps: &mut Steps) {
+    let how = match (from_here, wanted.stores.is_empty()) {
+        (true, _) => "fetched the image from here",
+        (false, true) => "had the image already",
+        (false, false) => "had the image, or fetched it from a store",
+    };
+    let (kib, hash) = (wanted.size_bytes.div_ceil(1_024), wanted.hash.to_string());
     let text = format!("the provider {how}, {kib} KiB, blake3 {}…", &hash[..8]);
     steps.done(
         "provisioning",
         &text,
-        json!({ "image_bytes": facts.size_bytes, "image_hash": hash, "fetched": from_here }),
+        json!({ "image_bytes": wanted.size_bytes, "image_hash": hash, "fetched": from_here }),
     );
 }
 

@@ -3,7 +3,10 @@
 
 mod flow;
 pub mod plan;
+pub mod resume;
 pub mod serve;
+mod wanted;
 
 pub use flow::{Request, run};
 pub(crate) use flow::{WRITE_WAIT, now_ms, word, write};
+pub use wanted::ImageChoice;

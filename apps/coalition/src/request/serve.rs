@@ -1,32 +1,26 @@
-//! The requester's side of the image transfer: answers chunks of one file, by its hash, to whoever knows both.
+//! The requester's side of the image transfer: answers slices of one file, by its hash, to whoever knows both.
 //!
 //! Method `attestation.evidence` takes the evidence of the machine's guest, which counts only if the receipt names it.
-//! Method `image.chunk`, body postcard `{ hash, offset }`, answer up to 1 MiB of the file; empty at its end. The provider
-//! checks the whole against the granted blake3, so nothing here needs to be trusted by it.
+//! Method `content.slice` is the one stores answer (docs/protocol/content.md): the provider verifies every slice against the
+//! granted blake3, so nothing here needs to be trusted by it.
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     fs::File,
-    os::unix::fs::FileExt,
     path::Path,
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use coalition::UniqueId;
 use coalition_attest::Evidence;
 use coalition_compute::MAX_EVIDENCE_BYTES;
+use coalition_content::{service::FileService, tree::Outline, wire};
 use coalition_universe::{Fault, PeerId, Service};
-use compute_bridge::image::{ChunkRequest, EVIDENCE_METHOD, IMAGE_METHOD, MAX_CHUNK_BYTES};
+use compute_bridge::image::EVIDENCE_METHOD;
 use futures::future::BoxFuture;
 use tokio::sync::watch;
 
 use crate::attestation;
-
-/// Largest encoded question.
-const MAX_ASK_BYTES: usize = 64;
 
 /// Most peers whose evidence is kept before it is known which of them was granted the request. The oldest goes first.
 const MAX_STRANGERS: usize = 8;
@@ -64,12 +58,11 @@ impl Received {
     }
 }
 
-/// Serves one image file.
+/// What a request's node answers: slices of the image's file, where there is one here, and evidence.
 pub struct ImageService {
-    hash: UniqueId,
-    size_bytes: u64,
-    file: Arc<File>,
-    furthest: AtomicU64,
+    file: Option<Arc<FileService>>,
+    /// First bytes of the slices that were asked for.
+    asked: Mutex<BTreeSet<u64>>,
     progress: watch::Sender<u64>,
     evidence: Mutex<Received>,
 }
@@ -79,19 +72,19 @@ impl ImageService {
     ///
     /// # Errors
     /// When it cannot be opened.
-    pub fn open(path: &Path, hash: UniqueId, size_bytes: u64) -> std::io::Result<Self> {
-        let file = Arc::new(File::open(path)?);
-        Ok(Self {
-            hash,
-            size_bytes,
-            file,
-            furthest: AtomicU64::new(0),
-            progress: watch::Sender::new(0),
-            evidence: Mutex::default(),
-        })
+    pub fn open(path: &Path, outline: &Outline) -> std::io::Result<Self> {
+        let file = FileService::new(outline.clone(), File::open(path)?);
+        Ok(Self { file: Some(Arc::new(file)), ..Self::without_image() })
     }
 
-    /// How many bytes, from the start, have been asked for so far. The whole size means that all were.
+    /// For an image that is in a store: only evidence is taken.
+    #[must_use]
+    pub fn without_image() -> Self {
+        let progress = watch::Sender::new(0);
+        Self { file: None, asked: Mutex::default(), progress, evidence: Mutex::default() }
+    }
+
+    /// How many bytes have been asked for so far. The whole size means that all were.
     pub fn progress(&self) -> watch::Receiver<u64> {
         self.progress.subscribe()
     }
@@ -122,19 +115,14 @@ impl ImageService {
         Ok(())
     }
 
-    fn chunk(&self, ask: &ChunkRequest) -> Result<Vec<u8>, Fault> {
-        if ask.hash != self.hash {
-            return Err(Fault::new("unknown_image", "this peer does not serve that image"));
+    fn slice(&self, method: &str, body: &[u8]) -> Result<Vec<u8>, Fault> {
+        let none = || Fault::new("unknown_method", format!("this peer answers {EVIDENCE_METHOD} only"));
+        let (answer, range) = self.file.as_ref().ok_or_else(none)?.answer(method, body)?;
+        let is_new = self.asked.lock().unwrap_or_else(PoisonError::into_inner).insert(range.start);
+        if is_new && !range.is_empty() {
+            self.progress.send_modify(|bytes| *bytes += range.end - range.start);
         }
-        let left = self.size_bytes.saturating_sub(ask.offset);
-        let mut chunk = vec![0; usize::try_from(left).unwrap_or(MAX_CHUNK_BYTES).min(MAX_CHUNK_BYTES)];
-        let read = self.file.read_exact_at(&mut chunk, ask.offset);
-        read.map_err(|error| Fault::new("image_unreadable", format!("the image changed or cannot be read: {error}")))?;
-        let reached = ask.offset.saturating_add(chunk.len() as u64).min(self.size_bytes);
-        if self.furthest.fetch_max(reached, Ordering::Relaxed) < reached {
-            self.progress.send_replace(reached);
-        }
-        Ok(chunk)
+        Ok(answer)
     }
 }
 
@@ -148,17 +136,13 @@ impl Service for Served {
             if method == EVIDENCE_METHOD {
                 return image.take_evidence(from, body).map(|()| Vec::new());
             }
-            if method != IMAGE_METHOD {
-                return Err(Fault::new("unknown_method", format!("this peer answers {IMAGE_METHOD} only")));
-            }
-            let malformed = || Fault::new("malformed", "the question is no hash and offset");
-            if body.len() > MAX_ASK_BYTES {
-                return Err(malformed());
-            }
-            let ask: ChunkRequest = postcard::from_bytes(&body).map_err(|_| malformed())?;
-            let reading = tokio::task::spawn_blocking(move || image.chunk(&ask));
+            let reading = tokio::task::spawn_blocking(move || image.slice(&method, &body));
             reading.await.unwrap_or_else(|_| Err(Fault::new("internal", "reading the image failed")))
         })
+    }
+
+    fn answers_large(&self, method: &str) -> bool {
+        method == wire::SLICE
     }
 }
 
@@ -167,37 +151,36 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn chunks_add_up_to_the_file_and_progress_is_reported() {
-        let bytes: Vec<u8> = (0..MAX_CHUNK_BYTES + 777).map(|i| u8::try_from(i % 251).unwrap()).collect();
+    async fn slices_verify_and_progress_is_reported() {
+        let bytes: Vec<u8> = (0..2_000_777).map(|i| u8::try_from(i % 251).unwrap()).collect();
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), &bytes).unwrap();
-        let hash = UniqueId::hash(&bytes);
-        let image = Arc::new(ImageService::open(file.path(), hash, bytes.len() as u64).unwrap());
+        let outline = Outline::read(&bytes[..], bytes.len() as u64).unwrap();
+        let content = outline.content();
+        let image = Arc::new(ImageService::open(file.path(), &outline).unwrap());
         let progress = image.progress();
         let served = Served(Arc::clone(&image));
         let peer = coalition_universe::NodeKey::from_bytes([1; 32]).peer_id();
-        let ask = |hash, offset| {
-            let body = postcard::to_stdvec(&ChunkRequest { hash, offset }).unwrap();
-            served.call(peer, IMAGE_METHOD.into(), body)
-        };
-        let mut got = Vec::new();
-        loop {
-            let chunk = ask(hash, got.len() as u64).await.unwrap();
-            if chunk.is_empty() {
-                break;
-            }
-            got.extend(chunk);
+        let ask = |ask: wire::Ask| served.call(peer, ask.method().into(), ask.to_body());
+        let (copy, tree) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
+        for piece in [1, 0, 1] {
+            let range = content.piece(piece);
+            let slice = ask(wire::Ask::Slice(content, range.clone())).await.unwrap();
+            coalition_content::tree::write_slice(content, &slice, &range, &copy, &tree).unwrap();
         }
-        assert_eq!(got, bytes);
         assert_eq!(*progress.borrow(), bytes.len() as u64);
-        assert_eq!(ask(hash, u64::MAX).await.unwrap(), Vec::<u8>::new());
-        assert_eq!(ask(UniqueId::hash(b"other"), 0).await.unwrap_err().code, "unknown_image");
+        let other = coalition_content::Content::new(coalition::UniqueId::hash(b"other"), 5).unwrap();
+        assert_eq!(ask(wire::Ask::Slice(other, 0..5)).await.unwrap_err().code, "unknown_content");
+        assert_eq!(ask(wire::Ask::Begin(content)).await.unwrap_err().code, "unknown_method");
         assert_eq!(served.call(peer, "x".into(), Vec::new()).await.unwrap_err().code, "unknown_method");
         let rubbish = served.call(peer, EVIDENCE_METHOD.into(), vec![1; 40]).await;
         assert_eq!(rubbish.unwrap_err().code, "malformed");
-        assert_eq!(served.call(peer, IMAGE_METHOD.into(), vec![0xff; 40]).await.unwrap_err().code, "malformed");
+        assert_eq!(served.call(peer, wire::SLICE.into(), vec![0xff; 40]).await.unwrap_err().code, "malformed");
         std::fs::write(file.path(), b"short now").unwrap();
-        assert_eq!(ask(hash, 0).await.unwrap_err().code, "image_unreadable");
+        assert_eq!(ask(wire::Ask::Slice(content, 0..5)).await.unwrap_err().code, "damaged");
+        let none = Served(Arc::new(ImageService::without_image()));
+        let refused = none.call(peer, wire::SLICE.into(), wire::Ask::Slice(content, 0..5).to_body()).await;
+        assert_eq!(refused.unwrap_err().code, "unknown_method");
     }
 
     /// Whoever knows the address can hand over evidence; it counts from the granted provider, and nobody crowds that out.

@@ -9,7 +9,7 @@ use std::{
 
 use coalition::{PublishedConfig, Roster, UniqueId};
 use coalition_organism::BatchKeeping;
-use coalition_universe::{NodeError, NodeKey, PeerAddress};
+use coalition_universe::{NodeError, NodeKey, PeerAddress, PeerId};
 use serde::{Deserialize, Serialize};
 
 use super::admission::AdmissionConfig;
@@ -155,6 +155,37 @@ pub struct UnsealConfig {
     pub network: NetworkConfig,
 }
 
+/// `coalition run store`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StoreConfig {
+    /// Directory of the content; for this store alone.
+    pub data_dir: PathBuf,
+    /// Most MiB on the disk.
+    pub capacity_mib: u64,
+    /// How long a push holds, in days. Afterwards content goes when room is needed, the least recently used first.
+    #[serde(default = "default_retain_days")]
+    pub retain_days: u32,
+    /// MiB that any peer may hold that is not listed below; 0 lets only listed ones push.
+    #[serde(default)]
+    pub anyone_mib: u64,
+    /// MiB that all of those may hold together.
+    #[serde(default)]
+    pub anyone_total_mib: u64,
+    /// Who may push, by peer id, and how many MiB each may hold. `coalition image peer` prints the id of a home.
+    #[serde(default)]
+    pub pushers: BTreeMap<PeerId, u64>,
+    /// Peers to be found by, by name; may be empty.
+    #[serde(default)]
+    pub peers: BTreeMap<String, PeerAddress>,
+    /// The universe.
+    pub network: NetworkConfig,
+}
+
+const fn default_retain_days() -> u32 {
+    30
+}
+
 /// How clients reach a coalition: `universe.toml`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -169,6 +200,9 @@ pub struct UniverseConfig {
     pub relay: String,
     /// Where committee members can be reached, by name.
     pub peers: BTreeMap<String, PeerAddress>,
+    /// Where content stores can be reached, by name. The first is where images are pushed to unless another is named.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub stores: BTreeMap<String, PeerAddress>,
 }
 
 impl UniverseConfig {

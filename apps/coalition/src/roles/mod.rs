@@ -11,6 +11,7 @@ pub mod config;
 pub mod host;
 mod member;
 mod relay;
+mod store;
 mod unseal;
 
 use std::{path::Path, time::Duration};
@@ -112,6 +113,7 @@ fn which(command: &RunCommand) -> (&'static str, &Path) {
         RunCommand::Host(args) => ("host", &args.config),
         RunCommand::Member(args) => ("member", &args.config),
         RunCommand::Unseal(args) => ("unseal", &args.config),
+        RunCommand::Store(args) => ("store", &args.config),
         RunCommand::Bridge(args) => ("bridge", &args.config),
     }
 }
@@ -122,6 +124,7 @@ async fn start(command: &RunCommand, path: &Path) -> Result<Running> {
         RunCommand::Host(_) => host::start(path).await,
         RunCommand::Member(_) => Box::pin(member::start(path)).await,
         RunCommand::Unseal(_) => Box::pin(unseal::start(path)).await,
+        RunCommand::Store(_) => Box::pin(store::start(path)).await,
         RunCommand::Bridge(_) => Box::pin(bridge::start(path)).await,
     }
 }

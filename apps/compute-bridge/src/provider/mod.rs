@@ -25,7 +25,7 @@ use tokio::task::JoinSet;
 
 use crate::channel::{ReplySender, RequestOpener};
 use crate::fleet::Fleet;
-use crate::image::{ChunkSource, ImageStore};
+use crate::image::{ImageSource, ImageStore};
 use crate::journal::{Event, Journal, JournalError};
 use crate::market::{Extension, GrantSight, Market};
 use crate::status::Status;
@@ -39,8 +39,8 @@ const WRITE: Duration = Duration::from_secs(10);
 /// Wait for all grants to be stopped and logged when draining.
 const DRAIN: Duration = Duration::from_secs(50);
 
-/// Makes a source of image pieces from the address of a requester's rotating node.
-pub type SourceMaker = dyn Fn(PeerAddress) -> Box<dyn ChunkSource> + Send + Sync;
+/// Makes a source from an address an envelope names: of a store, or of the requester's rotating node.
+pub type SourceMaker = dyn Fn(PeerAddress) -> Box<dyn ImageSource> + Send + Sync;
 
 /// Times and limits of the loop; see the boot file for what each means.
 #[derive(Clone, Debug)]

@@ -9,7 +9,9 @@ use async_trait::async_trait;
 use coalition_compute::{
     Command, ComputeGrant, OfferName, RefusalCode, RefusalReason, ServeGrant, Signed, workload_report_data,
 };
+use coalition_content::pointer::Pointer;
 use coalition_shuffle::{CellId, Envelope, Posture, ReplyCell, SshAccessReceipt};
+use coalition_universe::{PeerAddress, PeerId};
 
 use super::grant::{Backoff, Work};
 use super::login::{GrantKeys, Login};
@@ -17,7 +19,7 @@ use super::{Context, WRITE};
 use crate::backend::{BackendError, FailureKind, InstanceName, Order, ProvisionedInstance, Workload};
 use crate::channel::OpenError;
 use crate::fleet::{Attempt, AttemptLog, AttemptResult, JournalStop, ProvisionError, chain};
-use crate::image::{HeldImage, ImageError, PointerError, requester_address};
+use crate::image::{HeldImage, ImageError, ImageSource};
 use crate::journal::state::AttemptFailure;
 use crate::journal::{Event, JournalError, Stage};
 use crate::market::MarketError;
@@ -44,24 +46,20 @@ pub(super) async fn prepare(work: &mut Work, grant: &ComputeGrant) -> Result<Pre
         tracing::warn!(grant = %work.id, disk_mib, most = parts.tuning.max_disk_mib, "more disk is asked than sold");
         return Err(RefusalReason::NoCapacity);
     }
-    let address = requester_address(envelope.peer_id, &wanted.image_pointer).map_err(|error| {
+    let pointer = Pointer::from_bytes(&wanted.image_pointer).map_err(|error| {
         tracing::warn!(grant = %work.id, %error, "the image is not asked for");
-        match error {
-            PointerError::Malformed => RefusalReason::ImageUnavailable,
-            PointerError::OtherPeer => RefusalReason::EnvelopeMismatch,
-        }
+        RefusalReason::ImageUnavailable
     })?;
-    let source = (parts.source)(address);
-    let obtained = parts
-        .images
-        .obtain(grant.image_hash, wanted.image_size_bytes, source.as_ref(), parts.tuning.image_timeout)
-        .await;
+    let sources: Vec<_> = pointer.sources().iter().map(|address| (parts.source)(address.clone())).collect();
+    let sources: Vec<&dyn ImageSource> = sources.iter().map(AsRef::as_ref).collect();
+    let obtained =
+        parts.images.obtain(grant.image_hash, wanted.image_size_bytes, &sources, parts.tuning.image_timeout).await;
     let image = obtained.map_err(|error| {
         tracing::warn!(grant = %work.id, error = %chain(&error), "no image");
         match error {
             ImageError::Mismatch { .. } | ImageError::Length { .. } => RefusalReason::ImageMismatch,
             ImageError::Unavailable { .. } => RefusalReason::ImageUnavailable,
-            ImageError::Disk { .. } => RefusalReason::NoCapacity,
+            ImageError::Cache(_) | ImageError::NoRoom { .. } => RefusalReason::NoCapacity,
             ImageError::TooLarge { .. } => RefusalReason::ImageTooLarge,
         }
     })?;
@@ -211,14 +209,20 @@ async fn vouch(
             return Posture::NotAttested;
         }
     };
-    let delivered = match requester_address(envelope.peer_id, &envelope.workload.image_pointer) {
-        Ok(address) => (parts.source)(address).deliver(shown.bytes, WRITE).await,
-        Err(error) => Err(error.to_string()),
+    let delivered = match requester(envelope) {
+        Some(address) => (parts.source)(address).deliver(shown.bytes, WRITE).await,
+        None => Err("the envelope does not say where the requester's node is".to_owned()),
     };
     if let Err(problem) = delivered {
         tracing::warn!(grant = %work.id, problem, "the quote of the workload's guest could not be handed over");
     }
     Posture::Attested { quote: shown.digest }
+}
+
+/// Where the requester's own node is, if its envelope says so; stores take no evidence.
+fn requester(envelope: &Envelope) -> Option<PeerAddress> {
+    let pointer = Pointer::from_bytes(&envelope.workload.image_pointer).ok()?;
+    pointer.of(&PeerId::from_bytes(*envelope.peer_id.as_bytes()).ok()?).cloned()
 }
 
 fn seal(

@@ -74,8 +74,8 @@ async fn what_cannot_be_served_is_given_back_with_its_reason() {
         (7, |w| w.image_size_bytes = 2 << 30, RefusalReason::ImageTooLarge),
         (
             8,
-            |w| w.image_pointer = format!("{}@127.0.0.1:9", another_peer()).into_bytes(),
-            RefusalReason::EnvelopeMismatch,
+            |w| w.image_pointer = format!("{0}@127.0.0.1:9 {0}@127.0.0.1:8", another_peer()).into_bytes(),
+            RefusalReason::ImageUnavailable,
         ),
         (9, |w| w.image_pointer = b"nowhere".to_vec(), RefusalReason::ImageUnavailable),
     ];
@@ -101,7 +101,7 @@ async fn what_cannot_be_served_is_given_back_with_its_reason() {
     assert_eq!(bridge.closed(&large).await, Outcome::Refused(RefusalReason::ImageTooLarge));
     assert_eq!(*backend.created.lock().unwrap(), 3, "nothing was created for what was refused before");
     let refusals = bridge.status.snapshot(world.market.as_ref(), &bridge.journal, &bridge.fleet).refusals;
-    assert_eq!(refusals["envelope_mismatch"], 5);
+    assert_eq!(refusals["envelope_mismatch"], 4);
     bridge.stop().await;
 }
 

@@ -1,17 +1,27 @@
 //! Images from memory, and everything that was logged.
 
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use compute_bridge::image::{ChunkRequest, ChunkSource, MAX_CHUNK_BYTES};
+use coalition_content::Content;
+use coalition_content::fetch::{Source, SourceError};
+use coalition_content::service::FileService;
+use coalition_content::tree::Outline;
+use coalition_content::wire::Ask;
+use compute_bridge::image::ImageSource;
 
-/// An image in memory, in pieces of `piece` bytes.
+/// An image served as a requester's node serves one.
 pub(crate) struct MemorySource {
-    pub(crate) bytes: Arc<Vec<u8>>,
-    pub(crate) piece: usize,
+    pub(crate) file: FileService,
     /// Fails every call whose number divides by this, from 1.
     pub(crate) fail_every: u32,
+    /// Has nothing from this byte on.
+    pub(crate) ends: u64,
+    /// Changes a byte of every slice.
+    pub(crate) lies: bool,
     pub(crate) calls: Mutex<u32>,
     /// Evidence handed to the requester.
     pub(crate) delivered: Arc<Mutex<Vec<Vec<u8>>>>,
@@ -19,10 +29,13 @@ pub(crate) struct MemorySource {
 
 impl MemorySource {
     pub(crate) fn new(bytes: &[u8]) -> Self {
+        let file = tempfile::tempfile().unwrap();
+        file.write_all_at(bytes, 0).unwrap();
         Self {
-            bytes: Arc::new(bytes.to_vec()),
-            piece: MAX_CHUNK_BYTES,
+            file: FileService::new(Outline::read(bytes, bytes.len() as u64).unwrap(), file),
             fail_every: u32::MAX,
+            ends: u64::MAX,
+            lies: false,
             calls: Mutex::default(),
             delivered: Arc::default(),
         }
@@ -30,17 +43,31 @@ impl MemorySource {
 }
 
 #[async_trait]
-impl ChunkSource for MemorySource {
-    async fn chunk(&self, request: ChunkRequest, _deadline: Duration) -> Result<Vec<u8>, String> {
+impl Source for MemorySource {
+    async fn slice(&self, content: Content, range: Range<u64>, _deadline: Duration) -> Result<Vec<u8>, SourceError> {
         let mut calls = self.calls.lock().unwrap();
         *calls += 1;
         if calls.is_multiple_of(self.fail_every) {
-            return Err("scripted".into());
+            return Err(SourceError::Later("scripted".into()));
         }
-        let from = usize::try_from(request.offset).unwrap().min(self.bytes.len());
-        Ok(self.bytes[from..(from + self.piece).min(self.bytes.len())].to_vec())
+        if range.start >= self.ends {
+            return Err(SourceError::Never("scripted end".into()));
+        }
+        let ask = Ask::Slice(content, range);
+        let (mut slice, _) =
+            self.file.answer(ask.method(), &ask.to_body()).map_err(|fault| match fault.code.as_str() {
+                "other_size" => SourceError::OtherSize,
+                code => SourceError::Never(code.to_owned()),
+            })?;
+        if self.lies {
+            slice[7] ^= 1;
+        }
+        Ok(slice)
     }
+}
 
+#[async_trait]
+impl ImageSource for MemorySource {
     async fn deliver(&self, evidence: Vec<u8>, _deadline: Duration) -> Result<(), String> {
         self.delivered.lock().unwrap().push(evidence);
         Ok(())

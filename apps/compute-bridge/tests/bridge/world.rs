@@ -9,7 +9,7 @@ use coalition_compute::{GrantEnd, GrantStage};
 use coalition_shuffle::WorkloadSpec;
 use compute_bridge::backend::Backend;
 use compute_bridge::fleet::Fleet;
-use compute_bridge::image::{ChunkSource, ImageStore};
+use compute_bridge::image::{ImageSource, ImageStore};
 use compute_bridge::journal::{Journal, JournalError, Outcome, Stage};
 use compute_bridge::provider::{Attestor, Parts, Tuning, serve};
 use compute_bridge::status::Status;
@@ -85,7 +85,7 @@ impl World {
         let delivered = Arc::clone(&self.delivered);
         let source = move |_| {
             let delivered = Arc::clone(&delivered);
-            Box::new(MemorySource { delivered, ..MemorySource::new(&image) }) as Box<dyn ChunkSource>
+            Box::new(MemorySource { delivered, ..MemorySource::new(&image) }) as Box<dyn ImageSource>
         };
         let parts = Parts {
             signer: signer(),
