@@ -81,7 +81,7 @@ pub fn poweroff_timer(at_s: u64, longest_s: u64) -> String {
     )
 }
 
-/// Exit status of [`moved_timer`] on a host whose timer is none of systemd's.
+/// Exit status of [`moved_timer`] where no timer of ours is armed by systemd: nothing is armed there then.
 pub const NO_TIMER_TO_MOVE: u32 = 4;
 
 /// Arms the timer for another time, and only then disarms the others. Run again it changes nothing more. After a reboot of the
@@ -89,14 +89,15 @@ pub const NO_TIMER_TO_MOVE: u32 = 4;
 #[must_use]
 pub fn moved_timer(at_s: u64, longest_s: u64) -> String {
     format!(
-        "[ -d /run/systemd/system ] || exit {NO_TIMER_TO_MOVE}; \
+        "armed() {{ systemctl list-units --plain --no-legend --type=timer 'coalition-deadline*'; }}; \
+         [ -d /run/systemd/system ] && armed | grep -q coalition-deadline || exit {NO_TIMER_TO_MOVE}; \
          left=$(({at_s} - $(date +%s))); \
          [ \"$left\" -ge 1 ] || left=1; \
          [ \"$left\" -le {longest_s} ] || left={longest_s}; \
          unit=coalition-deadline-{at_s}; \
          systemctl is-active --quiet \"$unit.timer\" || \
          systemd-run --quiet --unit=\"$unit\" --on-active=\"$left\" --timer-property=AccuracySec=1s systemctl poweroff || exit 5; \
-         systemctl list-units --plain --no-legend --type=timer 'coalition-deadline*' | while read -r other rest; do \
+         armed | while read -r other rest; do \
          [ \"$other\" = \"$unit.timer\" ] || systemctl stop \"$other\" || exit 6; done"
     )
 }

@@ -110,12 +110,12 @@ fn the_timer_is_armed_anew_before_the_old_one_is_disarmed() {
     let script = |at_s: u64, most_s: u64| moved_timer(at_s, most_s).replace("/run/systemd/system", "/");
     let (status, calls) = run(&script(at_s, 3_600));
     let calls: Vec<&str> = calls.lines().collect();
-    assert_eq!((status, calls.len()), (0, 5), "{calls:?}");
+    assert_eq!((status, calls.len()), (0, 6), "{calls:?}");
     assert!(
-        calls[1].starts_with(&format!("systemd-run --quiet --unit=coalition-deadline-{at_s} --on-active=")),
+        calls[2].starts_with(&format!("systemd-run --quiet --unit=coalition-deadline-{at_s} --on-active=")),
         "{calls:?}"
     );
-    assert_eq!(calls[3..], ["systemctl stop coalition-deadline.timer", "systemctl stop coalition-deadline-77.timer"]);
+    assert_eq!(calls[4..], ["systemctl stop coalition-deadline.timer", "systemctl stop coalition-deadline-77.timer"]);
     // One that is armed already stays, and so does nothing else.
     program("systemctl", &listing.replace("exit 3", "exit 0").replace("-77", &format!("-{at_s}")));
     std::fs::remove_file(dir.path().join("calls")).unwrap();
@@ -132,6 +132,13 @@ fn the_timer_is_armed_anew_before_the_old_one_is_disarmed() {
     assert!(status == 5 && !calls.contains("systemctl stop"), "{calls}");
     let elsewhere = moved_timer(at_s, 3_600).replace("/run/systemd/system", "/nonexistent");
     assert_eq!(u32::try_from(run(&elsewhere).0).unwrap(), NO_TIMER_TO_MOVE);
+    // Nor is one armed on a machine that has none: it may be no host of a cloud at all.
+    program("systemd-run", "exit 0");
+    program("systemctl", "exit 0");
+    std::fs::remove_file(dir.path().join("calls")).unwrap();
+    let (status, calls) = run(&script(at_s, 3_600));
+    assert_eq!(u32::try_from(status).unwrap(), NO_TIMER_TO_MOVE);
+    assert!(!calls.contains("systemd-run"), "{calls}");
 }
 
 #[test]

@@ -26,6 +26,7 @@ mod memory;
 mod policy;
 mod program;
 mod provider;
+mod scale;
 mod sources;
 mod ssh;
 mod world;

@@ -20,7 +20,7 @@ impl CloudBackend {
         let script = moved_timer(at_s, left_s.saturating_add(spare_s).max(1));
         match machine.on_host("moving the host's own end", &script).await? {
             (Some(0), _) => machine.move_end(name, valid_to_ms).await,
-            (Some(NO_TIMER_TO_MOVE), _) => Err(fixed("the host's timer is none of systemd's".into())),
+            (Some(NO_TIMER_TO_MOVE), _) => Err(fixed("no timer of the host is armed by systemd".into())),
             (status, said) => {
                 let problem = format!("the host's timer was not moved (exit status {status:?}): {said}");
                 Err(self.error(FailureKind::Transient, problem).into())
