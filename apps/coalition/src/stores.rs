@@ -105,7 +105,9 @@ pub fn store_error(error: ClientError, store: &PeerAddress) -> CliError {
     match error {
         ClientError::Refused(fault) => {
             let hint = match fault.code.as_str() {
-                "quota" | "too_many" => Some("`coalition image ls` shows what you hold there, `coalition image gc` and `rm` remove it"),
+                "quota" | "too_many" => {
+                    Some("`coalition image ls` shows what you hold there, `coalition image gc` and `rm` remove it")
+                }
                 "not_allowed" => Some("give its operator the id that `coalition image peer` prints"),
                 "no_room" => Some("try later, or another store: --store ADDRESS"),
                 _ => None,

@@ -107,13 +107,22 @@ fn a_pushed_image_is_served_after_the_requester_has_gone() {
     // What is listed, fetched and given up.
     let listed = env.run(&["--json", "image", "ls"]).expect_status(0).json();
     let images = listed["stores"][0]["images"].as_array().unwrap();
-    assert_eq!((images.len(), &images[0]["blake3"], &images[0]["name"]), (1, &hash.as_str().into(), &"hello.tar".into()));
+    assert_eq!(
+        (images.len(), &images[0]["blake3"], &images[0]["name"]),
+        (1, &hash.as_str().into(), &"hello.tar".into())
+    );
     env.run(&["image", "pull", &hash, "copy.tar"]).expect_status(0);
     assert!(std::fs::read(env.path().join("copy.tar")).unwrap() == original);
-    assert_eq!(env.run(&["--json", "image", "pull", &hash, "copy.tar"]).expect_status(7).json()["error"]["code"], "file_exists");
+    assert_eq!(
+        env.run(&["--json", "image", "pull", &hash, "copy.tar"]).expect_status(7).json()["error"]["code"],
+        "file_exists"
+    );
     assert_eq!(env.run(&["--json", "image", "gc"]).expect_status(0).json()["removed"], Value::Array(vec![]));
     env.run(&["image", "rm", &hash[..8]]).expect_status(0);
-    assert_eq!(env.run(&["--json", "image", "rm", &hash[..8]]).expect_status(3).json()["error"]["code"], "unknown_image");
+    assert_eq!(
+        env.run(&["--json", "image", "rm", &hash[..8]]).expect_status(3).json()["error"]["code"],
+        "unknown_image"
+    );
     assert_eq!(env.run(&detached).expect_status(3).json()["error"]["code"], "image_not_stored");
     let file = [&["--json", "request", "--image", "copy.tar", "--detach"], &small[..]].concat();
     assert_eq!(env.run(&file).expect_status(3).json()["error"]["code"], "image_not_stored");

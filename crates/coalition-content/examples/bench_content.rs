@@ -1,7 +1,13 @@
 //! Pushing, verifying and fetching content over loopback, beside `scp` to a real sshd in the same run.
 //!
 //! `cargo run --release -p coalition-content --example bench_content -- [MB…]`; needs OpenSSH's server and client.
-#![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout, clippy::float_arithmetic, clippy::cast_possible_truncation)]
+#![allow(
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    clippy::float_arithmetic,
+    clippy::cast_possible_truncation
+)]
 
 use std::fs::File;
 use std::io::{BufWriter, Write};
@@ -13,12 +19,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
+use coalition_content::Content;
 use coalition_content::client::StoreClient;
 use coalition_content::fetch::{Source, SourceError, fetch};
 use coalition_content::service::{ContentService, Policy};
 use coalition_content::store::{Limits, Store};
 use coalition_content::tree::Outline;
-use coalition_content::Content;
 use coalition_universe::{Node, NodeConfig, NodeKey, UNIVERSE};
 
 const SIZES_MB: [u64; 3] = [1, 200, 2_000];
@@ -71,7 +77,8 @@ struct Sshd {
 impl Sshd {
     fn start(dir: &Path) -> Self {
         for key in ["host", "user"] {
-            let made = Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-f"]).arg(dir.join(key)).status();
+            let made =
+                Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-f"]).arg(dir.join(key)).status();
             assert!(made.unwrap().success());
         }
         std::fs::copy(dir.join("user.pub"), dir.join("authorized")).unwrap();
@@ -83,7 +90,8 @@ impl Sshd {
         );
         std::fs::write(dir.join("config"), config).unwrap();
         let _ = std::fs::create_dir_all("/run/sshd");
-        let child = Command::new("/usr/sbin/sshd").arg("-D").arg("-f").arg(dir.join("config")).stderr(Stdio::null()).spawn();
+        let child =
+            Command::new("/usr/sbin/sshd").arg("-D").arg("-f").arg(dir.join("config")).stderr(Stdio::null()).spawn();
         let sshd = Self { child: child.unwrap(), port, dir: dir.into() };
         let deadline = Instant::now() + Duration::from_secs(20);
         while std::net::TcpStream::connect(("127.0.0.1", port)).is_err() {
@@ -96,7 +104,15 @@ impl Sshd {
     fn copy(&self, from: &Path, to: &Path) -> Duration {
         let began = Instant::now();
         let copied = Command::new("scp")
-            .args(["-q", "-P", &self.port.to_string(), "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null"])
+            .args([
+                "-q",
+                "-P",
+                &self.port.to_string(),
+                "-o",
+                "StrictHostKeyChecking=no",
+                "-o",
+                "UserKnownHostsFile=/dev/null",
+            ])
             .args(["-o", "LogLevel=ERROR", "-i"])
             .arg(self.dir.join("user"))
             .arg(from)
@@ -153,7 +169,13 @@ async fn one(dir: &Path, sshd: &Sshd, mb: u64) {
     let s = |took: Duration| took.as_secs_f64();
     println!(
         "| {mb:>5} | {:>6.2} | {:>6.2} | {:>7.2} | {:>7.2} | {:>5.2} | {:>8.2} | {:>9.2} |",
-        s(hash), s(push), s(fetched), s(check), s(scp), s(push) / s(scp), s(fetched) / s(scp)
+        s(hash),
+        s(push),
+        s(fetched),
+        s(check),
+        s(scp),
+        s(push) / s(scp),
+        s(fetched) / s(scp)
     );
     server.stop().await;
     for dir in [there, here] {

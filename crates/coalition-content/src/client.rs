@@ -253,7 +253,8 @@ mod tests {
 
     #[test]
     fn runs_are_taken_piece_by_piece() {
-        let mut runs: VecDeque<Run> = [Run { first: 2, count: 2 }, Run { first: 9, count: 0 }, Run { first: 7, count: 1 }].into();
+        let mut runs: VecDeque<Run> =
+            [Run { first: 2, count: 2 }, Run { first: 9, count: 0 }, Run { first: 7, count: 1 }].into();
         let taken: Vec<u32> = std::iter::from_fn(|| next_piece(&mut runs)).collect();
         assert_eq!(taken, [2, 3, 7]);
         let mut hostile: VecDeque<Run> = [Run { first: u32::MAX, count: u32::MAX }].into();

@@ -57,6 +57,10 @@ impl Pointer {
             return Err(PointerError::TooLong(bytes.len()));
         }
         let text = std::str::from_utf8(bytes).map_err(|_| PointerError::Malformed)?;
+        // What reads relays' URLs passes over line ends.
+        if !text.bytes().all(|byte| byte == b' ' || byte.is_ascii_graphic()) {
+            return Err(PointerError::Malformed);
+        }
         let parts: Vec<&str> = text.split(' ').collect();
         if parts.len() > MAX_SOURCES {
             return Err(PointerError::TooMany(parts.len()));
@@ -119,7 +123,9 @@ mod tests {
     #[test]
     fn what_leads_nowhere_is_named() {
         let one = address(1).to_string();
-        for bad in ["", " ", "nowhere", &format!("{one} "), &format!(" {one}"), &format!("{one}  {one}"), &format!("{one}\n")] {
+        for bad in
+            ["", " ", "nowhere", &format!("{one} "), &format!(" {one}"), &format!("{one}  {one}"), &format!("{one}\n")]
+        {
             assert_eq!(Pointer::from_bytes(bad.as_bytes()), Err(PointerError::Malformed), "{bad:?}");
         }
         assert_eq!(Pointer::from_bytes(&[0xff, 0xfe]), Err(PointerError::Malformed));

@@ -47,7 +47,9 @@ pub enum WireError {
     #[error(transparent)]
     Size(#[from] SizeError),
     /// A range that is not within the content, not aligned, or too long.
-    #[error("bytes {offset} to {offset} + {length} are no slice of {size} bytes; offsets divide by {GROUP_BYTES}, lengths are at most {PIECE_BYTES}")]
+    #[error(
+        "bytes {offset} to {offset} + {length} are no slice of {size} bytes; offsets divide by {GROUP_BYTES}, lengths are at most {PIECE_BYTES}"
+    )]
     Range {
         /// First byte.
         offset: u64,
@@ -275,10 +277,21 @@ mod tests {
             .iter()
             .map(|(name, ask)| format!("{name} {} {}", ask.method(), hex::encode(ask.to_body())))
             .collect();
-        let entry =
-            Entry { hash: content().hash(), size: 3_000_000, have: 1 << 20, pushed_ms: 1_000, used_ms: 2_000, expires_ms: 0 };
-        let listing =
-            Listing { quota_bytes: 1 << 30, used_bytes: 3_000_000, retain_s: 604_800, entries: vec![entry], more: false };
+        let entry = Entry {
+            hash: content().hash(),
+            size: 3_000_000,
+            have: 1 << 20,
+            pushed_ms: 1_000,
+            used_ms: 2_000,
+            expires_ms: 0,
+        };
+        let listing = Listing {
+            quota_bytes: 1 << 30,
+            used_bytes: 3_000_000,
+            retain_s: 604_800,
+            entries: vec![entry],
+            more: false,
+        };
         let missing = PutAnswer::Missing(vec![Run { first: 0, count: 2 }, Run { first: 300, count: 1 }]);
         lines.push(format!("answer-stat - {}", hex::encode(encode(&Some(3_000_000_u64)))));
         lines.push(format!("answer-absent - {}", hex::encode(encode(&None::<u64>))));

@@ -148,11 +148,9 @@ async fn refusals_have_their_codes() {
     let refused = store.push(&image.outline, &image.file, SOON, |_| ()).await.unwrap_err();
     assert_eq!(refused.code(), Some("not_allowed"));
     assert_eq!(store.slice(image.content(), 0..5).await.unwrap_err().code(), Some("unknown_content"));
-    let call = async |method: &str, body: Vec<u8>| {
-        match store_call(&listed, &server, method, body).await {
-            Err(CallError::Refused(fault)) => fault.code,
-            other => panic!("{other:?}"),
-        }
+    let call = async |method: &str, body: Vec<u8>| match store_call(&listed, &server, method, body).await {
+        Err(CallError::Refused(fault)) => fault.code,
+        other => panic!("{other:?}"),
     };
     assert_eq!(call("content.slice", vec![1; 40]).await, "malformed");
     assert_eq!(call("content.other", vec![]).await, "unknown_method");

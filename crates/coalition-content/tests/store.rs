@@ -205,7 +205,12 @@ fn damage_is_found_set_aside_and_mended_by_another_push() {
     let store = open(dir.path(), 64 * MIB);
     sample.push(&store, None).unwrap();
     drop(store);
-    File::options().write(true).open(dir.path().join("objects").join(sample.hash().to_string())).unwrap().set_len(9).unwrap();
+    File::options()
+        .write(true)
+        .open(dir.path().join("objects").join(sample.hash().to_string()))
+        .unwrap()
+        .set_len(9)
+        .unwrap();
     assert_eq!(open(dir.path(), 64 * MIB).stat(sample.hash()), None, "a cut copy");
     assert!(dir.path().join("damaged").join(sample.hash().to_string()).exists());
 }

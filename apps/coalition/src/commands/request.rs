@@ -50,7 +50,10 @@ pub async fn run(home: &Home, args: &RequestArgs, output: &Output) -> Result<()>
     if args.detach {
         let flag = home_flag(home);
         let short = grant.short();
-        output.line(format!("\n{}  granted; get in with\n  coalition{flag} wait {short} && coalition{flag} ssh {short}", output.paint(Paint::Bold, &short)));
+        output.line(format!(
+            "\n{}  granted; get in with\n  coalition{flag} wait {short} && coalition{flag} ssh {short}",
+            output.paint(Paint::Bold, &short)
+        ));
         return Ok(());
     }
     say(home, &grant, output)

@@ -111,7 +111,8 @@ async fn push(home: &Home, args: &ImagePushArgs, output: &Output) -> Result<()> 
     steps.begin("reading the image");
     let facts = image::read_facts(&args.file, coalition_content::MAX_CONTENT_BYTES)?;
     let contents = image::inspect(&args.file)?;
-    let file = File::open(&facts.path).or_input("image_unreadable", || format!("cannot read {}", facts.path.display()))?;
+    let file =
+        File::open(&facts.path).or_input("image_unreadable", || format!("cannot read {}", facts.path.display()))?;
     let (file, name) = (Arc::new(file), args.file.file_name().unwrap_or_default().to_string_lossy().into_owned());
     let fields = json!({ "blake3": facts.hash.to_string(), "size_bytes": facts.size_bytes });
     steps.done("image", &format!("blake3 {}, {} KiB", facts.hash, facts.size_bytes.div_ceil(1_024)), fields);
@@ -121,12 +122,13 @@ async fn push(home: &Home, args: &ImagePushArgs, output: &Output) -> Result<()> 
     for store in stores.all().take(wanted) {
         let began = Instant::now();
         let mut meter = Meter::new(&mut steps, "pushing");
-        let tell = |now: Progress| meter.at(now.there_bytes.saturating_add(now.sent_bytes).min(now.size_bytes), now.size_bytes);
+        let tell = |now: Progress| {
+            meter.at(now.there_bytes.saturating_add(now.sent_bytes).min(now.size_bytes), now.size_bytes)
+        };
         let pushed = store.push(&facts.outline, &file, PATIENCE, tell).await;
         let pushed = pushed.map_err(|error| store_error(error, store.address()))?;
         let known = KnownImage::load(home, facts.hash)?;
-        let mut known =
-            known.unwrap_or_else(|| KnownImage::new(name.clone(), facts.size_bytes, contents.disk_bytes));
+        let mut known = known.unwrap_or_else(|| KnownImage::new(name.clone(), facts.size_bytes, contents.disk_bytes));
         known.is_in(store.address().clone());
         known.save(home, facts.hash)?;
         say_pushed(&mut steps, &store, (facts.hash, pushed), began.elapsed());
@@ -141,7 +143,12 @@ fn say_pushed(steps: &mut Steps, store: &StoreClient, (hash, pushed): (UniqueId,
     let text = match pushed.sent_bytes {
         0 => "it was there already; held anew".to_owned(),
         sent if pushed.there_bytes > 0 => {
-            format!("{} KiB sent, {} KiB were there, {} MiB/s", sent.div_ceil(1_024), pushed.there_bytes / 1_024, rate / MIB)
+            format!(
+                "{} KiB sent, {} KiB were there, {} MiB/s",
+                sent.div_ceil(1_024),
+                pushed.there_bytes / 1_024,
+                rate / MIB
+            )
         }
         sent => format!("{} KiB sent, {} MiB/s", sent.div_ceil(1_024), rate / MIB),
     };
@@ -186,8 +193,7 @@ async fn pull(home: &Home, args: &ImagePullArgs, output: &Output) -> Result<()> 
     let Some((_, size)) = having.first() else {
         return Err(not_stored(args.hash));
     };
-    let content = Content::new(args.hash, *size)
-        .or_fault("store", || "the store names a size no image has".into())?;
+    let content = Content::new(args.hash, *size).or_fault("store", || "the store names a size no image has".into())?;
     let sources: Vec<From> =
         stores.all().filter(|store| having.iter().any(|(has, _)| has == store.address())).map(From).collect();
     // A directory of its own for each image: two pulls never meet, and one that was cut is found again.
@@ -275,14 +281,24 @@ fn store_json(home: &Home, store: &StoreClient, held: &Listing) -> Result<Value>
 }
 
 fn store_text(home: &Home, store: &StoreClient, held: &Listing) -> Result<String> {
-    let rows: Result<Vec<Vec<String>>> = held.entries.iter().map(|entry| {
-        let name = KnownImage::load(home, entry.hash)?.map_or_else(|| "-".to_owned(), |known| known.name);
-        let state = match entry.expires_ms {
-            0 => format!("{} of {} MiB", entry.have / MIB, entry.size.div_ceil(MIB)),
-            until => format!("until {}", values::utc(until)),
-        };
-        Ok(vec![entry.hash.to_string()[..16].to_owned(), format!("{} KiB", entry.size.div_ceil(1_024)), state, values::utc(entry.used_ms), name])
-    }).collect();
+    let rows: Result<Vec<Vec<String>>> = held
+        .entries
+        .iter()
+        .map(|entry| {
+            let name = KnownImage::load(home, entry.hash)?.map_or_else(|| "-".to_owned(), |known| known.name);
+            let state = match entry.expires_ms {
+                0 => format!("{} of {} MiB", entry.have / MIB, entry.size.div_ceil(MIB)),
+                until => format!("until {}", values::utc(until)),
+            };
+            Ok(vec![
+                entry.hash.to_string()[..16].to_owned(),
+                format!("{} KiB", entry.size.div_ceil(1_024)),
+                state,
+                values::utc(entry.used_ms),
+                name,
+            ])
+        })
+        .collect();
     let head = format!(
         "store {}: {} of {} held\n",
         &store.address().peer.to_string()[..8],

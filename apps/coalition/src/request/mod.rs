@@ -8,5 +8,5 @@ pub mod serve;
 mod wanted;
 
 pub use flow::{Request, run};
-pub use wanted::ImageChoice;
 pub(crate) use flow::{WRITE_WAIT, now_ms, word, write};
+pub use wanted::ImageChoice;

@@ -32,7 +32,8 @@ pub async fn run(home: &Home, grant: Grant, patience: Duration, steps: &mut Step
         }
     }
     let (pending, key) = grant.pending()?;
-    let hash = coalition::parse_id(&grant.file.image).or_input("grant_damaged", || "the grant names no image".into())?;
+    let hash =
+        coalition::parse_id(&grant.file.image).or_input("grant_damaged", || "the grant names no image".into())?;
     let file = grant.file.clone();
     steps.begin("joining the coalition");
     let session = Session::open_as(home, key).await?;
@@ -43,7 +44,10 @@ pub async fn run(home: &Home, grant: Grant, patience: Duration, steps: &mut Step
             ram_mib: file.ram_mib,
             region: None,
             duration_s: u64::from(file.duration_s),
-            max_rate: file.cleared.as_ref().map_or_else(|| "0".parse(), |cleared| Ok(cleared.rate))
+            max_rate: file
+                .cleared
+                .as_ref()
+                .map_or_else(|| "0".parse(), |cleared| Ok(cleared.rate))
                 .or_fault("internal", || "a constant".into())?,
             tdx: false,
             mrtd: None,
@@ -71,5 +75,7 @@ pub async fn run(home: &Home, grant: Grant, patience: Duration, steps: &mut Step
     drop(attempt);
     drop(market);
     session.close().await;
-    outcome.map_err(|error| error.and_hint(&format!("wait on with `coalition wait {}`", crate::grants::short(&file.grant))))
+    outcome.map_err(|error| {
+        error.and_hint(&format!("wait on with `coalition wait {}`", crate::grants::short(&file.grant)))
+    })
 }

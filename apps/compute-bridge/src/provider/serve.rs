@@ -52,10 +52,8 @@ pub(super) async fn prepare(work: &mut Work, grant: &ComputeGrant) -> Result<Pre
     })?;
     let sources: Vec<_> = pointer.sources().iter().map(|address| (parts.source)(address.clone())).collect();
     let sources: Vec<&dyn ImageSource> = sources.iter().map(AsRef::as_ref).collect();
-    let obtained = parts
-        .images
-        .obtain(grant.image_hash, wanted.image_size_bytes, &sources, parts.tuning.image_timeout)
-        .await;
+    let obtained =
+        parts.images.obtain(grant.image_hash, wanted.image_size_bytes, &sources, parts.tuning.image_timeout).await;
     let image = obtained.map_err(|error| {
         tracing::warn!(grant = %work.id, error = %chain(&error), "no image");
         match error {

@@ -169,10 +169,8 @@ async fn two_bridges_fetch_side_by_side() {
     let open = |dir: &tempfile::TempDir| ImageStore::open(dir.path(), 16 << 20, 16 << 20).unwrap();
     let (one, two) = (open(&one), open(&two));
     let (sources, size) = (of(&source), image.len() as u64);
-    let both = tokio::join!(
-        one.obtain(hash(&image), size, &sources, SOON),
-        two.obtain(hash(&image), size, &sources, SOON)
-    );
+    let both =
+        tokio::join!(one.obtain(hash(&image), size, &sources, SOON), two.obtain(hash(&image), size, &sources, SOON));
     let (a, b) = (both.0.unwrap(), both.1.unwrap());
     assert_eq!(std::fs::read(&a.image().path).unwrap(), image);
     assert_eq!(std::fs::read(&b.image().path).unwrap(), image);

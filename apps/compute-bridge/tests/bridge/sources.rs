@@ -54,10 +54,11 @@ impl Source for MemorySource {
             return Err(SourceError::Never("scripted end".into()));
         }
         let ask = Ask::Slice(content, range);
-        let (mut slice, _) = self.file.answer(ask.method(), &ask.to_body()).map_err(|fault| match fault.code.as_str() {
-            "other_size" => SourceError::OtherSize,
-            code => SourceError::Never(code.to_owned()),
-        })?;
+        let (mut slice, _) =
+            self.file.answer(ask.method(), &ask.to_body()).map_err(|fault| match fault.code.as_str() {
+                "other_size" => SourceError::OtherSize,
+                code => SourceError::Never(code.to_owned()),
+            })?;
         if self.lies {
             slice[7] ^= 1;
         }

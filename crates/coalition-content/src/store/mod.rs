@@ -492,8 +492,7 @@ impl Store {
                 (false, _) => {}
             }
         }
-        let uploads: Vec<Content> =
-            state.uploads.keys().filter(|content| content.hash() == hash).copied().collect();
+        let uploads: Vec<Content> = state.uploads.keys().filter(|content| content.hash() == hash).copied().collect();
         for content in uploads {
             let Some(begun) = state.uploads.get_mut(&content) else { continue };
             if begun.owners.remove(&peer).is_none() {

@@ -48,7 +48,12 @@ mod tests {
     #[test]
     fn damaged_goes_first_then_abandoned_then_the_least_recently_used() {
         let items = || {
-            vec![item(1, Rank::Unheld, 5), item(2, Rank::Unheld, 3), item(3, Rank::Abandoned, 9), item(4, Rank::Damaged, 99)]
+            vec![
+                item(1, Rank::Unheld, 5),
+                item(2, Rank::Unheld, 3),
+                item(3, Rank::Abandoned, 9),
+                item(4, Rank::Damaged, 99),
+            ]
         };
         assert_eq!(choose(items(), 40, 10, 100), Ok(vec![]));
         assert_eq!(choose(items(), 40, 10, 40), Ok(vec![4]));
