@@ -57,6 +57,10 @@ impl Pointer {
             return Err(PointerError::TooLong(bytes.len()));
         }
         let text = std::str::from_utf8(bytes).map_err(|_| PointerError::Malformed)?;
+        // What reads relays' URLs passes over line ends.
+        if !text.bytes().all(|byte| byte == b' ' || byte.is_ascii_graphic()) {
+            return Err(PointerError::Malformed);
+        }
         let parts: Vec<&str> = text.split(' ').collect();
         if parts.len() > MAX_SOURCES {
             return Err(PointerError::TooMany(parts.len()));

@@ -72,12 +72,12 @@ pub struct Request {
 /// Input that cannot be sent, refusals, expiry, a provider that does not deliver, an interrupt. Unless the message says what
 /// remains, nothing does.
 pub async fn run(home: &Home, request: &Request, steps: &mut Steps) -> Result<Grant> {
-    home.ensure()?;
     let wanted = Wanted::find(home, &request.image, &request.stores, steps).await?;
     if request.detach {
         wanted.check_detached()?;
     }
     let disk_mib = wanted.disk_mib(request.disk_mib, steps)?;
+    home.ensure()?;
     steps.begin("joining the coalition");
     let session = Session::open(home).await?;
     let market = session.market().await?;
