@@ -10,6 +10,7 @@
 pub mod error;
 pub mod image;
 mod isolate;
+pub mod machine;
 pub mod proc;
 pub mod rootfs;
 mod runner;
@@ -23,6 +24,7 @@ pub mod usage;
 pub use runner::runner_main;
 pub use ssh::keys;
 pub use types::{
-    CleanReport, EndReason, ExitOutcome, Failure, FailureReport, Isolation, IsolationLevel, ListReport, ListedGrant,
-    Mechanism, Phase, ProbeReport, ProcessRef, RunnerState, SecretText, UsageReport, WorkloadSpec, parse_answer,
+    BootReport, CleanReport, EndReason, ExitOutcome, Failure, FailureReport, GuestUsage, Isolation, IsolationLevel,
+    ListReport, ListedGrant, MachineProbe, MachineSpec, Mechanism, Phase, ProbeReport, ProcessRef, RunnerState,
+    SecretText, TdxSpec, UsageReport, WorkloadSpec, parse_answer,
 };

@@ -7,18 +7,21 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::mpsc;
 
-use super::environment::{Holdings, Up, bring_up, remove_rootfs};
+use super::environment::{Holdings, Up, Work, bring_up, remove_rootfs};
+use super::machine::{Event, remove_disk};
 use super::meter::Sampler;
 use super::{fail, log, print, to_line};
 use crate::error::{Result, RunnerError};
-use crate::isolate::proto::{Launch, Program};
+use crate::isolate::control::Control;
+use crate::isolate::proto::{Launch, Program, Workload};
 use crate::proc;
 use crate::rootfs::disk_bytes;
 use crate::spec::{self, CheckedSpec};
 use crate::ssh::Traffic;
 use crate::state::{GrantDir, now_unix_ms, phase_name};
-use crate::types::{EndReason, ExitOutcome, FORMAT_VERSION, Phase, ProcessRef, RunnerState, UsageReport};
+use crate::types::{EndReason, ExitOutcome, FORMAT_VERSION, GuestUsage, Phase, ProcessRef, RunnerState, UsageReport};
 use crate::usage::Meter;
 
 const SAMPLE_EVERY: Duration = Duration::from_secs(1);
@@ -69,8 +72,8 @@ async fn supervise(dir: GrantDir) -> Result<()> {
     };
     print(&to_line(&grant.state)?);
     leave_standard_output();
-    let end = grant.watch(&up, &mut stops).await;
-    grant.finish(end, up).await
+    let end = grant.watch(up, &mut stops).await;
+    grant.finish(end).await
 }
 
 /// Whoever started us waits for the end of our output.
@@ -113,6 +116,7 @@ struct Grant {
     traffic: Arc<Traffic>,
     meter: Option<(Meter, Sampler)>,
     /// The deadline by a clock nobody can set.
+    guest: Option<GuestUsage>,
     deadline: Instant,
 }
 
@@ -134,7 +138,8 @@ impl Grant {
         dir.write_state(None, &state)?;
         let left = Duration::from_millis(checked.spec.valid_to_unix_ms.saturating_sub(now_unix_ms()));
         let deadline = Instant::now() + left;
-        Ok(Self { dir, checked, state, holdings: Holdings::default(), traffic: Arc::default(), meter: None, deadline })
+        let holdings = Holdings::default();
+        Ok(Self { dir, checked, state, holdings, traffic: Arc::default(), meter: None, guest: None, deadline })
     }
 
     fn advance(&mut self, phase: Phase) -> Result<()> {
@@ -169,27 +174,24 @@ impl Grant {
         let net_bytes = self.traffic.total();
         let Some((meter, sampler)) = &mut self.meter else { return Ok(()) };
         meter.add(sampler.sample(net_bytes), now_unix_ms());
-        self.dir.write_usage(meter.report())
+        self.dir.write_usage(&UsageReport { guest: self.guest, ..meter.report().clone() })
     }
 
     /// Runs the workload and waits for whatever ends the grant.
-    async fn watch(&mut self, up: &Up, stops: &mut Stops) -> End {
-        let control = up.control.clone();
-        let environment = control.run();
-        let (command, env) = (self.checked.spec.command.clone(), self.checked.spec.env.clone());
-        let workload = run_workload(up, &command, &env);
-        let sweep = sweep(self.dir.rootfs(), self.checked.spec.disk_mib);
-        tokio::pin!(environment, workload, sweep);
+    async fn watch(&mut self, up: Up, stops: &mut Stops) -> End {
+        let mut environment = up.environment;
+        let events = events(up.work);
+        let sweep = sweep(self.dir.rootfs(), self.checked.spec.disk_mib, self.checked.spec.machine.is_some());
+        tokio::pin!(events, sweep);
         let mut ticks = tokio::time::interval(SAMPLE_EVERY);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
-        let mut workload_done = false;
         loop {
             tokio::select! {
                 () = sleep_until(self.deadline) => return End { reason: EndReason::Deadline, detail: None },
                 () = stops.wait() => {
                     return End { reason: EndReason::Stopped, detail: self.dir.read_stop_reason() };
                 }
-                () = &mut environment => {
+                _ = &mut environment => {
                     let detail = (self.holdings.groups.oom_kills() > 0).then(|| "it was out of memory".to_owned());
                     return End { reason: EndReason::EnvironmentDied, detail };
                 }
@@ -197,10 +199,14 @@ impl Grant {
                     let detail = format!("{used_mib} MiB used, {} granted", self.checked.spec.disk_mib);
                     return End { reason: EndReason::DiskExceeded, detail: Some(detail) };
                 }
-                outcome = &mut workload, if !workload_done => {
-                    workload_done = true;
-                    self.workload_ended(outcome);
-                }
+                Some(event) = events.recv() => match event {
+                    Event::Exited(outcome) => self.workload_ended(outcome),
+                    Event::Usage(usage) => self.guest = Some(usage),
+                    Event::Gone(detail) => {
+                        let detail = Some(detail);
+                        return End { reason: EndReason::EnvironmentDied, detail };
+                    }
+                },
                 _ = ticks.tick() => {
                     if now_unix_ms() >= self.checked.spec.valid_to_unix_ms {
                         return End { reason: EndReason::Deadline, detail: None };
@@ -223,8 +229,7 @@ impl Grant {
     }
 
     /// Takes everything down and writes the last word.
-    async fn finish(&mut self, end: End, up: Up) -> Result<()> {
-        drop(up);
+    async fn finish(&mut self, end: End) -> Result<()> {
         if let Err(error) = self.sample() {
             log(&format!("usage: {}", error.to_failure()));
         }
@@ -234,6 +239,7 @@ impl Grant {
             log(&format!("usage: {}", error.to_failure()));
         }
         let usage = self.meter.take().map_or_else(UsageReport::default, |(meter, _)| meter.finish());
+        let usage = UsageReport { guest: self.guest, ..usage };
         self.holdings.release()?;
         // The state below holds the same; whichever of the two the disk takes is enough.
         if let Err(error) = self.dir.write_usage(&usage) {
@@ -250,6 +256,7 @@ impl Grant {
     async fn abandon(&mut self, error: &RunnerError) -> Result<()> {
         self.holdings.kill(&self.checked.spec.grant_id).await?;
         self.holdings.release()?;
+        remove_disk(&self.dir);
         if let Err(error) = remove_rootfs(&self.dir) {
             log(&format!("files: {}", error.to_failure()));
         }
@@ -267,18 +274,33 @@ async fn sleep_until(deadline: Instant) {
     tokio::time::sleep_until(deadline.into()).await;
 }
 
-/// Runs the workload's command, if there is one; for ever if there is none.
-async fn run_workload(
-    up: &Up,
-    command: &[String],
-    env: &std::collections::BTreeMap<String, String>,
+/// What happens inside, wherever the workload runs.
+fn events(work: Work) -> mpsc::Receiver<Event> {
+    let (sender, receiver) = mpsc::channel(16);
+    tokio::spawn(async move {
+        match work {
+            Work::Inside(control, workload, env) => {
+                if !workload.argv.is_empty() {
+                    let outcome = run_workload(&control, workload, env).await;
+                    let _ = sender.send(Event::Exited(outcome)).await;
+                }
+                // The channel stays open: nothing more happens, which is not the end.
+                sender.closed().await;
+            }
+            Work::Machine(machine) => machine.watch(sender).await,
+        }
+    });
+    receiver
+}
+
+/// Runs the workload's command.
+pub(super) async fn run_workload(
+    control: &Control,
+    workload: Workload,
+    env: Vec<(String, String)>,
 ) -> Option<ExitOutcome> {
-    if command.is_empty() {
-        return std::future::pending().await;
-    }
-    let env = env.iter().map(|(k, v)| (k.clone(), v.clone())).collect();
-    let launch = Launch { program: Program::Workload(command.to_vec()), env, terminal: None };
-    match up.control.launch(launch, &[]).await {
+    let launch = Launch { program: Program::Workload(workload), env, terminal: None };
+    match control.launch(launch, &[]).await {
         Ok(launched) => launched.exit.await.ok(),
         Err(problem) => {
             log(&format!("workload: {problem}"));
@@ -289,7 +311,12 @@ async fn run_workload(
 }
 
 /// Looks at the disk every now and then; returns the MiB used once they are too many.
-async fn sweep(rootfs: PathBuf, disk_mib: u64) -> u64 {
+///
+/// A virtual machine's disk has a size of its own.
+async fn sweep(rootfs: PathBuf, disk_mib: u64, machine: bool) -> u64 {
+    if machine {
+        return std::future::pending().await;
+    }
     let mut pause = SWEEP_EVERY;
     loop {
         tokio::time::sleep(pause).await;

@@ -192,6 +192,7 @@ impl Host {
             command: vec![],
             env: Default::default(),
             minimum_isolation: IsolationLevel::ProcessLimits,
+            machine: None,
         };
         change(&mut spec);
         fs::write(dir.join("spec.json"), serde_json::to_vec(&spec).unwrap()).unwrap();
