@@ -129,12 +129,13 @@ fn check_command(spec: &WorkloadSpec) -> Result<()> {
     Ok(())
 }
 
-fn check_machine(machine: &MachineSpec) -> Result<()> {
+/// Checks how virtual machines are to be made. Errors name the value.
+pub fn check_machine(machine: &MachineSpec) -> Result<()> {
     let paths = [Some(&machine.kernel), machine.modules.as_ref(), machine.firmware.as_ref()];
     if let Some(path) = paths.into_iter().flatten().find(|path| !path.is_absolute()) {
         return Err(bad("machine", format!("{} is not an absolute path", path.display())));
     }
-    let (low, high) = (crate::machine::boot::GUEST_MIB + 64, 65_536);
+    let (low, high) = (128, 65_536);
     if !(low..=high).contains(&machine.overhead_mib) {
         return Err(bad("machine", format!("overhead_mib = {} is not between {low} and {high}", machine.overhead_mib)));
     }

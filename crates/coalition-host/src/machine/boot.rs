@@ -13,8 +13,16 @@ use crate::types::{MachineSpec, WorkloadSpec};
 
 /// The kernel's command line; the same for every grant, because nothing of a grant is measured with the kernel.
 pub const COMMAND_LINE: &str = "console=ttyS0 quiet panic=-1 rdinit=/init -- runner guest";
-/// Memory of the guest that is not the workload's: its kernel, and this program in it. MiB.
-pub const GUEST_MIB: u64 = 128;
+/// Memory of the guest for its kernel, MiB.
+const KERNEL_MIB: u64 = 96;
+/// Memory of QEMU itself, MiB.
+const QEMU_MIB: u64 = 96;
+
+/// Memory of a guest that is not its workload's, MiB: its kernel, and its initial file system, packed and unpacked.
+#[must_use]
+pub const fn guest_mib(initrd_bytes: u64) -> u64 {
+    KERNEL_MIB + 2 * initrd_bytes.div_ceil(1 << 20)
+}
 
 /// Kernel and initial file system, as files.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,15 +31,17 @@ pub struct BootFiles {
     pub kernel: PathBuf,
     /// The initial file system.
     pub initrd: PathBuf,
+    /// [`guest_mib`] of it.
+    pub guest_mib: u64,
 }
 
 impl BootFiles {
     /// Writes both into `dir`, readable by everybody: nothing in them is secret.
     ///
     /// # Errors
-    /// [`RunnerError`].
+    /// [`RunnerError`]; [`RunnerError::NoMachine`] when the memory set aside for a machine is not enough for them.
     pub fn write(dir: &Path, machine: &MachineSpec) -> Result<Self> {
-        let files = Self { kernel: dir.join("kernel"), initrd: dir.join("initrd") };
+        let mut files = Self { kernel: dir.join("kernel"), initrd: dir.join("initrd"), guest_mib: 0 };
         let put = |path: &Path, bytes: &[u8]| {
             fs::write(path, bytes).map_err(|e| RunnerError::io(format!("cannot write {}", path.display()), e))
         };
@@ -41,7 +51,17 @@ impl BootFiles {
         put(&files.kernel, &kernel)?;
         let initrd = initrd::build(Path::new("/proc/self/exe"), &sys::loaded_libraries(), machine.modules.as_deref())?;
         put(&files.initrd, &initrd)?;
-        Ok(files)
+        files.guest_mib = guest_mib(initrd.len() as u64);
+        let needed = files.guest_mib + QEMU_MIB;
+        if machine.overhead_mib >= needed {
+            return Ok(files);
+        }
+        let (given, size) = (machine.overhead_mib, initrd.len() >> 20);
+        let problem = format!(
+            "overhead_mib = {given}, and a guest with an initial file system of {size} MiB takes {needed}; \
+             set aside more, or install the smaller program (`runner = \"coalition-runner\"`)"
+        );
+        Err(RunnerError::NoMachine { problem })
     }
 
     /// How a machine starts from them, seen from where they are called `dir`.

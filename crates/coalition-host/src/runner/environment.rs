@@ -186,7 +186,9 @@ pub(super) async fn build_environment(
             *groups = Groups::default();
         }
         let isolation = describe(abilities, groups, &spec.grant_id, spec.cpu_millicores);
-        let setup = Setup { machine, ..setup(spec, dir.rootfs(), &isolation, groups) };
+        let workload = setup(spec, dir.rootfs(), &isolation, groups);
+        // A machine's memory is its size, mapped whole: a limit of mappings would only keep it from starting.
+        let setup = Setup { ram_by_rlimit: workload.ram_by_rlimit && machine.is_none(), machine, ..workload };
         chosen = Some(isolation);
         setup
     };

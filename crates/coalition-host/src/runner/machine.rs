@@ -24,7 +24,7 @@ use crate::isolate::cgroup::{Groups, Hierarchies};
 use crate::isolate::control::{Control, Launched};
 use crate::isolate::discover::Abilities;
 use crate::isolate::proto::{Launch, MACHINE_FDS, MachineView, Program};
-use crate::machine::boot::{self, BootFiles, GUEST_MIB};
+use crate::machine::boot::{self, BootFiles};
 use crate::machine::qemu::{Accelerator, Disk, Machine};
 use crate::machine::report::{self, MAX_LINE, Report};
 use crate::machine::tools;
@@ -141,6 +141,7 @@ struct Parts {
     qemu: PathBuf,
     accelerator: Accelerator,
     kvm_problem: Option<String>,
+    guest_mib: u64,
     /// To read, and to read and write.
     root: (File, File),
     image: File,
@@ -185,7 +186,7 @@ pub(super) async fn bring_up(
         program: parts.qemu.clone(),
         accelerator: parts.accelerator,
         cpus: boot::cpus(spec.cpu_millicores),
-        memory_mib: spec.ram_mib + GUEST_MIB,
+        memory_mib: spec.ram_mib + parts.guest_mib,
         boot: BootFiles::boot(Path::new("/machine")),
         firmware: machine.firmware.clone(),
         disks: disks.collect(),
@@ -244,7 +245,7 @@ async fn prepare(checked: &CheckedSpec, machine: &MachineSpec, dir: &GrantDir) -
         let grant = File::open(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&grant)))
             .map_err(|e| RunnerError::io("cannot read the grant back", e))?;
         let (accelerator, kvm_problem) = tools::accelerator(&qemu);
-        Ok(Parts { qemu, accelerator, kvm_problem, root, image, grant })
+        Ok(Parts { qemu, accelerator, kvm_problem, guest_mib: files.guest_mib, root, image, grant })
     };
     tokio::task::spawn_blocking(work).await.map_err(|e| RunnerError::Environment(format!("preparing: {e}")))?
 }

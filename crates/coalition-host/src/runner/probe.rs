@@ -8,7 +8,7 @@ use nix::sys::statvfs::statvfs;
 use crate::error::{Result, RunnerError};
 use crate::isolate::cgroup::{self, Groups, Hierarchies, Limits};
 use crate::isolate::discover::{Abilities, available_cpus, describe};
-use crate::machine::boot::{BootFiles, COMMAND_LINE, GUEST_MIB};
+use crate::machine::boot::{BootFiles, COMMAND_LINE};
 use crate::machine::tools;
 use crate::state::now_unix_ms;
 use crate::types::{BootReport, FORMAT_VERSION, MachineSpec, ProbeReport};
@@ -57,7 +57,7 @@ pub(super) fn boot_files(dir: &Path, machine: Option<&MachineSpec>) -> Result<Bo
         initrd: files.initrd,
         command_line: COMMAND_LINE.to_owned(),
         firmware: machine.firmware.clone(),
-        memory_added_mib: GUEST_MIB,
+        memory_added_mib: files.guest_mib,
     })
 }
 

@@ -80,9 +80,7 @@ fn a_machine_is_logged_into_limits_its_workload_and_leaves_nothing() {
     // A flood of processes and a full disk stay inside.
     let seen = grant.ssh("for i in $(seq 80); do sleep 99 >/dev/null 2>&1 & done");
     assert!(seen.err.contains("fork"), "{seen:?}");
-    let seen =
-        grant.ssh("killall sleep; dd if=/dev/zero of=/root/full bs=1M 2>&1 | tail -1; rm /root/full; echo alive");
-    assert!(seen.out.ends_with("alive\n"), "{seen:?}");
+    assert_eq!(grant.ssh("kill -9 -1; echo alive").out, "alive\n");
     assert!(grant.ssh("dd if=/dev/zero of=/full bs=1M count=200 2>&1; rm -f /full").out.contains("o space"));
 
     let usage = metered(&grant);
@@ -122,7 +120,9 @@ fn metered(grant: &Grant<'_>) -> GuestUsage {
 #[test]
 fn a_machines_deadline_needs_nobody_and_a_killed_supervisor_takes_it_along() {
     let Some((host, machine)) = host(As::User) else { return };
+    let began = Instant::now();
     let grant = start(&host, &machine, &[]);
+    let booted = u64::try_from(began.elapsed().as_millis()).unwrap();
     let supervisor = grant.state.as_ref().unwrap().supervisor.pid;
     assert_eq!(grant.ssh("id -u").out, "0\n");
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(supervisor), nix::sys::signal::Signal::SIGKILL).unwrap();
@@ -133,18 +133,15 @@ fn a_machines_deadline_needs_nobody_and_a_killed_supervisor_takes_it_along() {
     assert!(matches!(grant.stop().phase, Phase::Ended { reason: EndReason::Lost, .. }));
     grant.clean();
 
-    let began = Instant::now();
-    let grant = start(&host, &machine, &[]);
-    let valid_to = coalition_host::state::now_unix_ms() + 4_000 + u64::try_from(began.elapsed().as_millis()).unwrap();
-    grant.stop();
-    grant.clean();
+    // Long enough for two boots as slow as the first.
+    let valid_to = coalition_host::state::now_unix_ms() + 2 * booted + 5_000;
     let mut grant = host.prepare(|spec| {
         spec.machine = Some(machine.clone());
-        spec.valid_to_unix_ms = valid_to + 4_000;
+        spec.valid_to_unix_ms = valid_to;
     });
     let state: RunnerState = host.answer(&["start", "--dir", grant.dir_text()]).unwrap();
     grant.ready(state);
-    let (reason, _, usage) = grant.await_end(Duration::from_secs(60));
+    let (reason, _, usage) = grant.await_end(Duration::from_secs(120));
     assert_eq!(reason, EndReason::Deadline);
     let late = usage.updated_unix_ms.saturating_sub(grant.spec.valid_to_unix_ms);
     assert!(late < 3_000, "{late} ms late");
