@@ -19,6 +19,7 @@ mod hosts;
 mod image;
 mod journal;
 mod login;
+mod machines;
 mod memory;
 mod policy;
 mod program;
