@@ -112,7 +112,8 @@ fn metered(grant: &Grant<'_>) -> GuestUsage {
     let (host, guest) = (after.cpu_core_ms - before.cpu_core_ms, inside(after.guest) - inside(before.guest));
     let independent = ours() - ours_before;
     eprintln!("in {took} ms: host's cgroup {host} ms, guest {guest} ms, QEMU's process {independent} ms");
-    assert!(host + 300 >= guest, "the machine used less than what is in it: {host} < {guest}");
+    // A guest's clock runs on while its host gives the processor to others, so its own reading may be above what it got.
+    assert!(guest <= took + 2_000, "one processor ran {guest} ms within {took} ms");
     assert!(host.abs_diff(independent) <= independent / 20 + 1_200, "{host} ms metered, {independent} ms seen");
     after.guest.unwrap()
 }
