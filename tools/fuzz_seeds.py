@@ -217,6 +217,15 @@ def edges():
         "ssh_authorized_key": "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIGSv0Xx0C0Vk5QvJf1bHh3l8Tg2mS4nq9rYkqzqJ1v9B me",
     }
     put("host_spec", json.dumps(spec), json.dumps({**spec, "version": 2}))
+    blob = {"mediaType": "application/vnd.oci.image.layer.v1.tar+gzip", "digest": "sha256:" + "0a" * 32, "size": 9}
+    entry = {**blob, "mediaType": "application/vnd.oci.image.manifest.v1+json", "platform": {"architecture": "amd64", "os": "linux"}}
+    run = {"User": "web:staff", "Env": ["A=b"], "Entrypoint": ["/bin/sh", "-c"], "Cmd": ["true"], "WorkingDir": "/srv"}
+    image = {"architecture": "amd64", "os": "linux", "config": run, "rootfs": {"diff_ids": [blob["digest"]]}}
+    put("host_oci", b"\0" + b'{"imageLayoutVersion":"1.0.0"}', b"\1" + json.dumps({"manifests": [entry]}).encode())
+    put("host_oci", b"\2" + json.dumps({"config": blob, "layers": [blob]}).encode(), b"\3" + json.dumps(image).encode())
+    put("host_oci", b"\4a/.wh.b", b"\4a/.wh..wh..opq")
+    used = {"usage": {"cpu_core_ms": 1, "ram_mib": 2, "disk_mib": 3}}
+    put("host_report", '{"ready":{"losses":["a"]}}', '{"exited":{"code":3}}', json.dumps(used), '{"failed":{"code":"io","message":"x"}}')
     usage = {
         "version": 1, "grant_id": "00112233", "started_unix_ms": 1, "updated_unix_ms": 2, "cpu_core_ms": 3,
         "ram_mib_ms": 4, "net_bytes": 5, "ram_peak_mib": 6, "samples": 7, "is_final": True,

@@ -78,6 +78,20 @@ pub enum RunnerError {
         /// What is asked.
         minimum: IsolationLevel,
     },
+    /// A virtual machine cannot be made here.
+    #[error("this host cannot run virtual machines: {problem}")]
+    NoMachine {
+        /// What is missing.
+        problem: String,
+    },
+    /// A virtual machine did not come up.
+    #[error("the virtual machine did not become ready: {problem}; its console ends: {console:?}")]
+    MachineFailed {
+        /// What happened.
+        problem: String,
+        /// The console's last words.
+        console: String,
+    },
     /// Building the environment failed.
     #[error("cannot build the isolated environment: {0}")]
     Environment(String),
@@ -174,6 +188,8 @@ impl RunnerError {
             Self::ImageTooLarge { .. } => "image_too_large",
             Self::IsolationTooWeak { .. } => "isolation_too_weak",
             Self::Environment(_) => "environment",
+            Self::NoMachine { .. } => "no_machine",
+            Self::MachineFailed { .. } => "machine_failed",
             Self::Listen { .. } => "cannot_listen",
             Self::Occupied { .. } => "occupied",
             Self::NoGrant { .. } => "no_grant",
@@ -210,6 +226,9 @@ impl RunnerError {
             Self::IsolationTooWeak { .. } => {
                 "run the runner as root, allow user namespaces (sysctl user.max_user_namespaces, \
                  kernel.apparmor_restrict_unprivileged_userns=0), or lower minimum_isolation"
+            }
+            Self::NoMachine { .. } => {
+                "`compute-bridge check` says what to install; docs/OPERATORS.md, virtual machines"
             }
             Self::Listen { .. } => "give port 0 to take any free port, or an address this host has",
             Self::Occupied { .. } => "use another directory, or `runner stop` and `runner clean` this one first",
@@ -258,10 +277,13 @@ pub fn exit_code_of(code: &str) -> u8 {
         "disk_full" => 24,
         "over" => 25,
         "not_moved" => 26,
+        "no_machine" => 27,
+        "machine_failed" => 28,
         _ => 1,
     }
 }
 
 /// How the runner is called.
-pub const USAGE: &str = "runner probe [--dir DIR] | start --dir DIR | status --dir DIR | stop --dir DIR [--reason TEXT] | \
-                         clean --dir DIR | extend --dir DIR --until UNIX_MS | list --root ROOT";
+pub const USAGE: &str = "runner probe [--dir DIR] [--machine JSON] | boot-files --dir DIR --machine JSON | start --dir DIR | \
+                         status --dir DIR | stop --dir DIR [--reason TEXT] | clean --dir DIR | \
+                         extend --dir DIR --until UNIX_MS | list --root ROOT";

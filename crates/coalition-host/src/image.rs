@@ -2,13 +2,15 @@
 
 use std::collections::HashSet;
 use std::fs::{self, File};
-use std::io::{self, Read};
+use std::io::{self, Read, Seek};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use flate2::read::MultiGzDecoder;
 
-use crate::rootfs::{DIRECTORY_BYTES, ENTRY_COST, EntryKind, Header, Planned, plan};
+use crate::error::RunnerError;
+use crate::rootfs::oci::ImageConfig;
+use crate::rootfs::{DIRECTORY_BYTES, ENTRY_COST, EntryKind, Header, Planned, find_oci, plan, whiteout};
 
 /// What was made or found.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,6 +43,17 @@ pub struct Inspection {
     pub has_shell: bool,
     /// The first entry a host would refuse, and why.
     pub refused: Option<String>,
+    /// What an OCI archive says beyond that; none for a plain root file system.
+    pub oci: Option<OciSummary>,
+}
+
+/// What an OCI archive says about its image.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OciSummary {
+    /// Layers.
+    pub layers: usize,
+    /// How it wants to be run.
+    pub config: ImageConfig,
 }
 
 /// Why there is no image.
@@ -60,6 +73,15 @@ pub enum ImageError {
         /// What the archive reader says.
         #[source]
         source: io::Error,
+    },
+    /// It is an OCI archive that no host takes.
+    #[error("{path} is no OCI archive that a host can run")]
+    Oci {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        #[source]
+        source: Box<RunnerError>,
     },
     /// The file is empty, or an archive without entries.
     #[error("{path} contains nothing")]
@@ -85,6 +107,7 @@ impl ImageError {
     pub fn hint(&self) -> Option<&'static str> {
         match self {
             Self::NoBusybox { .. } => Some("apt-get install busybox-static"),
+            Self::Oci { .. } => Some("make one with `podman save --format oci-archive -o image.tar NAME`"),
             Self::NotAnArchive { .. } | Self::Empty { .. } => {
                 Some("give a tar of a root file system, e.g. `tar -C rootfs -cf image.tar .`")
             }
@@ -218,10 +241,12 @@ fn hash_file(path: &Path) -> Result<(String, u64), ImageError> {
 pub fn inspect(path: &Path) -> Result<Inspection, ImageError> {
     let (blake3, size_bytes) = hash_file(path)?;
     let failed = |source| ImageError::Io { what: "read", path: path.into(), source };
-    let mut file = io::BufReader::new(File::open(path).map_err(failed)?);
+    let mut file = File::open(path).map_err(failed)?;
+    let refused = |source: RunnerError| ImageError::Oci { path: path.into(), source: Box::new(source) };
+    let oci = find_oci(&mut file, path).map_err(refused)?;
+    file.rewind().map_err(failed)?;
     let mut magic = [0u8; 2];
     let gzip = file.read_exact(&mut magic).is_ok() && magic == [0x1f, 0x8b];
-    let source = io::Cursor::new(magic).chain(file);
     let mut found = Inspection {
         blake3,
         size_bytes,
@@ -231,7 +256,17 @@ pub fn inspect(path: &Path) -> Result<Inspection, ImageError> {
         disk_bytes: 0,
         has_shell: false,
         refused: None,
+        oci: oci.as_ref().map(|oci| OciSummary { layers: oci.layers.len(), config: oci.config.clone() }),
     };
+    if let Some(oci) = oci {
+        let damaged = |e: io::Error| RunnerError::ImageFormat { path: path.into(), problem: e.to_string() };
+        for layer in 0..oci.layers.len() {
+            let looked = oci.read_layer(&mut file, path, layer, u64::MAX, |tar| look(tar, &mut found).map_err(damaged));
+            looked.map_err(refused)?;
+        }
+        return if found.entries == 0 { Err(ImageError::Empty { path: path.into() }) } else { Ok(found) };
+    }
+    let source = io::Cursor::new(magic).chain(io::BufReader::new(file));
     let read = if gzip { look(MultiGzDecoder::new(source), &mut found) } else { look(source, &mut found) };
     read.map_err(|source| ImageError::NotAnArchive { path: path.into(), source })?;
     if found.entries == 0 {
@@ -254,6 +289,9 @@ fn look(source: impl Read, found: &mut Inspection) -> io::Result<()> {
             _ => EntryKind::Special,
         };
         let (path, link) = (entry.path_bytes(), entry.link_name_bytes().unwrap_or_default());
+        if found.oci.is_some() && matches!(whiteout(&path), Ok(Some(_))) {
+            continue;
+        }
         let header = Header { path: &path, kind, size: entry.size(), mode: 0o755, uid: 0, gid: 0, link: &link };
         match plan(&header) {
             Ok(Planned::Skip) => {}

@@ -13,6 +13,7 @@ pub mod counters;
 pub mod error;
 pub mod image;
 mod isolate;
+pub mod machine;
 pub mod output;
 pub mod proc;
 pub mod rootfs;
@@ -28,7 +29,7 @@ pub mod usage;
 pub use runner::runner_main;
 pub use ssh::keys;
 pub use types::{
-    CleanReport, Egress, EndReason, ExitOutcome, Failure, FailureReport, Isolation, IsolationLevel, ListReport,
-    ListedGrant, Mechanism, Phase, ProbeReport, ProcessRef, RunnerState, SecretText, UsageReport, WorkloadSpec,
-    parse_answer,
+    BootReport, CleanReport, Egress, EndReason, ExitOutcome, Failure, FailureReport, GuestUsage, Isolation,
+    IsolationLevel, ListReport, ListedGrant, MachineProbe, MachineSpec, Mechanism, Phase, ProbeReport, ProcessRef,
+    RunnerState, SecretText, TdxSpec, UsageReport, WorkloadSpec, parse_answer,
 };

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use russh::keys::{PrivateKey, PublicKey};
 
 use crate::error::{Result, RunnerError};
-use crate::types::{FORMAT_VERSION, WorkloadSpec};
+use crate::types::{FORMAT_VERSION, MachineSpec, WorkloadSpec};
 
 /// A `spec.json` larger than this is refused unread.
 pub const MAX_SPEC_BYTES: usize = 256 * 1024;
@@ -49,6 +49,7 @@ pub fn check(spec: WorkloadSpec, now_unix_ms: u64) -> Result<CheckedSpec> {
     check_sizes(&spec)?;
     check_deadline(&spec, now_unix_ms)?;
     check_command(&spec)?;
+    spec.machine.iter().try_for_each(check_machine)?;
     let host_key = PrivateKey::from_openssh(spec.ssh_host_key.expose())
         .map_err(|_| bad("ssh_host_key", "not an OpenSSH private key (its text is not shown)"))?;
     if host_key.is_encrypted() {
@@ -128,6 +129,22 @@ fn check_command(spec: &WorkloadSpec) -> Result<()> {
     Ok(())
 }
 
+/// Checks how virtual machines are to be made. Errors name the value.
+pub fn check_machine(machine: &MachineSpec) -> Result<()> {
+    let paths = [Some(&machine.kernel), machine.modules.as_ref(), machine.firmware.as_ref()];
+    if let Some(path) = paths.into_iter().flatten().find(|path| !path.is_absolute()) {
+        return Err(bad("machine", format!("{} is not an absolute path", path.display())));
+    }
+    let (low, high) = (128, 65_536);
+    if !(low..=high).contains(&machine.overhead_mib) {
+        return Err(bad("machine", format!("overhead_mib = {} is not between {low} and {high}", machine.overhead_mib)));
+    }
+    if machine.tdx.is_some() && machine.firmware.is_none() {
+        return Err(bad("machine", "TDX guests need firmware, which is what is measured first"));
+    }
+    Ok(())
+}
+
 /// Checks one environment variable: a shell-like name, no zero byte, at most 4 KiB. The error says what is wrong.
 pub fn check_env(name: &str, value: &str) -> Result<(), String> {
     let mut bytes = name.bytes();
@@ -174,6 +191,7 @@ mod tests {
             env: Default::default(),
             minimum_isolation: IsolationLevel::ProcessLimits,
             egress: Default::default(),
+            machine: None,
         }
     }
 
@@ -213,6 +231,10 @@ mod tests {
             ("ssh_authorized_key", |s| s.ssh_authorized_key = "ssh-ed25519 !!!".into()),
             ("command", |s| s.command = vec!["".into()]),
             ("command", |s| s.command = vec!["a\0b".into()]),
+            ("machine", |s| {
+                s.machine = Some(MachineSpec { kernel: "vmlinuz".into(), overhead_mib: 288, ..Default::default() })
+            }),
+            ("machine", |s| s.machine = Some(MachineSpec { kernel: "/vmlinuz".into(), ..Default::default() })),
             ("env", |s| s.env = [("A=B".to_owned(), "x".to_owned())].into()),
         ];
         for (field, change) in cases {

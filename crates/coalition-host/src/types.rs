@@ -87,6 +87,9 @@ pub struct WorkloadSpec {
     /// What of the host's network the workload may use.
     #[serde(default)]
     pub egress: Egress,
+    /// Runs the grant in a virtual machine of its own, inside the isolation that the host offers.
+    #[serde(default)]
+    pub machine: Option<MachineSpec>,
 }
 
 /// What of its host's network a workload may use.
@@ -100,6 +103,44 @@ pub enum Egress {
     Host,
 }
 
+/// How virtual machines are made on a host.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MachineSpec {
+    /// The guests' kernel, a bzImage on the host. Absolute.
+    pub kernel: PathBuf,
+    /// That kernel's directory below `/lib/modules`; none when all it needs is built in.
+    #[serde(default)]
+    pub modules: Option<PathBuf>,
+    /// Memory a machine takes beside its workload's, MiB: the guest's kernel and runner, and QEMU itself.
+    #[serde(default = "machine_overhead")]
+    pub overhead_mib: u64,
+    /// Firmware instead of QEMU's BIOS.
+    #[serde(default)]
+    pub firmware: Option<PathBuf>,
+    /// Makes TDX guests; needs firmware for them.
+    #[serde(default)]
+    pub tdx: Option<TdxSpec>,
+}
+
+/// How TDX guests are made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TdxSpec {
+    /// Port on the host's vsock of Intel's quote generation service.
+    #[serde(default = "quote_port")]
+    pub quote_port: u32,
+}
+
+/// [`MachineSpec::overhead_mib`] unless it is said.
+pub const fn machine_overhead() -> u64 {
+    288
+}
+
+const fn quote_port() -> u32 {
+    4050
+}
+
 /// How strongly a workload is separated from its host, weakest first.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -111,6 +152,8 @@ pub enum IsolationLevel {
     UserNamespaces,
     /// Namespaces made by root, workload mapped to an unused uid range, limits by cgroup.
     RootNamespaces,
+    /// A virtual machine with a kernel of its own, which itself runs in one of the two above.
+    Machine,
 }
 
 impl fmt::Display for IsolationLevel {
@@ -119,6 +162,7 @@ impl fmt::Display for IsolationLevel {
             Self::ProcessLimits => "none: process limits only",
             Self::UserNamespaces => "user namespaces+rlimits (unprivileged)",
             Self::RootNamespaces => "namespaces+cgroups (root)",
+            Self::Machine => "virtual machine",
         })
     }
 }
@@ -135,6 +179,8 @@ pub enum Mechanism {
     Rlimit,
     /// CPU affinity: whole cores only.
     Affinity,
+    /// The virtual machine's own size, and its kernel.
+    Machine,
     /// A periodic check that ends the grant when exceeded.
     Sweep,
     /// Nothing.
@@ -201,6 +247,17 @@ pub enum EndReason {
     Lost,
 }
 
+/// Counters of a virtual machine's own kernel: what its workload used, without what the machine itself costs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GuestUsage {
+    /// CPU time of the workload, milliseconds of one core.
+    pub cpu_core_ms: u64,
+    /// Its memory now, MiB rounded up.
+    pub ram_mib: u64,
+    /// Its disk now, MiB rounded up.
+    pub disk_mib: u64,
+}
+
 /// Resources used so far. Every number only ever grows.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UsageReport {
@@ -224,6 +281,9 @@ pub struct UsageReport {
     pub updated_unix_ms: u64,
     /// True for the last report of a grant.
     pub is_final: bool,
+    /// What the machine's own kernel counted, as it says; nothing is billed by it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub guest: Option<GuestUsage>,
 }
 
 /// Where a grant stands; `state.json` in its directory, replaced atomically.
@@ -317,6 +377,37 @@ pub struct ProbeReport {
     pub disk_available_mib: u64,
     /// The host's clock, milliseconds since 1970.
     pub clock_unix_ms: u64,
+    /// What it has for virtual machines; only when asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub machine: Option<MachineProbe>,
+}
+
+/// Answer of `runner boot-files`: what a machine starts from, and so what a TDX guest measures.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BootReport {
+    /// [`FORMAT_VERSION`].
+    pub version: u16,
+    /// The kernel.
+    pub kernel: PathBuf,
+    /// The initial file system.
+    pub initrd: PathBuf,
+    /// The kernel's command line.
+    pub command_line: String,
+    /// The firmware.
+    pub firmware: Option<PathBuf>,
+    /// A guest's memory is its grant's and so much, MiB.
+    pub memory_added_mib: u64,
+}
+
+/// What a host has for virtual machines.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MachineProbe {
+    /// True when KVM executes machines here; else they are emulated.
+    pub kvm: bool,
+    /// Why it does not.
+    pub kvm_problem: Option<String>,
+    /// What is missing and what to do about it; empty when machines can be started.
+    pub missing: Vec<String>,
 }
 
 /// Answer of `runner clean`.

@@ -50,9 +50,17 @@ fn inspect(args: &ImageInspectArgs, output: &Output) -> Result<()> {
     let value = json!({
         "file": args.file, "size_bytes": facts.size_bytes, "blake3": facts.hash.to_string(), "gzipped": contents.gzip,
         "entries": contents.entries, "unpacked_bytes": contents.unpacked_bytes, "has_shell": contents.has_shell,
+        "oci": contents.oci.as_ref().map(|oci| json!({
+            "layers": oci.layers, "command": oci.config.command, "env": oci.config.env.keys().collect::<Vec<_>>(),
+            "workdir": oci.config.workdir, "user": oci.config.user,
+        })),
     });
     output.answer(&value, |output| {
-        let kind = if contents.gzip { "gzipped tar" } else { "tar" };
+        let kind = match &contents.oci {
+            Some(oci) => format!("OCI archive, layers: {}", oci.layers),
+            None if contents.gzip => "gzipped tar".to_owned(),
+            None => "tar".to_owned(),
+        };
         let mut text = format!(
             "{}\n  {kind}, {} bytes, {} entries, {} bytes unpacked\n  blake3 {}\n",
             args.file.display(),
@@ -61,6 +69,11 @@ fn inspect(args: &ImageInspectArgs, output: &Output) -> Result<()> {
             contents.unpacked_bytes,
             facts.hash
         );
+        if let Some(oci) = contents.oci.as_ref().filter(|oci| !oci.config.command.is_empty()) {
+            let command: Vec<String> = oci.config.command.iter().map(|word| format!("{word:?}")).collect();
+            let user = oci.config.user.as_deref().unwrap_or("root");
+            text += &format!("  runs {} as {user}, unless the request says what to run\n", command.join(" "));
+        }
         if !contents.has_shell {
             text += &output.paint(Paint::Warn, "  no /bin/sh in it: `coalition ssh` can only run programs it has\n");
         }

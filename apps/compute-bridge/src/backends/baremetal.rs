@@ -16,13 +16,16 @@ use coalition_compute::{
     Capabilities, ComputeGrant, DeclaredRates, MIN_CPU_MILLICORES, MIN_RAM_MIB, OfferName, Region,
 };
 use coalition_host::types::{
-    CleanReport, Egress, FORMAT_VERSION, Isolation, IsolationLevel, ListReport, Phase, ProbeReport, RunnerState,
+    CleanReport, Egress, FORMAT_VERSION, IsolationLevel, ListReport, MachineSpec, Phase, ProbeReport, RunnerState,
     WorkloadSpec,
 };
 
 use zeroize::Zeroizing;
 
-use super::runner::{Runner, RunnerCallError, SMALL, exit_of, join, metrics, own_program};
+use super::runner::{
+    Runner, RunnerCallError, SMALL, StartError, exit_of, isolation_text, join, kind_of, metrics, offered_text,
+    own_program,
+};
 use crate::backend::{
     Backend, BackendError, Exit, FailureKind, InstanceName, MoveError, Offering, Order, OwnedInstance,
     ProvisionedInstance, Unfit, UsageSeen,
@@ -59,6 +62,8 @@ pub struct HostSetup {
     pub start_timeout: Duration,
     /// Pause between two looks at a running workload.
     pub watch_interval: Duration,
+    /// Runs every workload in a virtual machine made so.
+    pub machine: Option<MachineSpec>,
 }
 
 /// What a bare-metal backend is made of.
@@ -132,7 +137,11 @@ impl BareMetalBackend {
     pub async fn probe(&self) -> Result<ProbeReport, BackendError> {
         let asked = async {
             let paths = self.runner.paths(&self.ssh).await?;
-            self.runner.call(&self.ssh, "probe", &[("--dir", &paths.grants)], PROBE, true).await
+            let machine = self.setup.host.machine.as_ref();
+            let machine = machine.map(|m| serde_json::to_string(m).expect("plain data always serialises to memory"));
+            let args = [("--dir", paths.grants.as_str())];
+            let args: Vec<_> = args.into_iter().chain(machine.iter().map(|m| ("--machine", m.as_str()))).collect();
+            self.runner.call(&self.ssh, "probe", &args, PROBE, true).await
         };
         asked.await.map_err(|error| self.failed(&error, false))
     }
@@ -232,6 +241,7 @@ impl BareMetalBackend {
             env: order.workload.env.iter().cloned().collect(),
             minimum_isolation: self.setup.host.minimum_isolation,
             egress: self.setup.host.egress,
+            machine: self.setup.host.machine.clone(),
         }
     }
 
@@ -367,9 +377,13 @@ impl BareMetalBackend {
             unknown.iter().fold(total, |left, taken| left.saturating_sub(field(taken)))
         };
         let mut capabilities = self.nothing();
-        let mut detail = isolation_text(&probe.isolation);
-        if probe.isolation.level < self.setup.host.minimum_isolation {
-            let (offers, wants) = (probe.isolation.level, self.setup.host.minimum_isolation);
+        let machines = match self.machines_that_fit(probe) {
+            Ok(fit) => fit,
+            Err(problem) => return (capabilities, problem),
+        };
+        let mut detail = offered_text(probe);
+        if self.level(probe) < self.setup.host.minimum_isolation {
+            let (offers, wants) = (self.level(probe), self.setup.host.minimum_isolation);
             return (
                 capabilities,
                 format!("the machine isolates only by \"{offers}\", the boot file asks for \"{wants}\""),
@@ -392,8 +406,34 @@ impl BareMetalBackend {
         }
         capabilities.max_cpu_millicores = less(self.setup.cpu_millicores, |taken| taken.cpu_millicores);
         capabilities.max_ram_mib = less(self.setup.ram_mib, |taken| taken.ram_mib);
-        capabilities.max_instances = less(self.setup.max_instances, |_| 1);
+        capabilities.max_instances = less(self.setup.max_instances.min(machines), |_| 1);
         (capabilities, detail)
+    }
+
+    /// What workloads run in here.
+    fn level(&self, probe: &ProbeReport) -> IsolationLevel {
+        if self.setup.host.machine.is_some() { IsolationLevel::Machine } else { probe.isolation.level }
+    }
+
+    /// How many virtual machines fit beside the memory sold, where there are any; or why none do.
+    fn machines_that_fit(&self, probe: &ProbeReport) -> Result<u32, String> {
+        let Some(machine) = &self.setup.host.machine else { return Ok(u32::MAX) };
+        let missing = probe.machine.as_ref().map_or(&[][..], |found| &found.missing[..]);
+        if !missing.is_empty() {
+            return Err(format!("virtual machines cannot be run: {}", missing.join("; ")));
+        }
+        if probe.isolation.level < IsolationLevel::UserNamespaces {
+            return Err("virtual machines need at least user namespaces around them, which this machine lacks".into());
+        }
+        let left = probe.ram_mib.saturating_sub(u64::from(self.setup.ram_mib));
+        let fit = u32::try_from(left / machine.overhead_mib.max(1)).unwrap_or(u32::MAX);
+        if fit > 0 {
+            return Ok(fit);
+        }
+        Err(format!(
+            "{} of {} MiB are sold, and a virtual machine takes {} MiB more than its workload; sell less",
+            self.setup.ram_mib, probe.ram_mib, machine.overhead_mib
+        ))
     }
 
     fn nothing(&self) -> Capabilities {
@@ -426,7 +466,7 @@ impl Backend for BareMetalBackend {
             Ok(probe) => {
                 self.note(None);
                 let (capabilities, detail) = self.offered(&probe);
-                Offering { capabilities, rates, isolation: Some(probe.isolation.level), detail, reachable: true }
+                Offering { capabilities, rates, isolation: Some(self.level(&probe)), detail, reachable: true }
             }
             Err(error) => {
                 let capabilities = self.nothing();
@@ -578,60 +618,4 @@ impl Backend for BareMetalBackend {
 
 fn image_path(images: &str, order: Order<'_>) -> String {
     join(images, &format!("{}.image", order.image.hash))
-}
-
-/// A failed start, by how far it got.
-enum StartError {
-    /// Nothing was started.
-    Before(RunnerCallError),
-    /// Nothing was started, because the image on the machine is not the one that was sent.
-    Image(RunnerCallError),
-    /// The workload was started, or may have been.
-    Started(RunnerCallError),
-}
-
-impl StartError {
-    fn from_call(error: RunnerCallError) -> Self {
-        let failure = match &error {
-            RunnerCallError::Refused(failure) => failure,
-            RunnerCallError::Ssh(ssh) if ssh.is_before_anything() => return Self::Before(error),
-            _ => return Self::Started(error),
-        };
-        match failure.code.as_str() {
-            "image_hash_mismatch" | "image_size_mismatch" => Self::Image(error),
-            "bad_spec" | "unreadable" | "usage" | "deadline_passed" | "isolation_too_weak" | "cannot_listen"
-            | "disk_full" | "occupied" | "image_too_large" => Self::Before(error),
-            _ => Self::Started(error),
-        }
-    }
-}
-
-fn kind_of(error: &RunnerCallError) -> FailureKind {
-    match error {
-        RunnerCallError::Ssh(error) => error.kind(),
-        RunnerCallError::Refused(failure) => match failure.code.as_str() {
-            "disk_full" => FailureKind::Capacity,
-            "image_too_large" => FailureKind::TooLarge,
-            "occupied" => FailureKind::Conflict,
-            "no_grant" => FailureKind::NotFound,
-            "cannot_listen" | "will_not_die" => FailureKind::Transient,
-            _ => FailureKind::Fatal,
-        },
-        RunnerCallError::Missing { .. } | RunnerCallError::Program { .. } => FailureKind::Fatal,
-    }
-}
-
-/// The level and its losses, on one line and short enough for a receipt.
-fn isolation_text(isolation: &Isolation) -> String {
-    let mut text = isolation.name.clone();
-    for loss in &isolation.losses {
-        text.push_str("; ");
-        text.push_str(loss);
-    }
-    let clean: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
-    let limit = coalition_shuffle::receipt::MAX_ISOLATION_BYTES;
-    match clean.char_indices().find(|(at, c)| at + c.len_utf8() > limit - 3) {
-        Some((at, _)) => format!("{}…", &clean[..at]),
-        None => clean,
-    }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use coalition::ProviderId;
-use coalition_host::types::{Egress, IsolationLevel};
+use coalition_host::types::{Egress, IsolationLevel, MachineSpec};
 use toml::Spanned;
 
 use super::{BareMetalBackend, BareMetalSetup, HostSetup};
@@ -36,6 +36,7 @@ pub(super) fn host(
     dir: Option<&String>,
     (minimum_isolation, egress): (IsolationLevel, Egress),
     runner: Option<&Spanned<PathBuf>>,
+    machine: Option<MachineSpec>,
 ) -> HostSetup {
     let provider = &resolved.config.provider;
     let seconds = |value: u64| Duration::from_secs(value);
@@ -49,6 +50,7 @@ pub(super) fn host(
         image_timeout: seconds(*provider.image_timeout_sec.get_ref()),
         start_timeout: seconds(*provider.start_timeout_sec.get_ref()),
         watch_interval: seconds(*provider.watch_interval_sec.get_ref()),
+        machine,
     }
 }
 
@@ -80,7 +82,14 @@ fn machines(resolved: &Resolved, id: ProviderId) -> Result<Vec<Arc<BareMetalBack
             rates,
             public_host: machine.public_host().to_owned(),
             listen: machine.listen,
-            host: host(resolved, id, machine.dir.as_ref(), (machine.minimum_isolation, machine.egress), program),
+            host: host(
+                resolved,
+                id,
+                machine.dir.as_ref(),
+                (machine.minimum_isolation, machine.egress),
+                program,
+                machine.machine.as_ref().map(|spec| spec.get_ref().clone()),
+            ),
         });
     }
     Ok(setups.into_iter().map(|setup| Arc::new(BareMetalBackend::new(setup))).collect())

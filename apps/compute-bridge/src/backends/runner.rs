@@ -4,11 +4,11 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use coalition_compute::{LogEnd, UsageMetrics};
-use coalition_host::types::{EndReason, Failure, Phase, UsageReport, parse_answer};
+use coalition_host::types::{EndReason, Failure, Isolation, Phase, ProbeReport, UsageReport, parse_answer};
 use serde::de::DeserializeOwned;
 use tokio::sync::Mutex;
 
-use crate::backend::Exit;
+use crate::backend::{Exit, FailureKind};
 use crate::ssh::{SshError, SshHost, file_blake3, quote};
 
 /// Wait for one small file operation.
@@ -186,5 +186,73 @@ pub(super) fn exit_of(phase: &Phase) -> Option<Exit> {
             };
             Some(Exit { end, usage: metrics(usage) })
         }
+    }
+}
+
+/// A failed start, by how far it got.
+pub(super) enum StartError {
+    /// Nothing was started.
+    Before(RunnerCallError),
+    /// Nothing was started, because the image on the machine is not the one that was sent.
+    Image(RunnerCallError),
+    /// The workload was started, or may have been.
+    Started(RunnerCallError),
+}
+
+impl StartError {
+    pub(super) fn from_call(error: RunnerCallError) -> Self {
+        let failure = match &error {
+            RunnerCallError::Refused(failure) => failure,
+            RunnerCallError::Ssh(ssh) if ssh.is_before_anything() => return Self::Before(error),
+            _ => return Self::Started(error),
+        };
+        match failure.code.as_str() {
+            "image_hash_mismatch" | "image_size_mismatch" => Self::Image(error),
+            "bad_spec" | "no_machine" | "unreadable" | "usage" | "deadline_passed" | "isolation_too_weak"
+            | "cannot_listen" | "disk_full" | "occupied" | "image_too_large" => Self::Before(error),
+            _ => Self::Started(error),
+        }
+    }
+}
+
+pub(super) fn kind_of(error: &RunnerCallError) -> FailureKind {
+    match error {
+        RunnerCallError::Ssh(error) => error.kind(),
+        RunnerCallError::Refused(failure) => match failure.code.as_str() {
+            "disk_full" => FailureKind::Capacity,
+            "image_too_large" => FailureKind::TooLarge,
+            "occupied" => FailureKind::Conflict,
+            "no_grant" => FailureKind::NotFound,
+            "cannot_listen" | "will_not_die" => FailureKind::Transient,
+            _ => FailureKind::Fatal,
+        },
+        RunnerCallError::Missing { .. } | RunnerCallError::Program { .. } => FailureKind::Fatal,
+    }
+}
+
+/// What a probe says of isolation, virtual machines first.
+pub(super) fn offered_text(probe: &ProbeReport) -> String {
+    let outer = isolation_text(&probe.isolation);
+    match &probe.machine {
+        None => outer,
+        Some(found) => match &found.kvm_problem {
+            None => format!("virtual machines on KVM, in {outer}"),
+            Some(problem) => format!("virtual machines, emulated and slow ({problem}), in {outer}"),
+        },
+    }
+}
+
+/// The level and its losses, on one line and short enough for a receipt.
+pub(super) fn isolation_text(isolation: &Isolation) -> String {
+    let mut text = isolation.name.clone();
+    for loss in &isolation.losses {
+        text.push_str("; ");
+        text.push_str(loss);
+    }
+    let clean: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    let limit = coalition_shuffle::receipt::MAX_ISOLATION_BYTES;
+    match clean.char_indices().find(|(at, c)| at + c.len_utf8() > limit - 3) {
+        Some((at, _)) => format!("{}…", &clean[..at]),
+        None => clean,
     }
 }

@@ -60,6 +60,8 @@ max_instances = 64
 tdx_capable = false             # this version cannot start workloads inside TDX (guest_mrtd is for development)
 minimum_isolation = "process_limits"  # or "user_namespaces", "root_namespaces": refuse hosts that offer less
 egress = "none"                 # or "host": workloads without a network of their own may use this machine's
+# isolation = "machine"         # a virtual machine for every workload; docs/OPERATORS.md says what the host needs
+# machine = { kernel = "/boot/vmlinuz-6.1.0-cloud-amd64", modules = "/lib/modules/6.1.0-cloud-amd64", overhead_mib = 288 }
 # public_host = "rack-01.example.net"  # where requesters reach workloads; `host` when absent
 # listen = "0.0.0.0"                   # where workloads' SSH servers listen
 # dir = ".coalition-host"              # on the host, relative to the login's home

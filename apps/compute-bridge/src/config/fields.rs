@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use coalition::{Mrtd, PublishedConfig, UniqueId};
 use coalition_compute::{OfferName, Region};
-use coalition_host::types::{Egress, IsolationLevel};
+use coalition_host::types::{Egress, IsolationLevel, MachineSpec};
 use coalition_universe::PeerAddress;
 use serde::Deserialize;
 use toml::Spanned;
@@ -228,8 +228,24 @@ pub struct MachineConfig {
     /// What of the machine's network workloads may use.
     #[serde(default)]
     pub egress: Egress,
+    /// What every workload runs in.
+    #[serde(default)]
+    pub isolation: WorkloadIsolation,
+    /// How virtual machines are made; with `isolation = "machine"` only.
+    pub machine: Option<Spanned<MachineSpec>>,
     /// Prices of this machine, instead of `provider.rates.baremetal`.
     pub rates: Option<BackendRates>,
+}
+
+/// What every workload of a machine runs in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WorkloadIsolation {
+    /// The strongest that the kernel offers: namespaces, or less.
+    #[default]
+    Namespaces,
+    /// A virtual machine of its own, inside these.
+    Machine,
 }
 
 /// The operator's page.

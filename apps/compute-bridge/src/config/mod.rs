@@ -21,7 +21,7 @@ pub use error::{ConfigError, Place};
 pub use example::EXAMPLE;
 pub use fields::{
     AttestationConfig, AttestationSource, BackendRates, BareMetalConfig, BridgeConfig, CoalitionSource,
-    DashboardConfig, MachineConfig, OnShutdown, ProviderConfig, RatesConfig,
+    DashboardConfig, MachineConfig, OnShutdown, ProviderConfig, RatesConfig, WorkloadIsolation,
 };
 pub use gcp::GcpConfig;
 pub use resolve::Resolved;

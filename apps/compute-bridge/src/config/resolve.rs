@@ -11,7 +11,7 @@ use toml::Spanned;
 use zeroize::Zeroizing;
 
 use super::error::{ConfigError, Place};
-use super::fields::{AttestationSource, BareMetalConfig, BridgeConfig, MAX_MACHINES, MachineConfig};
+use super::fields::{AttestationSource, BareMetalConfig, BridgeConfig, MAX_MACHINES, MachineConfig, WorkloadIsolation};
 use super::secret::{check_secret_file, read_secret_file};
 use crate::platform::{Platform, PlatformError};
 use crate::provider::Attestor;
@@ -145,6 +145,22 @@ impl BridgeConfig {
         }
     }
 
+    fn check_virtual(&self, spanned: &Spanned<MachineConfig>) -> Result<(), ConfigError> {
+        let config = spanned.get_ref();
+        let machine = match (config.isolation, &config.machine) {
+            (WorkloadIsolation::Namespaces, None) => return Ok(()),
+            (WorkloadIsolation::Namespaces, Some(machine)) => {
+                return Err(self.refuse(machine, "goes with isolation = \"machine\""));
+            }
+            (WorkloadIsolation::Machine, None) => {
+                let problem = "isolation = \"machine\" needs machine = { kernel = \"/boot/vmlinuz-…\", modules = \"/lib/modules/…\" }";
+                return Err(self.refuse(spanned, problem));
+            }
+            (WorkloadIsolation::Machine, Some(machine)) => machine,
+        };
+        coalition_host::spec::check_machine(machine.get_ref()).map_err(|error| self.refuse(machine, error.to_string()))
+    }
+
     fn is_development(&self) -> bool {
         let source = self.attestation.as_ref().map(|section| section.get_ref().source);
         source == Some(AttestationSource::Development)
@@ -217,6 +233,7 @@ impl BridgeConfig {
             }
         }
         self.check_guest(machine)?;
+        self.check_virtual(spanned)?;
         self.range(&machine.cpu_millicores, 10, 1_024_000)?;
         self.range(&machine.ram_mib, 8, 16 << 20)
     }

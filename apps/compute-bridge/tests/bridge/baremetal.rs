@@ -12,12 +12,12 @@ use compute_bridge::now_ms;
 use super::harness::*;
 use super::ssh::Sshd;
 
-struct Provisioned {
-    instance: ProvisionedInstance,
-    receipt: SshAccessReceipt,
+pub(crate) struct Provisioned {
+    pub(crate) instance: ProvisionedInstance,
+    pub(crate) receipt: SshAccessReceipt,
 }
 
-async fn provision(
+pub(crate) async fn provision(
     backend: &BareMetalBackend,
     n: u8,
     bytes: &[u8],

@@ -73,6 +73,8 @@ fn every_mistake_names_file_line_key_and_remedy() {
         ("[dashboard]", "[attestation]\nsource = \"development\"\n[dashboard]", &["attestation", "development_root"]),
         ("fingerprint", "attestation = { source = \"any\" }", &["attestation", "any", "tdx"]),
         ("minimum_isolation", "minimum_isolation = \"total\"", &["minimum_isolation", "user_namespaces"]),
+        ("# isolation", "isolation = \"machine\"", &["machine", "kernel", "modules"]),
+        ("# machine", "machine = { kernel = \"/boot/vmlinuz\" }", &["machine", "isolation = \"machine\""]),
         ("on_shutdown", "on_shutdown = \"explode\"", &["on_shutdown", "keep", "drain"]),
         ("capacity_refresh_sec", "capacity_refresh_sec = 1", &["capacity_refresh_sec", "5 to 60"]),
         ("image_cache_mib", "image_cache_mib = 1", &["image_cache_mib", "max_image_mib = 4096"]),

@@ -105,6 +105,7 @@ pub(crate) fn host_setup(dir: &str) -> HostSetup {
         image_timeout: SOON,
         start_timeout: SOON,
         watch_interval: Duration::from_millis(100),
+        machine: None,
     }
 }
 

@@ -22,6 +22,7 @@ mod image;
 mod inventory;
 mod journal;
 mod login;
+mod machines;
 mod memory;
 mod policy;
 mod program;

@@ -95,7 +95,7 @@ fn losses(isolation: &Isolation, root: bool, cpu_millicores: u32) -> Vec<String>
     let mut said: Vec<String> = Vec::new();
     let mut say = |text: &str| said.push(text.to_owned());
     match (isolation.level, isolation.uid_base) {
-        (IsolationLevel::RootNamespaces, Some(_)) => {}
+        (IsolationLevel::RootNamespaces, Some(_)) | (IsolationLevel::Machine, _) => {}
         (IsolationLevel::RootNamespaces, None) => {
             say("user namespaces are switched off here: the workload's root is the host's root, held back by dropped \
              capabilities and no_new_privs only")

@@ -73,6 +73,7 @@ pub(crate) fn first_stage() -> Result<(), Problem> {
     let Some(setup) = receive_setup(&control)? else { return Ok(()) };
     let outcome = match setup.level {
         IsolationLevel::ProcessLimits => return serve_unisolated(&control, &setup),
+        IsolationLevel::Machine => Err("a virtual machine runs in an environment, it is none".into()),
         IsolationLevel::UserNamespaces => enter_user_namespace(namespaces() | cgroup_flag(&setup)),
         IsolationLevel::RootNamespaces => at("create namespaces", unshare(namespaces() | cgroup_flag(&setup))),
     };

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -13,7 +13,7 @@ use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
 use nix::pty::{PtyMaster, posix_openpt, ptsname_r, unlockpt};
 use nix::unistd::Pid;
 
-use super::proto::{Launch, Program, Setup, Terminal};
+use super::proto::{Launch, MACHINE_FDS, Program, Setup, Terminal, Workload};
 use super::{pty, sys};
 use crate::types::IsolationLevel;
 
@@ -83,12 +83,13 @@ pub(crate) fn start(setup: &Setup, launch: &Launch, streams: Vec<OwnedFd>) -> Re
     if launch.program == Program::Sftp && sftp_server(&account).is_none() {
         return own_sftp_server(&account, streams);
     }
-    let mut command = program(&account, launch)?;
+    let mut command = program(&account, setup, launch)?;
     environment(&mut command, &account, setup, launch);
+    let mut passed = Vec::new();
     let master = match &launch.terminal {
         Some(terminal) => Some(attach_terminal(&mut command, &account, launch, terminal)?),
         None => {
-            attach_streams(&mut command, launch, streams)?;
+            passed = attach_streams(&mut command, launch, streams)?;
             None
         }
     };
@@ -97,11 +98,12 @@ pub(crate) fn start(setup: &Setup, launch: &Launch, streams: Vec<OwnedFd>) -> Re
         let name = command.get_program().to_string_lossy().into_owned();
         format!("cannot run {name} inside the workload's image: {e}")
     })?;
+    drop(passed);
     let leader = Pid::from_raw(i32::try_from(child.id()).map_err(|e| e.to_string())?);
     Ok(Started { leader, master: master.map(Into::into) })
 }
 
-fn program(account: &Account, launch: &Launch) -> Result<Command, String> {
+fn program(account: &Account, setup: &Setup, launch: &Launch) -> Result<Command, String> {
     let mut command = match &launch.program {
         Program::Shell => {
             let mut command = Command::new(&account.shell);
@@ -114,12 +116,8 @@ fn program(account: &Account, launch: &Launch) -> Result<Command, String> {
             command.arg("-c").arg(line);
             command
         }
-        Program::Workload(argv) => {
-            let (first, rest) = argv.split_first().ok_or("the workload's command is empty")?;
-            let mut command = Command::new(first);
-            command.args(rest);
-            command
-        }
+        Program::Workload(workload) => return self::workload(account, setup, workload),
+        Program::Machine(argv) => arguments(argv)?,
         Program::Sftp => Command::new(sftp_server(account).ok_or("the image has no sftp-server")?),
     };
     command.current_dir(&account.home);
@@ -142,6 +140,50 @@ fn own_sftp_server(account: &Account, streams: Vec<OwnedFd>) -> Result<Started, 
     Ok(Started { leader, master: None })
 }
 
+fn arguments(argv: &[String]) -> Result<Command, String> {
+    let (first, rest) = argv.split_first().ok_or("the workload's command is empty")?;
+    let mut command = Command::new(first);
+    command.args(rest);
+    Ok(command)
+}
+
+/// The workload's command, where and as whom its image wants it run.
+fn workload(account: &Account, setup: &Setup, workload: &Workload) -> Result<Command, String> {
+    let mut command = arguments(&workload.argv)?;
+    let dir = workload.workdir.as_ref().map(|dir| account.inside(dir));
+    command.current_dir(dir.as_ref().unwrap_or(&account.home));
+    if let Some(wanted) = workload.user.as_ref().filter(|_| setup.level == IsolationLevel::RootNamespaces) {
+        let read = |path: &str| fs::read_to_string(account.inside(path)).unwrap_or_default();
+        let (uid, gid) = ids_of(wanted, &read("/etc/passwd"), &read("/etc/group"))?;
+        if (uid, gid) != (0, 0) {
+            command.gid(gid).uid(uid);
+        }
+    }
+    Ok(command)
+}
+
+/// Numbers of `user[:group]`, from the image's own files. A user given by number alone that has no entry gets group 0,
+/// as container runtimes have it.
+fn ids_of(wanted: &str, passwd: &str, group: &str) -> Result<(u32, u32), String> {
+    let (user, of_group) = wanted.split_once(':').map_or((wanted, None), |(u, g)| (u, Some(g)));
+    let number = |text: &str| text.parse::<u32>().ok().filter(|id| *id < 65_536);
+    let entry = |text: &str, at: usize, value: &str| {
+        let mut lines = text.lines().map(|line| line.split(':').map(str::to_owned).collect::<Vec<_>>());
+        lines.find(|fields| fields.len() > 3.min(at + 2) && fields[at] == value)
+    };
+    let known = entry(passwd, 0, user).or_else(|| entry(passwd, 2, user));
+    let uid = number(user).or_else(|| number(known.as_ref()?.get(2)?));
+    let uid =
+        uid.ok_or_else(|| format!("the image wants to run as {wanted:?}, and its /etc/passwd has no such user"))?;
+    let gid = match of_group.filter(|g| !g.is_empty()) {
+        Some(name) => number(name).or_else(|| number(entry(group, 0, name)?.get(2)?)),
+        None => Some(known.and_then(|fields| number(fields.get(3)?)).unwrap_or(0)),
+    };
+    let gid =
+        gid.ok_or_else(|| format!("the image wants to run as {wanted:?}, and its /etc/group has no such group"))?;
+    Ok((uid, gid))
+}
+
 fn environment(command: &mut Command, account: &Account, setup: &Setup, launch: &Launch) {
     let mut env: BTreeMap<&str, String> = BTreeMap::new();
     env.insert("PATH", account.path.clone());
@@ -159,17 +201,25 @@ fn environment(command: &mut Command, account: &Account, setup: &Setup, launch: 
     command.env_clear().envs(env);
 }
 
-fn attach_streams(command: &mut Command, launch: &Launch, streams: Vec<OwnedFd>) -> Result<(), String> {
+/// Answers what has to be closed once the child is started.
+fn attach_streams(command: &mut Command, launch: &Launch, mut streams: Vec<OwnedFd>) -> Result<Vec<OwnedFd>, String> {
     if let Program::Workload(_) = launch.program {
         let [stdout, stderr] =
             <[OwnedFd; 2]>::try_from(streams).map_err(|s| format!("{} streams came, 2 are needed", s.len()))?;
         command.stdin(Stdio::null()).stdout(Stdio::from(stdout)).stderr(Stdio::from(stderr));
-        return Ok(());
+        return Ok(Vec::new());
     }
+    let further = streams.split_off(streams.len().min(3));
     let [stdin, stdout, stderr] =
         <[OwnedFd; 3]>::try_from(streams).map_err(|s| format!("{} streams came, 3 are needed", s.len()))?;
     command.stdin(Stdio::from(stdin)).stdout(Stdio::from(stdout)).stderr(Stdio::from(stderr));
-    Ok(())
+    further.into_iter().zip(MACHINE_FDS..).map(|(fd, number)| place(&fd, number)).collect()
+}
+
+/// A copy of a descriptor under this number, which the next child inherits. The caller closes it once that is started.
+fn place(fd: &OwnedFd, number: i32) -> Result<OwnedFd, String> {
+    let copy = sys::duplicate_from(fd, number).map_err(|e| format!("cannot pass a descriptor on: {e}"))?;
+    if copy.as_raw_fd() == number { Ok(copy) } else { Err(format!("descriptor {number} is taken")) }
 }
 
 fn attach_terminal(
@@ -227,5 +277,16 @@ mod tests {
         assert_eq!(root_entry(passwd), ("/home/r".into(), "/bin/ash".into()));
         assert_eq!(root_entry("root:x:0:0:::\n"), ("/root".into(), "/bin/sh".into()));
         assert_eq!(root_entry("\u{0}garbage"), ("/root".into(), "/bin/sh".into()));
+    }
+
+    #[test]
+    fn users_are_names_or_numbers_and_must_be_the_images_own() {
+        let (passwd, group) = ("root:x:0:0::/:/bin/sh\nweb:x:33:44::/:/bin/sh\n", "staff:x:50:\n");
+        let of = |wanted| ids_of(wanted, passwd, group);
+        assert_eq!((of("web").unwrap(), of("33").unwrap()), ((33, 44), (33, 44)));
+        assert_eq!((of("web:staff").unwrap(), of("1000").unwrap(), of("7:8").unwrap()), ((33, 50), (1000, 0), (7, 8)));
+        for bad in ["nobody", "web:nobody", "70000", ""] {
+            assert!(of(bad).is_err(), "{bad}");
+        }
     }
 }

@@ -47,6 +47,9 @@ pub(crate) fn enter(setup: &Setup) -> Result<Vec<String>, Problem> {
     // The old root lies on top of the new one and is the current directory: relative paths are the host's, absolute
     // ones are the new root's. Symbolic links of the image therefore resolve inside it, whatever they say.
     at("return to the host's root", fchdir(&host))?;
+    if let Some(view) = &setup.machine {
+        view.paths.iter().try_for_each(|path| show(path))?;
+    }
     mount_proc(&mut losses)?;
     mount_dev(setup, &mut losses)?;
     mount_temporary(setup)?;
@@ -59,12 +62,44 @@ pub(crate) fn enter(setup: &Setup) -> Result<Vec<String>, Problem> {
 fn bind_root(rootfs: &Path) -> Result<(), Problem> {
     let what = format!("bind {}", rootfs.display());
     at(&what, mount(Some(rootfs), rootfs, None::<&str>, MsFlags::MS_BIND, None::<&str>))?;
-    // A less privileged mount namespace may only add to the flags its parent set, so those are repeated.
     let now = at("read mount flags", statvfs(rootfs))?.flags();
     if now.contains(FsFlags::ST_NOEXEC) {
         return Err(format!("{} lies on a file system mounted noexec; nothing could run there", rootfs.display()));
     }
     let mut flags = MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+    keep_flags(&mut flags, now);
+    at(format_args!("re{what} without set-uid"), mount(None::<&str>, rootfs, None::<&str>, flags, None::<&str>))
+}
+
+/// Shows a path of the host inside, read-only; nothing where the host has nothing. Links are repeated, not followed.
+fn show(path: &Path) -> Result<(), Problem> {
+    let relative = path.strip_prefix("/").unwrap_or(path);
+    let Ok(meta) = fs::symlink_metadata(relative) else { return Ok(()) };
+    let what = format!("show {}", path.display());
+    if let Some(parent) = path.parent() {
+        at(&what, fs::create_dir_all(parent))?;
+    }
+    if meta.is_symlink() {
+        let target = at(&what, fs::read_link(relative))?;
+        return at(&what, symlink(target, path));
+    }
+    if meta.is_dir() {
+        at(&what, fs::create_dir_all(path))?;
+    } else {
+        at(&what, fs::File::create(path))?;
+    }
+    let bind = MsFlags::MS_BIND | MsFlags::MS_REC;
+    at(&what, mount(Some(relative), path, None::<&str>, bind, None::<&str>))?;
+    let now = at(&what, statvfs(path))?.flags();
+    let mut flags =
+        MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_RDONLY | MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+    keep_flags(&mut flags, now);
+    flags.set(MsFlags::MS_NOEXEC, now.contains(FsFlags::ST_NOEXEC));
+    at(&what, mount(None::<&str>, path, None::<&str>, flags, None::<&str>))
+}
+
+/// A less privileged mount namespace may only add to the flags its parent set, so those are repeated.
+fn keep_flags(flags: &mut MsFlags, now: FsFlags) {
     for (bit, flag) in [
         (FsFlags::ST_NOATIME, MsFlags::MS_NOATIME),
         (FsFlags::ST_NODIRATIME, MsFlags::MS_NODIRATIME),
@@ -72,7 +107,21 @@ fn bind_root(rootfs: &Path) -> Result<(), Problem> {
     ] {
         flags.set(flag, now.contains(bit));
     }
-    at(format_args!("re{what} without set-uid"), mount(None::<&str>, rootfs, None::<&str>, flags, None::<&str>))
+}
+
+/// The door to the kernel's hypervisor, for the one user inside. Root makes a node of its own, because the host's belongs to
+/// a group that means nothing inside; anybody else needs access to the host's.
+fn show_kvm(setup: &Setup) -> Result<(), Problem> {
+    let what = "show /dev/kvm";
+    let Some(base) = setup.uid_base else {
+        at(what, fs::File::create("/dev/kvm"))?;
+        return mnt("dev/kvm", "/dev/kvm", None, MsFlags::MS_BIND, None);
+    };
+    use std::os::unix::fs::MetadataExt;
+    let device = at(what, fs::metadata("dev/kvm"))?.rdev();
+    let mode = Mode::S_IRUSR | Mode::S_IWUSR;
+    at(what, nix::sys::stat::mknod("/dev/kvm", nix::sys::stat::SFlag::S_IFCHR, mode, device))?;
+    at(what, std::os::unix::fs::chown("/dev/kvm", Some(base), Some(base)))
 }
 
 /// Makes sure that a mount point is there: a real directory, not a link.
@@ -108,6 +157,9 @@ fn mount_dev(setup: &Setup, losses: &mut Vec<String>) -> Result<(), Problem> {
         let inside = format!("/dev/{device}");
         at(format_args!("create {inside}"), fs::File::create(&inside))?;
         mnt(&format!("dev/{device}"), &inside, None, MsFlags::MS_BIND, None)?;
+    }
+    if setup.machine.as_ref().is_some_and(|view| view.kvm) {
+        show_kvm(setup)?;
     }
     for dir in ["/dev/pts", "/dev/shm"] {
         at(format_args!("create {dir}"), fs::create_dir(dir))?;

@@ -36,6 +36,17 @@ pub(crate) struct Setup {
     /// Refuse network sockets, because the network is the host's and not for the workload.
     pub(crate) no_network: bool,
     pub(crate) valid_to_unix_ms: u64,
+    /// Shows what of the host a virtual machine's program needs, read-only; none for workloads.
+    pub(crate) machine: Option<MachineView>,
+}
+
+/// What of the host is seen where a virtual machine's program runs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct MachineView {
+    /// Absolute paths.
+    pub(crate) paths: Vec<PathBuf>,
+    /// `/dev/kvm` too.
+    pub(crate) kvm: bool,
 }
 
 /// A terminal to run in.
@@ -58,9 +69,25 @@ pub(crate) enum Program {
     /// A command line for the user's shell.
     Command(String),
     /// The grant's workload. Two descriptors come along: its standard output and error.
-    Workload(Vec<String>),
+    Workload(Workload),
+    /// The virtual machine: argv. Its standard streams come along, and further descriptors, which it finds from
+    /// [`MACHINE_FDS`] on.
+    Machine(Vec<String>),
     /// The image's own SFTP server, else ours.
     Sftp,
+}
+
+/// Number of the first descriptor that a virtual machine is given.
+pub(crate) const MACHINE_FDS: i32 = 100;
+
+/// What runs once inside, and how its image wants it run.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Workload {
+    pub(crate) argv: Vec<String>,
+    /// Where it starts; none for home.
+    pub(crate) workdir: Option<String>,
+    /// `user[:group]`; none for root.
+    pub(crate) user: Option<String>,
 }
 
 /// One process to start.

@@ -120,6 +120,87 @@ pub(crate) fn loopback_up() -> io::Result<()> {
     Ok(())
 }
 
+/// A copy of a descriptor under the lowest free number from `from` on, which children inherit.
+pub(crate) fn duplicate_from(fd: &OwnedFd, from: i32) -> io::Result<OwnedFd> {
+    let copy = fcntl(fd, FcntlArg::F_DUPFD(from))?;
+    // SAFETY: the kernel just made this descriptor for us and nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(copy) })
+}
+
+/// Gives the network interface `eth0` an address and brings it up.
+pub(crate) fn interface_up(address: std::net::Ipv4Addr, mask: std::net::Ipv4Addr) -> io::Result<()> {
+    let socket = nix::sys::socket::socket(
+        nix::sys::socket::AddressFamily::Inet,
+        nix::sys::socket::SockType::Datagram,
+        nix::sys::socket::SockFlag::SOCK_CLOEXEC,
+        None,
+    )?;
+    let inet = |address: std::net::Ipv4Addr| -> libc::sockaddr {
+        let octets = address.octets();
+        let mut data = [0; 14];
+        for (to, octet) in data[2..6].iter_mut().zip(octets) {
+            *to = octet.cast_signed() as libc::c_char;
+        }
+        libc::sockaddr { sa_family: 2, sa_data: data }
+    };
+    // SAFETY: an all-zero ifreq is a valid one; the name fits with its terminating zero; the kernel reads and writes
+    // within the structure only.
+    unsafe {
+        let mut request: libc::ifreq = std::mem::zeroed();
+        for (to, byte) in request.ifr_name.iter_mut().zip(b"eth0") {
+            *to = byte.cast_signed() as libc::c_char;
+        }
+        for (what, value) in [(libc::SIOCSIFADDR, address), (libc::SIOCSIFNETMASK, mask)] {
+            request.ifr_ifru.ifru_addr = inet(value);
+            if libc::ioctl(socket.as_raw_fd(), what, &raw const request) < 0 {
+                return Err(io::Error::last_os_error());
+            }
+        }
+        if libc::ioctl(socket.as_raw_fd(), libc::SIOCGIFFLAGS, &raw mut request) < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        request.ifr_ifru.ifru_flags |= IFF_UP;
+        if libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw mut request) < 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
+}
+
+/// Loads a kernel module from a file; one that is there already is fine.
+pub(crate) fn load_module(file: &std::fs::File, compressed: bool) -> io::Result<()> {
+    const MODULE_INIT_COMPRESSED_FILE: libc::c_int = 4;
+    let flags = if compressed { MODULE_INIT_COMPRESSED_FILE } else { 0 };
+    // SAFETY: an open descriptor, a static string and an integer.
+    let rc = unsafe { libc::syscall(libc::SYS_finit_module, file.as_raw_fd(), c"".as_ptr(), flags) };
+    if rc == 0 || Errno::last() == Errno::EEXIST { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Files of the shared libraries this program was loaded with, under the names it asked for.
+pub(crate) fn loaded_libraries() -> Vec<std::path::PathBuf> {
+    extern "C" fn note(info: *mut libc::dl_phdr_info, _size: usize, found: *mut libc::c_void) -> libc::c_int {
+        // SAFETY: the loader hands out a valid entry with a terminated name, and `found` is the vector below, which
+        // nobody else touches meanwhile.
+        let (name, found) = unsafe {
+            let name = (*info).dlpi_name;
+            if name.is_null() {
+                return 0;
+            }
+            (std::ffi::CStr::from_ptr(name), &mut *found.cast::<Vec<std::path::PathBuf>>())
+        };
+        let path = std::path::PathBuf::from(String::from_utf8_lossy(name.to_bytes()).into_owned());
+        // The program itself has an empty name, and the kernel's own page is no file.
+        if path.is_absolute() {
+            found.push(path);
+        }
+        0
+    }
+    let mut found: Vec<std::path::PathBuf> = Vec::new();
+    // SAFETY: the callback has the type asked for and the pointer outlives the call.
+    unsafe { libc::dl_iterate_phdr(Some(note), (&raw mut found).cast()) };
+    found
+}
+
 /// Sets a terminal's size.
 pub(crate) fn set_window_size(tty: BorrowedFd<'_>, cols: u16, rows: u16, xpixel: u16, ypixel: u16) -> io::Result<()> {
     let size = libc::winsize { ws_row: rows, ws_col: cols, ws_xpixel: xpixel, ws_ypixel: ypixel };

@@ -137,6 +137,32 @@ pub fn plan(header: &Header<'_>) -> Result<Planned, String> {
     }
 }
 
+/// What a layer of an OCI image takes away from those below it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Whiteout {
+    /// This path.
+    Path(Vec<Vec<u8>>),
+    /// Everything in this directory.
+    Contents(Vec<Vec<u8>>),
+}
+
+/// The whiteout that an entry of this path is (OCI image-spec, layer.md), or none when it is an ordinary entry. The
+/// error says what is wrong with it.
+pub fn whiteout(path: &[u8]) -> Result<Option<Whiteout>, String> {
+    let last = path.rsplit(|b| *b == b'/').find(|c| !c.is_empty()).unwrap_or_default();
+    let Some(hidden) = last.strip_prefix(b".wh.") else { return Ok(None) };
+    let mut parts = components(path)?;
+    parts.pop();
+    if hidden == b".wh..opq" {
+        return Ok(Some(Whiteout::Contents(parts)));
+    }
+    if hidden.is_empty() || hidden == b"." || hidden == b".." || hidden.starts_with(b".wh.") {
+        return Err("it is no whiteout that a host knows".into());
+    }
+    parts.push(hidden.to_vec());
+    Ok(Some(Whiteout::Path(parts)))
+}
+
 fn plan_symlink(path: Vec<Vec<u8>>, target: &[u8]) -> Result<Planned, String> {
     if target.is_empty() || target.len() > MAX_PATH || target.contains(&0) {
         return Err("its link target is empty, too long or contains a zero byte".into());
@@ -209,6 +235,18 @@ mod tests {
         assert!(plan(&header(b"disk", EntryKind::Special, b"")).is_err());
         assert!(plan(&header(b".", EntryKind::Symlink, b"/etc")).is_err());
         assert_eq!(plan(&header(b"dev/sda", EntryKind::Special, b"")).unwrap(), Planned::Skip);
+    }
+
+    #[test]
+    fn whiteouts_name_what_is_below_the_root() {
+        let parts = text(&["a", "b"]);
+        assert_eq!(whiteout(b"a/.wh.b").unwrap(), Some(Whiteout::Path(parts.clone())));
+        assert_eq!(whiteout(b"./a/b/.wh..wh..opq").unwrap(), Some(Whiteout::Contents(parts)));
+        assert_eq!(whiteout(b".wh..wh..opq").unwrap(), Some(Whiteout::Contents(vec![])));
+        assert_eq!(whiteout(b"a/b").unwrap(), None);
+        for bad in [&b"a/.wh..."[..], b".wh..", b"a/.wh.", b"../.wh.b", b".wh..wh.plnk"] {
+            assert!(whiteout(bad).is_err(), "{}", String::from_utf8_lossy(bad));
+        }
     }
 
     #[test]

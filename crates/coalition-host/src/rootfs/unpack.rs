@@ -4,7 +4,7 @@
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Read, Seek, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
@@ -15,11 +15,16 @@ use nix::sys::stat::{FchmodatFlags, Mode, SFlag, fchmod, fchmodat, fstatat, mkdi
 use nix::unistd::{Gid, LinkatFlags, Uid, UnlinkatFlags, fchownat, linkat, symlinkat, unlinkat};
 use tar::EntryType;
 
-use super::policy::{Budget, DIRECTORY_BYTES, EntryKind, Header, Planned, owner, plan};
+use super::archive::{OciImage, find_oci};
+use super::oci::ImageConfig;
+use super::policy::{Budget, DIRECTORY_BYTES, EntryKind, Header, Planned, Whiteout, owner, plan, whiteout};
+use super::usage::{names, remove_tree};
 use crate::error::{Result, RunnerError};
 
 /// Longest long name or extended header believed.
 const MAX_META: u64 = 64 * 1024;
+/// Most whiteouts of one layer.
+const MAX_WHITEOUTS: usize = 1_000_000;
 
 /// Who owns unpacked files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,18 +36,31 @@ pub enum Owner {
 }
 
 /// What was unpacked.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Unpacked {
     /// Entries created.
     pub entries: u64,
     /// Content bytes.
     pub bytes: u64,
+    /// How the image wants to be run; says nothing for a plain root file system.
+    pub config: ImageConfig,
+}
+
+/// An image that is open: the bytes that are unpacked must be the bytes named.
+#[derive(Debug)]
+pub struct ImageFile {
+    /// The file, or a block device that begins with the image.
+    pub file: File,
+    /// Bytes of the image.
+    pub size: u64,
+    /// BLAKE3 of these bytes.
+    pub hash: blake3::Hash,
 }
 
 /// Opens an image and checks size and BLAKE3 before anybody looks inside.
-pub fn open_verified(path: &Path, size: u64, hash: &blake3::Hash) -> Result<File> {
+pub fn open_verified(path: &Path, size: u64, hash: &blake3::Hash) -> Result<ImageFile> {
     let context = |e| RunnerError::io(format!("cannot read image {}", path.display()), e);
-    let mut file = File::open(path).map_err(context)?;
+    let file = File::open(path).map_err(context)?;
     let meta = file.metadata().map_err(context)?;
     if !meta.is_file() {
         return Err(RunnerError::ImageFormat { path: path.into(), problem: "it is not a file".into() });
@@ -50,16 +68,31 @@ pub fn open_verified(path: &Path, size: u64, hash: &blake3::Hash) -> Result<File
     if meta.len() != size {
         return Err(RunnerError::ImageSize { path: path.into(), expected: size, actual: meta.len() });
     }
-    let actual = blake3::Hasher::new().update_reader(&file).map_err(context)?.finalize();
-    if actual != *hash {
-        return Err(RunnerError::ImageHash {
-            path: path.into(),
-            expected: hash.to_hex().to_string(),
-            actual: actual.to_hex().to_string(),
-        });
+    let mut image = ImageFile { file, size, hash: *hash };
+    image.check(path)?;
+    Ok(image)
+}
+
+impl ImageFile {
+    /// Hashes the whole image and goes back to its beginning.
+    fn check(&mut self, path: &Path) -> Result<()> {
+        let context = |e| RunnerError::io(format!("cannot read image {}", path.display()), e);
+        self.file.rewind().map_err(context)?;
+        let actual = blake3::Hasher::new().update_reader((&self.file).take(self.size)).map_err(context)?.finalize();
+        self.file.rewind().map_err(context)?;
+        self.expect(path, actual)
     }
-    file.rewind().map_err(context)?;
-    Ok(file)
+
+    fn expect(&self, path: &Path, actual: blake3::Hash) -> Result<()> {
+        if actual == self.hash {
+            return Ok(());
+        }
+        Err(RunnerError::ImageHash {
+            path: path.into(),
+            expected: self.hash.to_hex().to_string(),
+            actual: actual.to_hex().to_string(),
+        })
+    }
 }
 
 /// Hashes what passes through, so that the bytes unpacked are known to be the bytes verified.
@@ -76,44 +109,44 @@ impl<R: Read> Read for Hashing<R> {
     }
 }
 
-/// Unpacks `file` (plain or gzipped, told apart by content) into the empty directory `rootfs`. Fails, leaving a partial
-/// tree for the caller to remove, on the first entry that is refused, when `disk_mib` is used up, or when the file
-/// turns out not to have the hash `hash` after all.
-pub fn unpack(
-    file: File,
-    image: &Path,
-    rootfs: &Path,
-    disk_mib: u64,
-    owner: Owner,
-    hash: &blake3::Hash,
-) -> Result<Unpacked> {
-    let mut hashing = Hashing { inner: io::BufReader::with_capacity(1 << 18, file), hasher: blake3::Hasher::new() };
-    let mut magic = [0u8; 2];
-    let got = read_full(&mut hashing, &mut magic).map_err(|e| format_error(image, e))?;
-    let head = io::Cursor::new(magic[..got].to_vec());
-    let gzip = magic == [0x1f, 0x8b];
-    let mut unpacker = Unpacker::new(image, rootfs, disk_mib, owner)?;
+/// Unpacks an image (a plain or gzipped tar of a root file system, or an OCI archive, told apart by content) into the empty
+/// directory `rootfs`. Fails, leaving a partial tree for the caller to remove, on the first entry that is refused, when
+/// `disk_mib` is used up, or when the file turns out not to have its hash after all.
+pub fn unpack(mut file: ImageFile, image: &Path, rootfs: &Path, disk_mib: u64, owner: Owner) -> Result<Unpacked> {
+    let oci = find_oci(&mut file.file, image)?;
+    let mut unpacker = Unpacker::new(image, rootfs, disk_mib, owner, oci.is_some())?;
     // Archives carry padding and headers on top of contents; anything far beyond that is a bomb.
     let limit = disk_mib.saturating_mul(1 << 20).saturating_mul(2).saturating_add(16 << 20);
-    let source = head.chain(&mut hashing);
-    if gzip {
-        unpacker.run(MultiGzDecoder::new(source).take(limit))?;
+    if let Some(oci) = oci {
+        for layer in 0..oci.layers.len() {
+            unpacker.layer(&oci, &mut file.file, layer, limit)?;
+        }
+        unpacker.done.config = oci.config;
+        file.check(image)?;
     } else {
-        unpacker.run(source.take(limit))?;
-    }
-    io::copy(&mut hashing, &mut io::sink()).map_err(|e| format_error(image, e))?;
-    let actual = hashing.hasher.finalize();
-    if actual != *hash {
-        return Err(RunnerError::ImageHash {
-            path: image.into(),
-            expected: hash.to_hex().to_string(),
-            actual: actual.to_hex().to_string(),
-        });
+        unpack_plain(&mut unpacker, &mut file, limit)?;
     }
     if unpacker.done.entries == 0 {
         return Err(RunnerError::ImageFormat { path: image.into(), problem: "it contains nothing".into() });
     }
     Ok(unpacker.done)
+}
+
+fn unpack_plain(unpacker: &mut Unpacker<'_>, file: &mut ImageFile, limit: u64) -> Result<()> {
+    let image = unpacker.image;
+    file.file.rewind().map_err(|e| format_error(image, e))?;
+    let inner = io::BufReader::with_capacity(1 << 18, (&file.file).take(file.size));
+    let mut hashing = Hashing { inner, hasher: blake3::Hasher::new() };
+    let mut magic = [0u8; 2];
+    let got = read_full(&mut hashing, &mut magic).map_err(|e| format_error(image, e))?;
+    let source = io::Cursor::new(magic[..got].to_vec()).chain(&mut hashing);
+    if magic == [0x1f, 0x8b] {
+        unpacker.run(MultiGzDecoder::new(source).take(limit))?;
+    } else {
+        unpacker.run(source.take(limit))?;
+    }
+    io::copy(&mut hashing, &mut io::sink()).map_err(|e| format_error(image, e))?;
+    file.expect(image, hashing.hasher.finalize())
 }
 
 fn read_full(source: &mut impl Read, buf: &mut [u8]) -> io::Result<usize> {
@@ -147,10 +180,22 @@ struct Unpacker<'a> {
 }
 
 impl<'a> Unpacker<'a> {
-    fn new(image: &'a Path, rootfs: &Path, disk_mib: u64, owner: Owner) -> Result<Self> {
-        let tree =
-            Tree::open(rootfs, owner).map_err(|e| RunnerError::io(format!("cannot open {}", rootfs.display()), e))?;
+    fn new(image: &'a Path, rootfs: &Path, disk_mib: u64, owner: Owner, layered: bool) -> Result<Self> {
+        let tree = Tree::open(rootfs, owner, layered)
+            .map_err(|e| RunnerError::io(format!("cannot open {}", rootfs.display()), e))?;
         Ok(Self { image, tree, budget: Budget::new(disk_mib), disk_mib, done: Unpacked::default() })
+    }
+
+    /// Verifies one layer of an OCI image, takes away what it hides, and unpacks it. Whiteouts are about the layers below,
+    /// wherever they stand in this one, so they come first.
+    fn layer(&mut self, oci: &OciImage, file: &mut File, layer: usize, limit: u64) -> Result<()> {
+        let image = self.image;
+        let hidden = oci.read_layer(file, image, layer, limit, |tar| whiteouts(image, tar))?;
+        for whiteout in hidden {
+            let taken = self.tree.take_away(&whiteout);
+            taken.map_err(|e| format_error(image, format!("whiteout {whiteout:?}: {e}")))?;
+        }
+        oci.read_layer(file, image, layer, limit, |tar| self.run(tar))
     }
 
     fn run(&mut self, source: impl Read) -> Result<()> {
@@ -172,27 +217,14 @@ impl<'a> Unpacker<'a> {
         Ok(())
     }
 
-    fn meta(&self, entry: &mut impl Read, size: u64) -> Result<Vec<u8>> {
-        if size > MAX_META {
-            return Err(format_error(self.image, format!("an extension header of {size} bytes")));
-        }
-        let mut bytes = Vec::new();
-        entry.take(size).read_to_end(&mut bytes).map_err(|e| format_error(self.image, e))?;
-        Ok(bytes)
-    }
-
     fn long_text<R: Read>(&self, entry: &mut tar::Entry<'_, R>) -> Result<Vec<u8>> {
         let size = entry.size();
-        let mut bytes = self.meta(entry, size)?;
-        while bytes.last() == Some(&0) {
-            bytes.pop();
-        }
-        Ok(bytes)
+        Ok(trimmed(meta(self.image, entry, size)?))
     }
 
     fn pax<R: Read>(&self, entry: &mut tar::Entry<'_, R>, announced: &mut Announced) -> Result<()> {
         let size = entry.size();
-        let bytes = self.meta(entry, size)?;
+        let bytes = meta(self.image, entry, size)?;
         for extension in tar::PaxExtensions::new(&bytes) {
             let extension = extension.map_err(|e| format_error(self.image, e))?;
             let value = extension.value_bytes().to_vec();
@@ -221,6 +253,9 @@ impl<'a> Unpacker<'a> {
         };
         let path = announced.path.unwrap_or_else(|| entry.path_bytes().into_owned());
         let link = announced.link.or_else(|| entry.link_name_bytes().map(|l| l.into_owned())).unwrap_or_default();
+        if self.tree.layered && matches!(whiteout(&path), Ok(Some(_))) {
+            return Ok(());
+        }
         let shown = String::from_utf8_lossy(&path).into_owned();
         let refuse = |problem: String| RunnerError::ImageEntry { entry: shown.clone(), problem };
         let raw = entry.header();
@@ -258,8 +293,56 @@ impl<'a> Unpacker<'a> {
     }
 }
 
+/// The whiteouts of a layer.
+fn whiteouts(image: &Path, tar: impl Read) -> Result<Vec<Whiteout>> {
+    let mut found = Vec::new();
+    let mut long = None;
+    for entry in tar::Archive::new(tar).entries().map_err(|e| format_error(image, e))?.raw(true) {
+        let mut entry = entry.map_err(|e| format_error(image, e))?;
+        let size = entry.size();
+        match entry.header().entry_type() {
+            EntryType::GNULongName => long = Some(trimmed(meta(image, &mut entry, size)?)),
+            EntryType::XHeader => {
+                let bytes = meta(image, &mut entry, size)?;
+                let named = tar::PaxExtensions::new(&bytes).flatten().find(|e| e.key_bytes() == b"path");
+                long = named.map(|e| e.value_bytes().to_vec()).or(long);
+            }
+            EntryType::GNULongLink | EntryType::XGlobalHeader => {}
+            _ => {
+                let path = long.take().unwrap_or_else(|| entry.path_bytes().into_owned());
+                let refuse =
+                    |problem| RunnerError::ImageEntry { entry: String::from_utf8_lossy(&path).into_owned(), problem };
+                found.extend(whiteout(&path).map_err(refuse)?);
+            }
+        }
+        if found.len() > MAX_WHITEOUTS {
+            return Err(format_error(image, format!("a layer has more than {MAX_WHITEOUTS} whiteouts")));
+        }
+    }
+    Ok(found)
+}
+
+/// The content of an extension header.
+fn meta(image: &Path, entry: &mut impl Read, size: u64) -> Result<Vec<u8>> {
+    if size > MAX_META {
+        return Err(format_error(image, format!("an extension header of {size} bytes")));
+    }
+    let mut bytes = Vec::new();
+    entry.take(size).read_to_end(&mut bytes).map_err(|e| format_error(image, e))?;
+    Ok(bytes)
+}
+
+fn trimmed(mut bytes: Vec<u8>) -> Vec<u8> {
+    while bytes.last() == Some(&0) {
+        bytes.pop();
+    }
+    bytes
+}
+
 /// A directory tree being filled.
 struct Tree {
+    /// Entries of one layer may replace what another made, of whatever kind.
+    layered: bool,
     root: OwnedFd,
     owner: Owner,
     /// The directory used last: archives list a directory's files one after the other.
@@ -271,9 +354,9 @@ struct Tree {
 const DIRECTORY: OFlag = OFlag::O_DIRECTORY.union(OFlag::O_NOFOLLOW).union(OFlag::O_CLOEXEC).union(OFlag::O_RDONLY);
 
 impl Tree {
-    fn open(path: &Path, owner: Owner) -> io::Result<Self> {
+    fn open(path: &Path, owner: Owner, layered: bool) -> io::Result<Self> {
         let root = nix::fcntl::open(path, DIRECTORY, Mode::empty())?;
-        let tree = Self { root, owner, last: None, made: 0 };
+        let tree = Self { layered, root, owner, last: None, made: 0 };
         tree.own(tree.root.as_fd(), b".", (0, 0))?;
         Ok(tree)
     }
@@ -314,6 +397,50 @@ impl Tree {
         Ok(here)
     }
 
+    /// What an entry is, not following links; none when there is none.
+    fn kind_of(&self, dir: &OwnedFd, name: &[u8]) -> io::Result<Option<SFlag>> {
+        match fstatat(dir, OsStr::from_bytes(name), AtFlags::AT_SYMLINK_NOFOLLOW) {
+            Ok(stat) => Ok(Some(SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT)),
+            Err(Errno::ENOENT) => Ok(None),
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    /// Removes a directory with everything in it.
+    fn remove_below(&mut self, dir: &OwnedFd, name: &[u8]) -> io::Result<()> {
+        self.last = None;
+        remove_tree(&Path::new(&format!("/proc/self/fd/{}", dir.as_raw_fd())).join(OsStr::from_bytes(name)))
+    }
+
+    /// Applies a whiteout. What is not there cannot be hidden, which is fine; what lies behind a link is not touched.
+    fn take_away(&mut self, whiteout: &Whiteout) -> io::Result<()> {
+        let (Whiteout::Path(path) | Whiteout::Contents(path)) = whiteout;
+        let parents = match whiteout {
+            Whiteout::Path(path) => path.split_last().map_or(&path[..], |(_, parents)| parents),
+            Whiteout::Contents(path) => path,
+        };
+        let mut here = self.root.try_clone()?;
+        for name in parents {
+            here = match openat(&here, OsStr::from_bytes(name), DIRECTORY, Mode::empty()) {
+                Ok(fd) => fd,
+                Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP) => return Ok(()),
+                Err(e) => return Err(e.into()),
+            };
+        }
+        let names: Vec<Vec<u8>> = match whiteout {
+            Whiteout::Path(_) => path.last().cloned().into_iter().collect(),
+            Whiteout::Contents(_) => names(&here).into_iter().map(std::ffi::CString::into_bytes).collect(),
+        };
+        for name in names {
+            match self.kind_of(&here, &name)? {
+                None => {}
+                Some(SFlag::S_IFDIR) => self.remove_below(&here, &name)?,
+                Some(_) => unlinkat(&here, OsStr::from_bytes(&name), UnlinkatFlags::NoRemoveDir)?,
+            }
+        }
+        Ok(())
+    }
+
     fn create(&mut self, planned: Planned, ids: (u32, u32), mtime: u64, content: &mut impl Read) -> io::Result<()> {
         match planned {
             Planned::Skip => Ok(()),
@@ -337,6 +464,10 @@ impl Tree {
         let dir = self.directory(parents)?;
         match unlinkat(&dir, OsStr::from_bytes(name), UnlinkatFlags::NoRemoveDir) {
             Ok(()) | Err(Errno::ENOENT) => Ok((dir, name)),
+            Err(Errno::EISDIR | Errno::EPERM) if self.layered => {
+                self.remove_below(&dir, name)?;
+                Ok((dir, name))
+            }
             Err(Errno::EISDIR | Errno::EPERM) => {
                 Err(io::Error::new(io::ErrorKind::AlreadyExists, "an earlier entry made a directory of that name"))
             }
@@ -347,6 +478,9 @@ impl Tree {
     fn create_directory(&mut self, path: &[Vec<u8>], mode: u32, ids: (u32, u32)) -> io::Result<()> {
         let (name, parents) = path.split_last().ok_or(io::ErrorKind::InvalidInput)?;
         let dir = self.directory(parents)?;
+        if self.layered && self.kind_of(&dir, name)?.is_some_and(|kind| kind != SFlag::S_IFDIR) {
+            unlinkat(&dir, OsStr::from_bytes(name), UnlinkatFlags::NoRemoveDir)?;
+        }
         self.directory(path)?;
         self.own(&dir, name, ids)?;
         let mode = Mode::from_bits_truncate(mode);

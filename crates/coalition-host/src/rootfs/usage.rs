@@ -113,7 +113,7 @@ fn is_dir(stat: &FileStat) -> bool {
 }
 
 /// Names in a directory that is open; none when it cannot be read.
-fn names(dir: &OwnedFd) -> Vec<CString> {
+pub(super) fn names(dir: &OwnedFd) -> Vec<CString> {
     let Ok(entries) = std::fs::read_dir(format!("/proc/self/fd/{}", dir.as_raw_fd())) else { return Vec::new() };
     entries.flatten().filter_map(|entry| CString::new(entry.file_name().into_vec()).ok()).collect()
 }

@@ -9,17 +9,21 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
 
 use super::launcher::InsideLauncher;
+use super::machine::Running;
+use super::relay::Relay;
 use super::workload::Output;
 use crate::error::{Result, RunnerError};
 use crate::isolate::cgroup::{Groups, Hierarchies, Limits};
 use crate::isolate::control::{Control, build};
 use crate::isolate::discover::{Abilities, affinity, available_cpus, describe};
 use crate::isolate::launch::GRANT_VARIABLE;
-use crate::isolate::proto::Setup;
+use crate::isolate::proto::{MachineView, Setup, Workload};
 use crate::proc;
-use crate::rootfs::{Owner, open_verified, remove_tree, unpack};
+use crate::rootfs::oci::ImageConfig;
+use crate::rootfs::{Owner, Unpacked, open_verified, remove_tree, unpack};
 use crate::spec::{CheckedSpec, image_path};
 use crate::ssh::{Listening, ServerKeys, ServerLimits, Traffic, listen};
 use crate::state::GrantDir;
@@ -38,6 +42,7 @@ pub(super) struct Holdings {
     pub(super) init: Option<i32>,
     pub(super) control: Option<Control>,
     pub(super) ssh: Option<Listening>,
+    pub(super) relay: Option<Relay>,
 }
 
 /// A grant that is up.
@@ -45,10 +50,20 @@ pub(super) struct Up {
     pub(super) isolation: Isolation,
     pub(super) address: SocketAddr,
     pub(super) init: i32,
-    pub(super) control: Control,
+    /// Ends with the environment.
+    pub(super) environment: JoinHandle<()>,
+    pub(super) work: Work,
 }
 
-fn limits(spec: &WorkloadSpec) -> Limits {
+/// Who runs the workload.
+pub(super) enum Work {
+    /// We: in this environment, this, with these variables.
+    Inside(Control, Workload, Vec<(String, String)>),
+    /// The first process of a virtual machine.
+    Machine(Running),
+}
+
+pub(super) fn limits(spec: &WorkloadSpec) -> Limits {
     Limits { cpu_millicores: spec.cpu_millicores, ram_mib: spec.ram_mib, pids_max: spec.pids_max }
 }
 
@@ -70,6 +85,7 @@ fn setup(spec: &WorkloadSpec, rootfs: PathBuf, isolation: &Isolation, groups: &G
         cgroup_namespace: groups.any(),
         no_network: isolation.level == IsolationLevel::ProcessLimits && spec.egress == Egress::None,
         valid_to_unix_ms: spec.valid_to_unix_ms,
+        machine: None,
     }
 }
 
@@ -84,47 +100,85 @@ pub(super) async fn bring_up(
     let spec = &checked.spec;
     let abilities = Abilities::discover();
     let level = abilities.level();
-    if level < spec.minimum_isolation {
-        return Err(RunnerError::IsolationTooWeak { offered: level, minimum: spec.minimum_isolation });
+    let enclosed = if spec.machine.is_some() { IsolationLevel::UserNamespaces } else { IsolationLevel::ProcessLimits };
+    let offered = if spec.machine.is_some() && level >= enclosed { IsolationLevel::Machine } else { level };
+    let minimum = spec.minimum_isolation.max(enclosed);
+    if offered < minimum {
+        return Err(RunnerError::IsolationTooWeak { offered, minimum });
     }
     let socket = TcpListener::bind(spec.ssh_listen)
         .await
         .map_err(|source| RunnerError::Listen { address: spec.ssh_listen, source })?;
+    if let Some(machine) = &spec.machine {
+        return super::machine::bring_up(checked, machine, dir, traffic, holdings, abilities, socket).await;
+    }
     let mapped = describe(abilities, &Groups::default(), &spec.grant_id, spec.cpu_millicores).uid_base;
     let owner = match (level, mapped) {
         (IsolationLevel::RootNamespaces, base) => Owner::From(base.unwrap_or(0)),
         _ => Owner::Ourselves,
     };
-    unpack_image(checked, dir, owner).await?;
+    let config = unpack_image(checked, dir, owner).await?.config;
     holdings.groups = Groups::create(&Hierarchies::discover(), abilities.root, &spec.grant_id, limits(spec));
-    let (isolation, built) = build_environment(spec, dir, abilities, holdings).await?;
+    serve(checked, dir, config, abilities, socket, (traffic, output), holdings).await
+}
+
+/// Builds the environment around an unpacked image and serves SSH into it.
+pub(super) async fn serve(
+    checked: &CheckedSpec,
+    dir: &GrantDir,
+    config: ImageConfig,
+    abilities: Abilities,
+    socket: TcpListener,
+    (traffic, output): (&Arc<Traffic>, &Arc<Output>),
+    holdings: &mut Holdings,
+) -> Result<Up> {
+    let spec = &checked.spec;
+    let (mut isolation, built) = build_environment(spec, dir, abilities, holdings, None).await?;
     holdings.control = Some(built.control.clone());
-    let env = spec.env.iter().map(|(k, v)| (k.clone(), v.clone())).collect();
-    let launcher = Arc::new(InsideLauncher { environment: built.control.clone(), env, output: output.clone() });
+    let mut env = config.env;
+    env.extend(spec.env.clone());
+    let env: Vec<(String, String)> = env.into_iter().collect();
+    let environment = built.control.clone();
+    let launcher = Arc::new(InsideLauncher { environment, env: env.clone(), output: output.clone() });
     let keys = ServerKeys { host: checked.host_key.clone(), authorized: vec![checked.authorized_key.clone()] };
     let ssh = listen(socket, keys, launcher, traffic.clone(), ServerLimits::GRANT)
         .map_err(|source| RunnerError::Listen { address: spec.ssh_listen, source })?;
     let address = ssh.address;
     holdings.ssh = Some(ssh);
-    Ok(Up { isolation, address, init: built.pid, control: built.control })
+    if let Some(user) = config.user.as_ref().filter(|_| isolation.level != IsolationLevel::RootNamespaces) {
+        isolation.losses.push(format!("the image wants its workload to run as {user:?}; it runs as root inside"));
+    }
+    // Who asks for a command of their own gets that one, as they wrote it.
+    let argv = if spec.command.is_empty() { config.command } else { spec.command.clone() };
+    let workload = Workload { argv, workdir: config.workdir, user: config.user };
+    let environment = watch_over(&built.control);
+    Ok(Up { isolation, address, init: built.pid, environment, work: Work::Inside(built.control, workload, env) })
 }
 
-async fn unpack_image(checked: &CheckedSpec, dir: &GrantDir, owner: Owner) -> Result<()> {
+/// Hands out an environment's answers from now on; ends with the environment.
+pub(super) fn watch_over(control: &Control) -> JoinHandle<()> {
+    let control = control.clone();
+    tokio::spawn(async move { control.run().await })
+}
+
+async fn unpack_image(checked: &CheckedSpec, dir: &GrantDir, owner: Owner) -> Result<Unpacked> {
     let (image, hash) = (image_path(&checked.spec, dir.path()), checked.image_hash);
     let (size, disk_mib, dir) = (checked.spec.image_size_bytes, checked.spec.disk_mib, dir.clone());
     let work = move || {
         let file = open_verified(&image, size, &hash)?;
         let rootfs = dir.create_rootfs()?;
-        unpack(file, &image, &rootfs, disk_mib, owner, &hash).map(|_| ())
+        unpack(file, &image, &rootfs, disk_mib, owner)
     };
     tokio::task::spawn_blocking(work).await.map_err(|e| RunnerError::Environment(format!("unpacking: {e}")))?
 }
 
-async fn build_environment(
+/// Builds the environment of a workload, or of a virtual machine when it is to see something of the host.
+pub(super) async fn build_environment(
     spec: &WorkloadSpec,
     dir: &GrantDir,
     abilities: Abilities,
     holdings: &mut Holdings,
+    machine: Option<MachineView>,
 ) -> Result<(Isolation, crate::isolate::control::Built)> {
     let Holdings { groups, init, .. } = holdings;
     let mut chosen = None;
@@ -135,7 +189,9 @@ async fn build_environment(
             *groups = Groups::default();
         }
         let isolation = describe(abilities, groups, &spec.grant_id, spec.cpu_millicores);
-        let setup = setup(spec, dir.rootfs(), &isolation, groups);
+        let workload = setup(spec, dir.rootfs(), &isolation, groups);
+        // A machine's memory is its size, mapped whole: a limit of mappings would only keep it from starting.
+        let setup = Setup { ram_by_rlimit: workload.ram_by_rlimit && machine.is_none(), machine, ..workload };
         chosen = Some(isolation);
         setup
     };
@@ -156,6 +212,9 @@ impl Holdings {
     pub(super) async fn kill(&mut self, grant_id: &str) -> Result<()> {
         if let Some(ssh) = self.ssh.take() {
             ssh.shutdown().await;
+        }
+        if let Some(relay) = self.relay.take() {
+            relay.shutdown().await;
         }
         self.control = None;
         let (init, groups, grant_id) = (self.init.take(), self.groups.clone(), grant_id.to_owned());

@@ -2,10 +2,13 @@
 //! of JSON: its answer, or a [`crate::types::FailureReport`].
 
 mod environment;
+mod guest;
 mod launcher;
+mod machine;
 mod meter;
 mod ops;
 mod probe;
+mod relay;
 mod start;
 mod supervise;
 mod workload;
@@ -19,7 +22,7 @@ use serde::Serialize;
 
 use crate::error::{Result, RunnerError, USAGE};
 use crate::isolate::{init, sys};
-use crate::types::FailureReport;
+use crate::types::{FailureReport, MachineSpec};
 
 /// Runs one runner command. `args` are what follows `runner` on the command line. Meant to be the whole process: it
 /// may start children that are this same program, called as `<program> runner …`, so a binary that links this crate
@@ -31,6 +34,7 @@ pub fn runner_main(args: &[OsString]) -> ExitCode {
     let words: Vec<&str> = args.iter().filter_map(|a| a.to_str()).collect();
     match words.first().copied() {
         Some("init") => return inside(&words[1..]),
+        Some("guest") => return guest::guest_main(),
         Some("supervise") => return supervise::supervise_main(args.get(1).map(PathBuf::from)),
         _ => {}
     }
@@ -66,7 +70,8 @@ fn command(args: &[OsString]) -> Result<String> {
     let options = Options::parse(rest)?;
     let dir = || options.dir.clone().ok_or_else(|| usage("--dir DIR is missing".into()));
     match verb.to_str() {
-        Some("probe") => to_line(&probe::probe(options.dir.as_deref())),
+        Some("probe") => to_line(&probe::probe(options.dir.as_deref(), options.machine.as_ref())),
+        Some("boot-files") => to_line(&probe::boot_files(&dir()?, options.machine.as_ref())?),
         Some("start") => to_line(&start::start(&dir()?)?),
         Some("status") => to_line(&ops::status(&dir()?)?),
         Some("stop") => to_line(&ops::stop(&dir()?, options.reason.as_deref())?),
@@ -89,6 +94,7 @@ struct Options {
     root: Option<PathBuf>,
     reason: Option<String>,
     until: Option<u64>,
+    machine: Option<MachineSpec>,
 }
 
 impl Options {
@@ -110,11 +116,16 @@ impl Options {
                         })?);
                 }
                 Some("--reason") => options.reason = Some(value()?.to_string_lossy().into_owned()),
+                Some("--machine") => options.machine = Some(machine(&value()?.to_string_lossy())?),
                 _ => return Err(RunnerError::Usage(format!("unknown option {}", name.display()))),
             }
         }
         Ok(options)
     }
+}
+
+fn machine(json: &str) -> Result<MachineSpec> {
+    serde_json::from_str(json).map_err(|e| RunnerError::Usage(format!("--machine: {e}")))
 }
 
 fn to_line(value: &impl Serialize) -> Result<String> {

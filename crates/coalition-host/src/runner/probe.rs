@@ -5,13 +5,16 @@ use std::path::Path;
 
 use nix::sys::statvfs::statvfs;
 
+use crate::error::{Result, RunnerError};
 use crate::isolate::cgroup::{self, Groups, Hierarchies, Limits};
 use crate::isolate::discover::{Abilities, available_cpus, describe};
+use crate::machine::boot::{BootFiles, COMMAND_LINE};
+use crate::machine::tools;
 use crate::state::now_unix_ms;
-use crate::types::{FORMAT_VERSION, ProbeReport};
+use crate::types::{BootReport, FORMAT_VERSION, MachineSpec, ProbeReport};
 
 /// Finds out; `dir` is where grants would live (the temporary directory when not given).
-pub(super) fn probe(dir: Option<&Path>) -> ProbeReport {
+pub(super) fn probe(dir: Option<&Path>, machine: Option<&MachineSpec>) -> ProbeReport {
     let abilities = Abilities::discover();
     let (cgroup_v1, cgroup_v2) = cgroup::usable(abilities.root);
     let name = format!("probe-{}", std::process::id());
@@ -39,7 +42,23 @@ pub(super) fn probe(dir: Option<&Path>) -> ProbeReport {
         ram_available_mib: meminfo("MemAvailable:"),
         disk_available_mib: disk_available_mib(dir.unwrap_or(&temporary)),
         clock_unix_ms: now_unix_ms(),
+        machine: machine.map(tools::probe),
     }
+}
+
+/// Writes what machines here are started from into a directory, and says what a TDX guest would measure of it: what
+/// `coalition attest predict` is to be given.
+pub(super) fn boot_files(dir: &Path, machine: Option<&MachineSpec>) -> Result<BootReport> {
+    let machine = machine.ok_or_else(|| RunnerError::Usage("--machine JSON is missing".into()))?;
+    let files = BootFiles::write(dir, machine)?;
+    Ok(BootReport {
+        version: FORMAT_VERSION,
+        kernel: files.kernel,
+        initrd: files.initrd,
+        command_line: COMMAND_LINE.to_owned(),
+        firmware: machine.firmware.clone(),
+        memory_added_mib: files.guest_mib,
+    })
 }
 
 fn meminfo(key: &str) -> u64 {

@@ -7,8 +7,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::mpsc;
 
-use super::environment::{Holdings, Up, bring_up, remove_rootfs};
+use super::environment::{Holdings, Up, Work, bring_up, remove_rootfs};
+use super::machine::{Event, remove_disk};
 use super::meter::Sampler;
 use super::workload::Output;
 use super::{fail, log, print, to_line};
@@ -18,7 +20,7 @@ use crate::rootfs::disk_bytes;
 use crate::spec::{self, CheckedSpec};
 use crate::ssh::Traffic;
 use crate::state::{GrantDir, now_unix_ms, phase_name};
-use crate::types::{EndReason, ExitOutcome, FORMAT_VERSION, Phase, ProcessRef, RunnerState, UsageReport};
+use crate::types::{EndReason, ExitOutcome, FORMAT_VERSION, GuestUsage, Phase, ProcessRef, RunnerState, UsageReport};
 use crate::usage::Meter;
 
 const SAMPLE_EVERY: Duration = Duration::from_secs(1);
@@ -69,8 +71,8 @@ async fn supervise(dir: GrantDir) -> Result<()> {
     };
     print(&to_line(&grant.state)?);
     leave_standard_output();
-    let end = grant.watch(&up, &mut stops).await;
-    grant.finish(end, up).await
+    let end = grant.watch(up, &mut stops).await;
+    grant.finish(end).await
 }
 
 /// Whoever started us waits for the end of our output.
@@ -116,6 +118,8 @@ struct Grant {
     traffic: Arc<Traffic>,
     output: Arc<Output>,
     meter: Option<(Meter, Sampler)>,
+    /// What a virtual machine last said of itself.
+    guest: Option<GuestUsage>,
     /// The deadline by a clock nobody can set.
     deadline: Instant,
 }
@@ -138,9 +142,9 @@ impl Grant {
         dir.write_state(None, &state)?;
         let left = Duration::from_millis(checked.spec.valid_to_unix_ms.saturating_sub(now_unix_ms()));
         let deadline = Instant::now() + left;
-        let output = Output::new(dir.path().to_owned(), !checked.spec.command.is_empty());
+        let output = Output::new(dir.path().to_owned());
         let (holdings, traffic) = (Holdings::default(), Arc::default());
-        Ok(Self { dir, checked, state, holdings, traffic, output, meter: None, deadline })
+        Ok(Self { dir, checked, state, holdings, traffic, output, meter: None, guest: None, deadline })
     }
 
     fn advance(&mut self, phase: Phase) -> Result<()> {
@@ -175,21 +179,17 @@ impl Grant {
         let net_bytes = self.traffic.total();
         let Some((meter, sampler)) = &mut self.meter else { return Ok(()) };
         meter.add(sampler.sample(net_bytes), now_unix_ms());
-        self.dir.write_usage(meter.report())
+        self.dir.write_usage(&UsageReport { guest: self.guest, ..meter.report().clone() })
     }
 
     /// Runs the workload and waits for whatever ends the grant.
-    async fn watch(&mut self, up: &Up, stops: &mut Stops) -> End {
-        let control = up.control.clone();
-        let environment = control.run();
-        let (output, command) = (self.output.clone(), self.checked.spec.command.clone());
-        let env = self.checked.spec.env.clone().into_iter().collect();
-        let workload = output.run(&up.control, &command, env);
-        let sweep = sweep(self.dir.rootfs(), self.checked.spec.disk_mib);
-        tokio::pin!(environment, workload, sweep);
+    async fn watch(&mut self, up: Up, stops: &mut Stops) -> End {
+        let mut environment = up.environment;
+        let mut events = events(up.work, Arc::clone(&self.output));
+        let sweep = sweep(self.dir.rootfs(), self.checked.spec.disk_mib, self.checked.spec.machine.is_some());
+        tokio::pin!(sweep);
         let mut ticks = tokio::time::interval(SAMPLE_EVERY);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
-        let mut workload_done = false;
         let mut moving: Option<Moving> = None;
         loop {
             tokio::select! {
@@ -197,7 +197,7 @@ impl Grant {
                 () = stops.wait() => {
                     return End { reason: EndReason::Stopped, detail: self.dir.read_stop_reason() };
                 }
-                () = &mut environment => {
+                _ = &mut environment => {
                     let detail = (self.holdings.groups.oom_kills() > 0).then(|| "it was out of memory".to_owned());
                     return End { reason: EndReason::EnvironmentDied, detail };
                 }
@@ -212,14 +212,20 @@ impl Grant {
                         log(&format!("new end: {}", error.to_failure()));
                     }
                 }
-                outcome = &mut workload, if !workload_done => {
-                    workload_done = true;
-                    self.workload_ended(outcome);
-                }
+                Some(event) = events.recv() => match event {
+                    Event::Exited(outcome) => self.workload_ended(outcome),
+                    Event::Usage(usage) => self.guest = Some(usage),
+                    Event::Gone(detail) => {
+                        let detail = Some(detail);
+                        return End { reason: EndReason::EnvironmentDied, detail };
+                    }
+                },
                 _ = ticks.tick() => {
                     if let Some(until) = self.wanted_end().filter(|_| moving.is_none()) {
-                        let control = up.control.clone();
-                        moving = Some(Box::pin(async move { control.until(until).await.map(|()| until) }));
+                        let control = self.holdings.control.clone();
+                        moving = control.map(|control| -> Moving {
+                            Box::pin(async move { control.until(until).await.map(|()| until) })
+                        });
                     }
                     if now_unix_ms() >= self.checked.spec.valid_to_unix_ms {
                         return End { reason: EndReason::Deadline, detail: None };
@@ -232,8 +238,11 @@ impl Grant {
         }
     }
 
-    /// The end somebody left word of, if it is another one than now.
+    /// The end somebody left word of, if it is another one than now. What ends a virtual machine from inside cannot be told.
     fn wanted_end(&self) -> Option<u64> {
+        if self.checked.spec.machine.is_some() {
+            return None;
+        }
         let now_ms = now_unix_ms();
         self.dir.read_until().filter(|until| *until != self.state.valid_to_unix_ms && *until > now_ms)
     }
@@ -259,8 +268,7 @@ impl Grant {
     }
 
     /// Takes everything down and writes the last word.
-    async fn finish(&mut self, end: End, up: Up) -> Result<()> {
-        drop(up);
+    async fn finish(&mut self, end: End) -> Result<()> {
         if let Err(error) = self.sample() {
             log(&format!("usage: {}", error.to_failure()));
         }
@@ -270,6 +278,7 @@ impl Grant {
             log(&format!("usage: {}", error.to_failure()));
         }
         let usage = self.meter.take().map_or_else(UsageReport::default, |(meter, _)| meter.finish());
+        let usage = UsageReport { guest: self.guest, ..usage };
         self.holdings.release()?;
         // The state below holds the same; whichever of the two the disk takes is enough.
         if let Err(error) = self.dir.write_usage(&usage) {
@@ -286,6 +295,7 @@ impl Grant {
     async fn abandon(&mut self, error: &RunnerError) -> Result<()> {
         self.holdings.kill(&self.checked.spec.grant_id).await?;
         self.holdings.release()?;
+        remove_disk(&self.dir);
         if let Err(error) = remove_rootfs(&self.dir) {
             log(&format!("files: {}", error.to_failure()));
         }
@@ -303,8 +313,31 @@ async fn sleep_until(deadline: Instant) {
     tokio::time::sleep_until(deadline.into()).await;
 }
 
+/// What happens inside, wherever the workload runs.
+fn events(work: Work, output: Arc<Output>) -> mpsc::Receiver<Event> {
+    let (sender, receiver) = mpsc::channel(16);
+    tokio::spawn(async move {
+        match work {
+            Work::Inside(control, workload, env) => {
+                if let Some(outcome) = output.run(&control, workload, env).await {
+                    let _ = sender.send(Event::Exited(outcome)).await;
+                }
+                // The channel stays open: nothing more happens, which is not the end.
+                sender.closed().await;
+            }
+            Work::Machine(machine) => machine.watch(sender).await,
+        }
+    });
+    receiver
+}
+
 /// Looks at the disk every now and then; returns the MiB used once they are too many.
-async fn sweep(rootfs: PathBuf, disk_mib: u64) -> u64 {
+///
+/// A virtual machine's disk has a size of its own.
+async fn sweep(rootfs: PathBuf, disk_mib: u64, machine: bool) -> u64 {
+    if machine {
+        return std::future::pending().await;
+    }
     let mut pause = SWEEP_EVERY;
     loop {
         tokio::time::sleep(pause).await;

@@ -1,9 +1,9 @@
 //! The grant's own command: running it, keeping what it writes, and telling the requester.
 
-use std::future::pending;
 use std::io;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use tokio::task::AbortHandle;
 
 use super::log;
 use crate::isolate::control::{Control as Environment, Launched};
-use crate::isolate::proto::{Launch, Program};
+use crate::isolate::proto::{Launch, Program, Workload};
 use crate::output::{LIMIT_BYTES, LogQuery, MAX_PAYLOAD_BYTES, Reader, Record, Ring, Stream};
 use crate::ssh::{Control, Process};
 use crate::state::now_unix_ms;
@@ -42,15 +42,15 @@ struct Progress {
 pub(crate) struct Output {
     ring: Mutex<Ring>,
     progress: watch::Sender<Progress>,
-    /// Whether there is a command at all.
-    has_command: bool,
+    /// Whether there is a command at all; the image may have one where the requester has none.
+    has_command: AtomicBool,
 }
 
 impl Output {
     /// Kept in the grant's directory.
-    pub(super) fn new(dir: PathBuf, has_command: bool) -> Arc<Self> {
+    pub(super) fn new(dir: PathBuf) -> Arc<Self> {
         let ring = Mutex::new(Ring::new(dir, LIMIT_BYTES));
-        Arc::new(Self { ring, progress: watch::Sender::default(), has_command })
+        Arc::new(Self { ring, progress: watch::Sender::default(), has_command: AtomicBool::new(true) })
     }
 
     fn ring(&self) -> std::sync::MutexGuard<'_, Ring> {
@@ -85,19 +85,24 @@ impl Output {
         Ok(launched)
     }
 
-    /// Runs the workload's command to its end; for ever if there is none. None when nobody knows how it ended.
+    /// Runs the workload's command to its end and says how that was, if anybody knows; none at once if there is no command.
     pub(super) async fn run(
         self: &Arc<Self>,
         environment: &Environment,
-        command: &[String],
+        workload: Workload,
         env: Vec<(String, String)>,
-    ) -> Option<ExitOutcome> {
-        if !self.has_command {
-            return pending().await;
+    ) -> Option<Option<ExitOutcome>> {
+        if workload.argv.is_empty() {
+            self.has_command.store(false, Ordering::Relaxed);
+            self.progress.send_modify(|_| ());
+            return None;
         }
-        let launch = Launch { program: Program::Workload(command.to_vec()), env, terminal: None };
+        let launch = Launch { program: Program::Workload(workload), env, terminal: None };
         let outcome = match self.start(environment, launch).await {
-            Ok(launched) => launched.exit.await.ok()?,
+            Ok(launched) => match launched.exit.await {
+                Ok(outcome) => outcome,
+                Err(_) => return Some(None),
+            },
             Err(problem) => {
                 log(&format!("workload: {problem}"));
                 self.append(Stream::Stderr, format!("{problem}\n").as_bytes());
@@ -108,7 +113,7 @@ impl Output {
         let mut progress = self.progress.subscribe();
         let _ = tokio::time::timeout(DRAIN, progress.wait_for(|progress| progress.open == 0)).await;
         self.progress.send_modify(|progress| progress.exited = Some((now_unix_ms(), outcome)));
-        Some(outcome)
+        Some(Some(outcome))
     }
 
     /// Hands the output to a requester, as a process that prints it.
@@ -140,7 +145,7 @@ impl Output {
                 to.write_all(&records).await?;
             }
             let over = now.exited.is_some() && now.open == 0;
-            if !query.follow || over || !self.has_command {
+            if !query.follow || over || !self.has_command.load(Ordering::Relaxed) {
                 return self.last_words(now, to).await;
             }
             if progress.changed().await.is_err() {
@@ -156,7 +161,7 @@ impl Output {
         }
         let last = match now.exited {
             Some((at_unix_ms, outcome)) => Record::Exited { at_unix_ms, outcome },
-            None if self.has_command => Record::Running,
+            None if self.has_command.load(Ordering::Relaxed) => Record::Running,
             None => Record::NoCommand,
         };
         to.write_all(&last.encode()).await?;

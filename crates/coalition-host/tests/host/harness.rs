@@ -194,6 +194,7 @@ impl Host {
             env: Default::default(),
             minimum_isolation: IsolationLevel::ProcessLimits,
             egress: Default::default(),
+            machine: None,
         };
         change(&mut spec);
         fs::write(dir.join("spec.json"), serde_json::to_vec(&spec).unwrap()).unwrap();

@@ -29,7 +29,7 @@ fn try_unpack(bytes: &[u8], disk_mib: u64, root: &Path) -> Result<Unpacked> {
     fs::write(&image, bytes).unwrap();
     let hash = blake3::hash(bytes);
     let file = open_verified(&image, bytes.len() as u64, &hash)?;
-    unpack(file, &image, root, disk_mib, Owner::Ourselves, &hash)
+    unpack(file, &image, root, disk_mib, Owner::Ourselves)
 }
 
 fn code(result: Result<Unpacked>) -> String {

@@ -9,5 +9,7 @@ mod images;
 mod lifecycle;
 mod limits;
 mod loss;
+mod machine;
+mod oci;
 mod sessions;
 mod sshd;

@@ -1,0 +1,212 @@
+//! The command line of QEMU. Pure: what the machine is to have in, arguments out.
+
+use std::path::PathBuf;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use serde_json::json;
+
+/// Port on the loopback of the machine's network namespace that leads to the guest's port 22.
+pub const SSH_PORT: u16 = 2222;
+/// The guest's address, and the mask of its network.
+pub const GUEST_ADDRESS: (std::net::Ipv4Addr, std::net::Ipv4Addr) =
+    (std::net::Ipv4Addr::new(10, 0, 2, 15), std::net::Ipv4Addr::new(255, 255, 255, 0));
+/// Name of the serial port the guest reports on.
+pub const REPORT_PORT: &str = "coalition";
+
+/// What executes the guest's instructions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Accelerator {
+    /// The processor, by KVM.
+    Kvm,
+    /// QEMU's own translator: right, and ten times slower.
+    Tcg,
+}
+
+/// What the guest starts from: named on the command line, and so measured in a TDX guest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Boot {
+    /// The kernel, a bzImage.
+    pub kernel: PathBuf,
+    /// The initial file system.
+    pub initrd: PathBuf,
+    /// The kernel's command line.
+    pub command_line: String,
+}
+
+/// One disk, in QEMU's hands as an open descriptor.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Disk {
+    /// How the guest knows it, at most 20 characters.
+    pub serial: &'static str,
+    /// Number of the descriptor, open for reading.
+    pub fd: i32,
+    /// Number of another, open for writing too, when the guest may write: QEMU looks before it writes.
+    pub writable: Option<i32>,
+}
+
+/// What makes a machine a TDX guest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tdx {
+    /// MRCONFIGID, SHA-384 of what the guest is for.
+    pub mr_config_id: [u8; 48],
+    /// MROWNER.
+    pub mr_owner: [u8; 48],
+    /// MROWNERCONFIG.
+    pub mr_owner_config: [u8; 48],
+    /// Port on the host's vsock of Intel's quote generation service.
+    pub quote_port: u32,
+}
+
+/// A machine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Machine {
+    /// QEMU.
+    pub program: PathBuf,
+    /// What executes it.
+    pub accelerator: Accelerator,
+    /// Virtual processors.
+    pub cpus: u32,
+    /// Memory, MiB.
+    pub memory_mib: u64,
+    /// What it starts from.
+    pub boot: Boot,
+    /// Firmware instead of QEMU's BIOS.
+    pub firmware: Option<PathBuf>,
+    /// Its disks, in order.
+    pub disks: Vec<Disk>,
+    /// Descriptor that its console is written to.
+    pub console_fd: i32,
+    /// A TDX guest; else its twin that is none.
+    pub tdx: Option<Tdx>,
+}
+
+impl Machine {
+    /// The arguments, QEMU's own path first. No default devices, no monitor, no display; one network card that reaches
+    /// nothing but the forwarded port; QEMU's system call filter on.
+    #[must_use]
+    pub fn arguments(&self) -> Vec<String> {
+        let mut line = Line(vec![self.program.display().to_string()]);
+        line.add(["-name", "coalition", "-no-user-config", "-nodefaults", "-no-reboot", "-display", "none"]);
+        line.add(["-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"]);
+        match self.accelerator {
+            Accelerator::Kvm => line.add(["-accel", "kvm", "-cpu", "host"]),
+            Accelerator::Tcg => line.add(["-accel", "tcg,tb-size=64", "-cpu", "max"]),
+        }
+        self.machine(&mut line);
+        line.add(["-smp", &self.cpus.to_string(), "-m", &format!("{}M", self.memory_mib), "-rtc", "base=utc"]);
+        self.boot(&mut line);
+        line.file(self.console_fd, self.console_fd);
+        line.add(["-chardev", &format!("file,id=console,append=on,path=/dev/fdset/{}", self.console_fd)]);
+        line.add(["-serial", "chardev:console", "-chardev", "stdio,id=report,signal=off"]);
+        line.add(["-device", "virtio-serial-pci"]);
+        line.add(["-device", &format!("virtserialport,chardev=report,name={REPORT_PORT}")]);
+        line.add(["-object", "rng-random,id=rng,filename=/dev/urandom", "-device", "virtio-rng-pci,rng=rng"]);
+        self.disks.iter().enumerate().for_each(|(at, disk)| line.disk(at, disk));
+        let forward = format!("hostfwd=tcp:127.0.0.1:{SSH_PORT}-{}:22", GUEST_ADDRESS.0);
+        line.add(["-netdev", &format!("user,id=net,restrict=on,ipv6=off,{forward}")]);
+        line.add(["-device", "virtio-net-pci,netdev=net,romfile="]);
+        line.0
+    }
+
+    fn machine(&self, line: &mut Line) {
+        let Some(tdx) = &self.tdx else { return line.add(["-machine", "q35,kernel-irqchip=split,hpet=off"]) };
+        line.add(["-machine", "q35,kernel-irqchip=split,hpet=off,confidential-guest-support=tdx"]);
+        let object = json!({
+            "qom-type": "tdx-guest",
+            "id": "tdx",
+            "mrconfigid": STANDARD.encode(tdx.mr_config_id),
+            "mrowner": STANDARD.encode(tdx.mr_owner),
+            "mrownerconfig": STANDARD.encode(tdx.mr_owner_config),
+            "quote-generation-socket": {"type": "vsock", "cid": "2", "port": tdx.quote_port.to_string()},
+        });
+        line.add(["-object", &object.to_string()]);
+    }
+
+    fn boot(&self, line: &mut Line) {
+        if let Some(firmware) = &self.firmware {
+            line.add(["-bios", &firmware.display().to_string()]);
+        }
+        let Boot { kernel, initrd, command_line } = &self.boot;
+        line.add(["-kernel", &kernel.display().to_string(), "-initrd", &initrd.display().to_string()]);
+        line.add(["-append", command_line]);
+    }
+}
+
+struct Line(Vec<String>);
+
+impl Line {
+    fn add<const N: usize>(&mut self, words: [&str; N]) {
+        self.0.extend(words.map(str::to_owned));
+    }
+
+    /// Makes an inherited descriptor known, as one of those of the same file.
+    fn file(&mut self, fd: i32, set: i32) {
+        self.add(["-add-fd", &format!("fd={fd},set={set}")]);
+    }
+
+    fn disk(&mut self, at: usize, disk: &Disk) {
+        self.file(disk.fd, disk.fd);
+        disk.writable.iter().for_each(|fd| self.file(*fd, disk.fd));
+        // A grant's disk is worth nothing after a crash of its host, so nothing waits for the host's own.
+        let access = if disk.writable.is_some() { "readonly=off,cache=unsafe,discard=unmap" } else { "readonly=on" };
+        let file = format!("format=raw,file=/dev/fdset/{},file.locking=off", disk.fd);
+        self.add(["-drive", &format!("if=none,id=disk{at},{file},{access}")]);
+        self.add(["-device", &format!("virtio-blk-pci,drive=disk{at},serial={}", disk.serial)]);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn machine() -> Machine {
+        Machine {
+            program: "/usr/bin/qemu-system-x86_64".into(),
+            accelerator: Accelerator::Kvm,
+            cpus: 2,
+            memory_mib: 608,
+            boot: Boot {
+                kernel: "/machine/kernel".into(),
+                initrd: "/machine/initrd".into(),
+                command_line: crate::machine::boot::COMMAND_LINE.into(),
+            },
+            firmware: None,
+            disks: vec![
+                Disk { serial: "root", fd: 100, writable: Some(104) },
+                Disk { serial: "image", fd: 101, writable: None },
+            ],
+            console_fd: 103,
+            tdx: None,
+        }
+    }
+
+    fn tdx() -> Machine {
+        let tdx = Tdx { mr_config_id: [1; 48], mr_owner: [0; 48], mr_owner_config: [0; 48], quote_port: 4050 };
+        Machine { tdx: Some(tdx), firmware: Some("/usr/share/ovmf/OVMF.fd".into()), ..machine() }
+    }
+
+    #[test]
+    fn golden_plain() {
+        assert_eq!(machine().arguments().join("\n"), include_str!("golden/plain.txt").trim_end());
+    }
+
+    #[test]
+    fn golden_tdx() {
+        assert_eq!(tdx().arguments().join("\n"), include_str!("golden/tdx.txt").trim_end());
+    }
+
+    /// The twin that can be booted anywhere differs in nothing but what makes the other confidential.
+    #[test]
+    fn a_tdx_guest_and_its_twin_differ_in_the_object_and_the_firmware_only() {
+        let (tdx, plain) = (tdx().arguments(), machine().arguments());
+        let plain: Vec<&str> = plain.iter().map(String::as_str).collect();
+        let only: Vec<&str> = tdx.iter().map(String::as_str).filter(|word| !plain.contains(word)).collect();
+        assert_eq!(only.len(), 5, "{only:?}");
+        assert_eq!(only[0], "q35,kernel-irqchip=split,hpet=off,confidential-guest-support=tdx");
+        assert!(
+            only[1..].iter().all(|w| w.starts_with('{') || ["-object", "-bios", "/usr/share/ovmf/OVMF.fd"].contains(w)),
+            "{only:?}"
+        );
+    }
+}
