@@ -393,7 +393,7 @@ async fn permissions_revoked_while_it_runs_end_nothing_and_are_named() {
         eventually("looks in vain", || (proxy.count("DescribeInstances") >= before + 12).then_some(())).await;
         assert!(!watch.is_finished(), "{code} is not an end");
     }
-    eventually("the account to be seen again", || backend.trouble().is_none().then_some(())).await;
+    assert!(backend.capabilities().await.reachable && backend.trouble().is_none(), "seen again");
     assert!(!watch.is_finished());
     backend.terminate(&job.name).await.unwrap();
     watch.abort();

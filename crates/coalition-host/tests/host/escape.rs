@@ -176,9 +176,13 @@ fn where_the_network_is_the_hosts_it_is_not_the_workloads() {
     assert!(open.accept().is_err(), "somebody came");
     closed.clean();
     let opened = host.start(|spec| spec.egress = coalition_host::Egress::Host);
+    open.set_nonblocking(false).unwrap();
+    // Hangs up at once, which is when `nc` ends.
+    let host_service = std::thread::spawn(move || drop(open.accept().unwrap()));
     let seen = opened.ssh(&dial);
     assert!(seen.out.contains("REACHED"), "{seen:?}");
     let coalition_host::Phase::Ready { isolation, .. } = opened.status().phase else { panic!() };
     assert!(isolation.losses.iter().any(|loss| loss.contains("may use the host's network")), "{isolation:?}");
+    host_service.join().unwrap();
     opened.clean();
 }
