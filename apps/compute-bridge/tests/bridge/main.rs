@@ -25,7 +25,6 @@ mod memory;
 mod policy;
 mod program;
 mod provider;
-mod scale;
 mod sources;
 mod ssh;
 mod world;
