@@ -5,6 +5,8 @@
 //! dead bridge leaves nothing running. What the bridge cannot see it does not sell, and it never takes its own blindness
 //! for the end of a grant.
 
+mod lasting;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
@@ -315,23 +317,6 @@ impl BareMetalBackend {
         self.runner.call(&self.ssh, "status", &[("--dir", &dir)], SMALL, true).await
     }
 
-    /// Has the runner's supervisor end the instance at another time.
-    async fn tell_end(&self, name: &InstanceName, valid_to_ms: u64) -> Result<(), RunnerCallError> {
-        let paths = self.runner.paths(&self.ssh).await?;
-        let dir = join(&paths.grants, name.as_str());
-        let until = valid_to_ms.to_string();
-        let _: RunnerState =
-            self.runner.call(&self.ssh, "extend", &[("--dir", &dir), ("--until", &until)], SMALL, true).await?;
-        Ok(())
-    }
-
-    /// Runs one line on the machine itself; answers its exit status and the end of what it complained about.
-    pub(super) async fn on_host(&self, what: &str, line: &str) -> Result<(Option<u32>, String), BackendError> {
-        let output = self.ssh.exec_again(what, line, SMALL).await;
-        let output = output.map_err(|error| self.failed(&error.into(), true))?;
-        Ok((output.status, output.stderr_tail()))
-    }
-
     async fn halt(&self, name: &InstanceName) -> Result<Option<Exit>, RunnerCallError> {
         let Some(dir) = self.dir_of(name).await? else { return Ok(None) };
         let stopped: Result<RunnerState, _> = self.runner.call(&self.ssh, "stop", &[("--dir", &dir)], STOP, true).await;
@@ -547,16 +532,7 @@ impl Backend for BareMetalBackend {
     }
 
     async fn move_end(&self, name: &InstanceName, valid_to_ms: u64) -> Result<(), MoveError> {
-        match self.tell_end(name, valid_to_ms).await {
-            Ok(()) => Ok(()),
-            // Nothing to move, or nobody who would.
-            Err(RunnerCallError::Refused(failure))
-                if ["not_moved", "over", "no_grant"].contains(&failure.code.as_str()) =>
-            {
-                Err(MoveError::Fixed { backend: self.setup.name.clone(), why: failure.to_string() })
-            }
-            Err(error) => Err(MoveError::Failed(self.failed(&error, true))),
-        }
+        self.move_deadline(name, valid_to_ms).await
     }
 
     async fn stop(&self, name: &InstanceName) -> Result<Option<Exit>, BackendError> {

@@ -11,7 +11,7 @@ use super::accounts::Hosts;
 use super::harness::*;
 
 /// The policy operators give the bridge; the made user has it and nothing else.
-pub(crate) const POLICY: &str = include_str!("../../../../docs/permissions/aws.json");
+const POLICY: &str = include_str!("../../../../docs/permissions/aws.json");
 
 pub(crate) struct Cloud {
     pub(crate) double: Double,

@@ -27,7 +27,6 @@ mod memory;
 mod policy;
 mod program;
 mod provider;
-mod scale;
 mod sources;
 mod ssh;
 mod world;

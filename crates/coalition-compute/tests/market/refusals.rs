@@ -115,7 +115,7 @@ fn every_code_is_reached() {
         orphaned: 0,
         blind: 0,
     };
-    let early = StateInventory { as_of: 0, ..backwards.clone() };
+    let early = StateInventory { as_of: 0, ..backwards };
     expect(&mut sim, C::InventoryWindow, Command::StateInventory(sign(backwards, 1)));
     expect(&mut sim, C::InventoryOvertaken, Command::StateInventory(sign(early, 1)));
     expect(&mut sim, C::AlreadyServing, serve(id, 1));
