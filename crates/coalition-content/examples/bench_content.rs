@@ -139,7 +139,7 @@ async fn main() {
     println!("|    MB | hash s | push s | fetch s | check s | scp s | push/scp | fetch/scp |");
     println!("|------:|-------:|-------:|--------:|--------:|------:|---------:|----------:|");
     for mb in sizes {
-        one(dir.path(), &sshd, mb).await;
+        Box::pin(one(dir.path(), &sshd, mb)).await;
     }
 }
 

@@ -125,7 +125,7 @@ impl Plan {
     }
 
     /// What to do next.
-    pub fn next(&mut self) -> Next {
+    pub fn decide(&mut self) -> Next {
         if self.on_their_way == AT_ONCE || (self.on_their_way > 0 && self.waiting.is_empty()) {
             return Next::Wait;
         }
@@ -237,7 +237,7 @@ async fn round(
     let mut on_their_way = FuturesUnordered::new();
     loop {
         let left = until.saturating_duration_since(Instant::now());
-        match plan.next() {
+        match plan.decide() {
             _ if left.is_zero() => return Err(plan.late(content, have(store, content).await)),
             Next::Ask(source, piece) => {
                 on_their_way.push(one(store, content, sources[source], (source, piece), left.min(SLICE_WAIT)));
@@ -321,33 +321,33 @@ mod tests {
     #[test]
     fn the_first_source_is_asked_until_it_fails() {
         let mut plan = Plan::new(&[Run { first: 3, count: 6 }], 2);
-        let asked: Vec<Next> = (0..5).map(|_| plan.next()).collect();
+        let asked: Vec<Next> = (0..5).map(|_| plan.decide()).collect();
         let ask = |piece| Next::Ask(0, piece);
         assert_eq!(asked, [ask(3), ask(4), ask(5), ask(6), Next::Wait]);
         plan.came(0, 3, Outcome::Kept);
-        assert_eq!(plan.next(), ask(7));
+        assert_eq!(plan.decide(), ask(7));
         plan.came(0, 4, later());
-        assert_eq!(plan.next(), Next::Ask(1, 4), "what failed is asked of the next first");
+        assert_eq!(plan.decide(), Next::Ask(1, 4), "what failed is asked of the next first");
         for piece in [5, 6, 7] {
             plan.came(0, piece, Outcome::Kept);
         }
         plan.came(1, 4, Outcome::Kept);
-        assert_eq!(plan.next(), Next::Ask(1, 8));
+        assert_eq!(plan.decide(), Next::Ask(1, 8));
         plan.came(1, 8, Outcome::Kept);
-        assert_eq!(plan.next(), Next::Done);
+        assert_eq!(plan.decide(), Next::Done);
     }
 
     #[test]
     fn who_fails_is_asked_again_and_who_lies_never() {
         let mut plan = Plan::new(&[Run { first: 0, count: 1 }], 2);
-        assert_eq!(plan.next(), Next::Ask(0, 0));
+        assert_eq!(plan.decide(), Next::Ask(0, 0));
         plan.came(0, 0, Outcome::Wrong);
-        assert_eq!(plan.next(), Next::Ask(1, 0));
+        assert_eq!(plan.decide(), Next::Ask(1, 0));
         plan.came(1, 0, later());
-        assert_eq!(plan.next(), Next::Pause);
-        assert_eq!(plan.next(), Next::Ask(1, 0), "the liar is not asked");
+        assert_eq!(plan.decide(), Next::Pause);
+        assert_eq!(plan.decide(), Next::Ask(1, 0), "the liar is not asked");
         plan.came(1, 0, Outcome::Failed(SourceError::Never("gone".into())));
-        assert_eq!(plan.next(), Next::GiveUp);
+        assert_eq!(plan.decide(), Next::GiveUp);
         let content = Content::new(coalition::UniqueId::from_bytes([1; 32]), 9).unwrap();
         assert!(matches!(plan.error(content, 0), FetchError::Wrong));
     }
@@ -355,16 +355,16 @@ mod tests {
     #[test]
     fn late_answers_do_not_rehabilitate() {
         let mut plan = Plan::new(&TWO, 1);
-        assert_eq!((plan.next(), plan.next()), (Next::Ask(0, 0), Next::Ask(0, 1)));
+        assert_eq!((plan.decide(), plan.decide()), (Next::Ask(0, 0), Next::Ask(0, 1)));
         plan.came(0, 0, Outcome::Wrong);
-        assert_eq!(plan.next(), Next::Wait);
+        assert_eq!(plan.decide(), Next::Wait);
         plan.came(0, 1, later());
-        assert_eq!(plan.next(), Next::GiveUp);
-        assert_eq!(Plan::new(&TWO, 0).next(), Next::GiveUp);
-        assert_eq!(Plan::new(&[], 1).next(), Next::Done);
+        assert_eq!(plan.decide(), Next::GiveUp);
+        assert_eq!(Plan::new(&TWO, 0).decide(), Next::GiveUp);
+        assert_eq!(Plan::new(&[], 1).decide(), Next::Done);
         let content = Content::new(coalition::UniqueId::from_bytes([1; 32]), 9).unwrap();
         let mut sized = Plan::new(&TWO, 1);
-        sized.next();
+        sized.decide();
         sized.came(0, 0, Outcome::Failed(SourceError::OtherSize));
         assert!(matches!(sized.error(content, 0), FetchError::OtherSize { size_bytes: 9 }));
     }

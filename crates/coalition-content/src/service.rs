@@ -80,9 +80,9 @@ fn answer(store: &Store, policy: &Policy, caller: PeerId, ask: Ask) -> Result<Ve
     };
     match ask {
         Ask::Stat(hash) => Ok(wire::encode(&store.stat(hash))),
-        Ask::Slice(content, range) => store.slice(content, range).map_err(fault),
+        Ask::Slice(content, range) => store.slice(content, range).map_err(|error| fault(&error)),
         Ask::Begin(content) => {
-            let missing = store.begin(content, Some(&pusher()?)).map_err(fault)?;
+            let missing = store.begin(content, Some(&pusher()?)).map_err(|error| fault(&error))?;
             Ok(wire::encode(&match missing {
                 Missing::Nothing => PutAnswer::Whole,
                 Missing::Pieces(runs) => PutAnswer::Missing(runs),
@@ -90,7 +90,7 @@ fn answer(store: &Store, policy: &Policy, caller: PeerId, ask: Ask) -> Result<Ve
         }
         Ask::Put(content, piece, slice) => {
             pusher()?;
-            let whole = store.put(content, piece, &slice, Some(caller)).map_err(fault)?;
+            let whole = store.put(content, piece, &slice, Some(caller)).map_err(|error| fault(&error))?;
             Ok(wire::encode(&if whole { PutAnswer::Whole } else { PutAnswer::Missing(Vec::new()) }))
         }
         Ask::List(after) => {
@@ -101,13 +101,13 @@ fn answer(store: &Store, policy: &Policy, caller: PeerId, ask: Ask) -> Result<Ve
             let retain_s = store.limits().retain.as_secs();
             Ok(wire::encode(&Listing { quota_bytes, used_bytes, retain_s, entries, more }))
         }
-        Ask::Remove(hash) => store.remove(caller, hash).map(|was| wire::encode(&was)).map_err(fault),
+        Ask::Remove(hash) => store.remove(caller, hash).map(|was| wire::encode(&was)).map_err(|error| fault(&error)),
     }
 }
 
 /// A refusal as it travels. What the disk said stays here.
-fn fault(error: StoreError) -> Fault {
-    let code = match &error {
+fn fault(error: &StoreError) -> Fault {
+    let code = match error {
         StoreError::Unknown { .. } => "unknown_content",
         StoreError::OtherSize { .. } => "other_size",
         StoreError::Unverified(_) => "unverified",
@@ -158,9 +158,9 @@ impl FileService {
             }
             Ask::Slice(content, _) if content.hash() == mine.hash() => {
                 let (hash, stored, given) = (mine.hash(), mine.size(), content.size());
-                Err(fault(StoreError::OtherSize { hash, stored, given }))
+                Err(fault(&StoreError::OtherSize { hash, stored, given }))
             }
-            Ask::Slice(content, _) => Err(fault(StoreError::Unknown { hash: content.hash() })),
+            Ask::Slice(content, _) => Err(fault(&StoreError::Unknown { hash: content.hash() })),
             Ask::Begin(_) | Ask::Put(..) | Ask::List(_) | Ask::Remove(_) => Err(WireError::Method.into()),
         }
     }

@@ -192,16 +192,19 @@ async fn a_push_survives_the_store() {
     assert_eq!(second.check(image.content().hash()).unwrap(), 30 << 20);
 }
 
+/// What becomes of a slice on its way.
+type Twist = fn(Vec<u8>) -> Result<Vec<u8>, SourceError>;
+
 /// Serves a file with a scripted fault at one piece.
 struct Scripted {
     file: FileService,
     at: u32,
-    fault: fn(Vec<u8>) -> Result<Vec<u8>, SourceError>,
+    fault: Twist,
     asked: AtomicU32,
 }
 
 impl Scripted {
-    fn new(image: &Sample, at: u32, fault: fn(Vec<u8>) -> Result<Vec<u8>, SourceError>) -> Self {
+    fn new(image: &Sample, at: u32, fault: Twist) -> Self {
         let file = FileService::new((*image.outline).clone(), image.file.try_clone().unwrap());
         Self { file, at, fault, asked: AtomicU32::new(0) }
     }
@@ -234,7 +237,7 @@ fn flipped(mut slice: Vec<u8>) -> Result<Vec<u8>, SourceError> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn at_every_slice_the_next_source_takes_over() {
     let image = sample(5 * MIB + 9, 3);
-    let faults: [fn(Vec<u8>) -> Result<Vec<u8>, SourceError>; 4] = [
+    let faults: [Twist; 4] = [
         flipped,
         |slice| Ok(slice[..slice.len() / 3].to_vec()),
         |_| Err(SourceError::Never("evicted".into())),

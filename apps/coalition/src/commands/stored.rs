@@ -47,8 +47,8 @@ const MIB: u64 = 1 << 20;
 pub async fn run(home: &Home, command: &ImageCommand, output: &Output) -> Result<()> {
     match command {
         ImageCommand::Example(_) | ImageCommand::Inspect(_) => super::image::run(command, output),
-        ImageCommand::Push(args) => interruptible(push(home, args, output), "push").await,
-        ImageCommand::Pull(args) => interruptible(pull(home, args, output), "pull").await,
+        ImageCommand::Push(args) => Box::pin(interruptible(push(home, args, output), "push")).await,
+        ImageCommand::Pull(args) => Box::pin(interruptible(pull(home, args, output), "pull")).await,
         ImageCommand::Ls(args) => list(home, args, output).await,
         ImageCommand::Rm(args) => remove(home, args, output).await,
         ImageCommand::Gc(args) => collect(home, args, output).await,

@@ -54,7 +54,8 @@ impl KnownImage {
         match std::fs::metadata(&path) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             Ok(meta) if meta.len() > MAX_FILE_BYTES => return Err(CliError::input("image_record_damaged", damaged())),
-            found => drop(found.or_input("image_record_damaged", damaged)?),
+            Ok(_) => {}
+            Err(error) => return Err(CliError::input("image_record_damaged", damaged()).because(error)),
         }
         let text = std::fs::read_to_string(&path).or_input("image_record_damaged", damaged)?;
         let known: Self = serde_json::from_str(&text).or_input("image_record_damaged", damaged)?;
