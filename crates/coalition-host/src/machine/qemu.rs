@@ -4,7 +4,6 @@ use std::path::PathBuf;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use serde_json::json;
 
 /// Port on the loopback of the machine's network namespace that leads to the guest's port 22.
 pub const SSH_PORT: u16 = 2222;
@@ -112,15 +111,13 @@ impl Machine {
     fn machine(&self, line: &mut Line) {
         let Some(tdx) = &self.tdx else { return line.add(["-machine", "q35,kernel-irqchip=split,hpet=off"]) };
         line.add(["-machine", "q35,kernel-irqchip=split,hpet=off,confidential-guest-support=tdx"]);
-        let object = json!({
-            "qom-type": "tdx-guest",
-            "id": "tdx",
-            "mrconfigid": STANDARD.encode(tdx.mr_config_id),
-            "mrowner": STANDARD.encode(tdx.mr_owner),
-            "mrownerconfig": STANDARD.encode(tdx.mr_owner_config),
-            "quote-generation-socket": {"type": "vsock", "cid": "2", "port": tdx.quote_port.to_string()},
-        });
-        line.add(["-object", &object.to_string()]);
+        let values = [tdx.mr_config_id, tdx.mr_owner, tdx.mr_owner_config].map(|value| STANDARD.encode(value));
+        let [config, owner, owner_config] = values;
+        let object = format!(
+            r#"{{"qom-type":"tdx-guest","id":"tdx","mrconfigid":"{config}","mrowner":"{owner}","mrownerconfig":"{owner_config}","quote-generation-socket":{{"type":"vsock","cid":"2","port":"{}"}}}}"#,
+            tdx.quote_port
+        );
+        line.add(["-object", &object]);
     }
 
     fn boot(&self, line: &mut Line) {
@@ -202,7 +199,7 @@ mod tests {
         let (tdx, plain) = (tdx().arguments(), machine().arguments());
         let plain: Vec<&str> = plain.iter().map(String::as_str).collect();
         let only: Vec<&str> = tdx.iter().map(String::as_str).filter(|word| !plain.contains(word)).collect();
-        assert_eq!(only.len(), 5, "{only:?}");
+        assert_eq!(only.len(), 4, "{only:?}");
         assert_eq!(only[0], "q35,kernel-irqchip=split,hpet=off,confidential-guest-support=tdx");
         assert!(
             only[1..].iter().all(|w| w.starts_with('{') || ["-object", "-bios", "/usr/share/ovmf/OVMF.fd"].contains(w)),

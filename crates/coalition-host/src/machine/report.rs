@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use crate::types::{ExitOutcome, GuestUsage};
 
 /// Longest line, bytes.
-pub const MAX_LINE: usize = 16 * 1024;
+pub const MAX_LINE: usize = 64 * 1024;
 /// Longest text within one, bytes.
 const MAX_TEXT: usize = 1024;
 /// Most sentences about what is weaker.

@@ -1,6 +1,5 @@
 //! Connections to a virtual machine's SSH server: accepted on the host, carried to the machine's own network, counted.
 
-use std::future::Future;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -90,19 +89,13 @@ async fn carry(outside: TcpStream, inside: TcpStream, traffic: &Traffic) {
 }
 
 /// Copies until the end, counts, and passes the end on.
-fn one_way(
-    mut from: impl AsyncRead + Unpin,
-    mut to: impl AsyncWrite + Unpin,
-    traffic: &Traffic,
-) -> impl Future<Output = ()> {
-    async move {
-        let mut piece = vec![0; PIECE];
-        while let Ok(got @ 1..) = from.read(&mut piece).await {
-            if to.write_all(&piece[..got]).await.is_err() {
-                break;
-            }
-            traffic.add(got);
+async fn one_way(mut from: impl AsyncRead + Unpin, mut to: impl AsyncWrite + Unpin, traffic: &Traffic) {
+    let mut piece = vec![0; PIECE];
+    while let Ok(got @ 1..) = from.read(&mut piece).await {
+        if to.write_all(&piece[..got]).await.is_err() {
+            break;
         }
-        let _ = to.shutdown().await;
+        traffic.add(got);
     }
+    let _ = to.shutdown().await;
 }
