@@ -16,7 +16,7 @@ fuzz_target!(|data: &[u8]| {
     for piece in bytes.chunks(usize::from(size).max(1)) {
         records.push(piece);
         loop {
-            match records.next() {
+            match records.pull() {
                 Ok(Some(record)) => written.extend(record.encode()),
                 Ok(None) => break,
                 Err(_) => return,

@@ -103,7 +103,7 @@ pub async fn output(
     while let Some(message) = channel.wait().await {
         let ChannelMsg::Data { data } = message else { continue };
         records.push(&data);
-        while let Some(record) = records.next()? {
+        while let Some(record) = records.pull()? {
             if !take(&record) {
                 return Ok(None);
             }

@@ -175,7 +175,7 @@ impl Status {
 
     /// What the backends offer now.
     pub fn offerings(&self, offerings: Vec<(OfferName, Offering)>) {
-        let before = self.with(|inner| std::mem::replace(&mut inner.offerings, offerings.clone()));
+        let before = self.with(|inner| inner.offerings.clone());
         let reachable = |known: &[(OfferName, Offering)], name| {
             known.iter().find(|(other, _)| other == name).is_none_or(|(_, offering)| offering.reachable)
         };
@@ -189,6 +189,7 @@ impl Status {
                 _ => {}
             }
         }
+        self.with(|inner| inner.offerings = offerings);
     }
 
     /// A try at provisioning ended.

@@ -9,8 +9,8 @@ use std::{
 use coalition::{MemberId, RequestId, ZERO_ID};
 use coalition_attest::{Directory, Evidence, Verdict};
 use coalition_compute::{
-    At, Command, ComputeGrant, ComputeRequest, EndGrant, GrantStage, MarketView, RequestEnd, RequestStatus, Signed,
-    Statement, WithdrawRequest, anonymous_requester, request_id,
+    At, Command, ComputeGrant, ComputeRequest, EndGrant, MarketView, Signed, Statement, WithdrawRequest,
+    anonymous_requester, request_id,
 };
 use coalition_log::retirement::Retirement;
 use coalition_organism::{Committed, Follower, Organism, WriteError, random_write_id};
@@ -23,6 +23,7 @@ use serde_json::{Value, json};
 use super::{
     plan::{self, Ask, Checked, Snapshot, dollars},
     serve::{ImageService, Served},
+    standing::{Over, is_over, look},
     wanted::{ImageChoice, Wanted},
 };
 use crate::{
@@ -501,58 +502,6 @@ pub(crate) async fn write(market: &Organism, command: &Command) -> Result<Commit
 fn retired(retirement: &Retirement) -> CliError {
     CliError::new(Kind::Refused, "retired", format!("the market has retired ({retirement})"))
         .hint(where_next(retirement))
-}
-
-/// A grant newer than attempt `after`, or how the request ended.
-fn look(view: &MarketView, id: RequestId, after: u8) -> Option<Result<(ComputeGrant, String)>> {
-    match view.request_status(&id) {
-        RequestStatus::Granted(record) if record.grant.attempt > after => {
-            Some(Ok((record.grant.clone(), record.pointer.to_string())))
-        }
-        RequestStatus::Ended(end) => Some(Err(ended(end))),
-        _ => None,
-    }
-}
-
-fn ended(end: &RequestEnd) -> CliError {
-    let refused = |code: &str, message: String| CliError::new(Kind::Refused, code, message);
-    match end {
-        RequestEnd::Expired(expiry) => {
-            let filters: Vec<String> =
-                expiry.removed.iter().map(|by| format!("{:?} removed {}", by.filter, by.offers)).collect();
-            let why = if filters.is_empty() { String::new() } else { format!(" ({})", filters.join(", ")) };
-            refused("expired", format!("the request expired: none of {} offers fitted{why}", expiry.considered))
-                .hint("ask for less, pay more, or give it longer with --wait")
-        }
-        RequestEnd::Withdrawn(_) => refused("withdrawn", "the request was withdrawn".into()),
-        RequestEnd::Exhausted { attempts } => {
-            refused("exhausted", format!("{attempts} providers were tried and all gave it back"))
-                .hint("see `coalition market`")
-        }
-    }
-}
-
-enum Over {
-    Regranted(String),
-    Ended(String),
-}
-
-/// Whether attempt `attempt` of a grant is over.
-fn is_over(view: &MarketView, id: RequestId, attempt: u8) -> Option<Over> {
-    let reopened = || {
-        let refusal = view.state().requests().get(&id).and_then(|record| record.refusals.last());
-        Over::Regranted(refusal.map_or_else(|| "no reason".to_owned(), |(_, reason)| word(reason)))
-    };
-    match view.request_status(&id) {
-        RequestStatus::Open(_) => Some(reopened()),
-        RequestStatus::Granted(record) if record.grant.attempt > attempt => Some(reopened()),
-        RequestStatus::Granted(record) => match &record.stage {
-            GrantStage::Ended(end) => Some(Over::Ended(crate::commands::log::end_words(end))),
-            _ => None,
-        },
-        RequestStatus::Ended(end) => Some(Over::Ended(ended(end).to_string())),
-        RequestStatus::Unknown => None,
-    }
 }
 
 /// A stable code as words: `no_capacity` reads "no capacity".

@@ -5,6 +5,7 @@ mod flow;
 pub mod plan;
 pub mod resume;
 pub mod serve;
+mod standing;
 mod wanted;
 
 pub use flow::{Request, run};

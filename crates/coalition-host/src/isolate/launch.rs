@@ -135,7 +135,7 @@ fn own_sftp_server(account: &Account, streams: Vec<OwnedFd>) -> Result<Started, 
     let streams = <[OwnedFd; 3]>::try_from(streams).map_err(|s| format!("{} streams came, 3 are needed", s.len()))?;
     let all = if account.root.as_os_str().is_empty() { PathBuf::from("/") } else { account.root.clone() };
     let home = account.home.clone();
-    let leader = sys::fork_session(streams, move || crate::sftp::serve_standard_streams(&home, &all))
+    let leader = sys::fork_session(&streams, move || crate::sftp::serve_standard_streams(&home, &all))
         .map_err(|e| format!("cannot start the file server: {e}"))?;
     Ok(Started { leader, master: None })
 }

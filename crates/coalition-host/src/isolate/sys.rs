@@ -280,7 +280,7 @@ pub(crate) fn watch_fd(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
 
 /// Makes a copy of this process that leads a session of its own, has `streams` as its standard streams and no other
 /// descriptor, does `work`, and exits with what it answers. The caller must have one thread only.
-pub(crate) fn fork_session(streams: [OwnedFd; 3], work: impl FnOnce() -> i32) -> io::Result<Pid> {
+pub(crate) fn fork_session(streams: &[OwnedFd; 3], work: impl FnOnce() -> i32) -> io::Result<Pid> {
     // SAFETY: with one thread, no lock is held by anybody who does not come along.
     match unsafe { nix::unistd::fork() }? {
         ForkResult::Parent { child } => Ok(child),

@@ -170,7 +170,7 @@ impl Records {
     ///
     /// # Errors
     /// [`RecordError`].
-    pub fn next(&mut self) -> Result<Option<Record>, RecordError> {
+    pub fn pull(&mut self) -> Result<Option<Record>, RecordError> {
         Ok(first(&self.waiting)?.map(|(record, size)| {
             self.waiting.drain(..size);
             record
@@ -203,7 +203,7 @@ mod tests {
             let (mut records, mut seen) = (Records::default(), Vec::new());
             for piece in bytes.chunks(size) {
                 records.push(piece);
-                while let Some(record) = records.next().unwrap() {
+                while let Some(record) = records.pull().unwrap() {
                     seen.push(record);
                 }
             }

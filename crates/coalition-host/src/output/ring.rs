@@ -155,7 +155,7 @@ mod tests {
         while let Some(bytes) = ring.read(reader, since).unwrap() {
             records.push(&bytes);
         }
-        while let Some(record) = records.next().unwrap() {
+        while let Some(record) = records.pull().unwrap() {
             seen.push(record);
         }
         seen

@@ -256,7 +256,7 @@ pub(crate) struct Seen {
 }
 
 impl Seen {
-    pub(crate) fn of(output: Output) -> Self {
+    pub(crate) fn of(output: &Output) -> Self {
         Self {
             code: output.status.code().unwrap_or(-1),
             out: String::from_utf8_lossy(&output.stdout).into_owned(),
@@ -269,7 +269,7 @@ impl Seen {
 pub(crate) fn records(bytes: &[u8]) -> Vec<Record> {
     let (mut records, mut seen) = (Records::default(), Vec::new());
     records.push(bytes);
-    while let Some(record) = records.next().unwrap() {
+    while let Some(record) = records.pull().unwrap() {
         seen.push(record);
     }
     assert_eq!(seen.iter().position(Record::is_last), seen.len().checked_sub(1), "{seen:?}");
@@ -345,7 +345,7 @@ impl Grant<'_> {
         });
         let output = child.wait_with_output().unwrap();
         writer.join().unwrap();
-        Seen::of(output)
+        Seen::of(&output)
     }
 
     pub(crate) fn ssh(&self, line: &str) -> Seen {
@@ -377,7 +377,7 @@ impl Grant<'_> {
         command.arg("-o").arg(format!("UserKnownHostsFile={}", at.join("known_hosts").display()));
         command.arg("-i").arg(at.join("key")).arg("-P").arg(self.port().to_string()).args(options);
         command.args([from, to].map(|path| path.replace("inside:", "root@127.0.0.1:")));
-        Seen::of(command.stdin(Stdio::null()).output().unwrap())
+        Seen::of(&command.stdin(Stdio::null()).output().unwrap())
     }
 
     pub(crate) fn status(&self) -> RunnerState {

@@ -104,9 +104,11 @@ fn time_ms(text: &str) -> u64 {
     let seconds = |name: &str| {
         let line = text.lines().find_map(|line| line.strip_prefix(name)).unwrap();
         let (minutes, seconds) = line.trim().trim_end_matches('s').split_once('m').unwrap();
-        minutes.trim().parse::<f64>().unwrap() * 60.0 + seconds.trim().parse::<f64>().unwrap()
+        let (whole, thousandths) = seconds.trim().split_once('.').unwrap_or((seconds.trim(), "0"));
+        let number = |text: &str| text.trim().parse::<u64>().unwrap();
+        number(minutes) * 60_000 + number(whole) * 1_000 + number(&format!("{thousandths:0<3}")[..3])
     };
-    ((seconds("user") + seconds("sys")) * 1000.0).round() as u64
+    seconds("user") + seconds("sys")
 }
 
 fn within_two_percent(what: &str, measured: u64, independent: u64) {

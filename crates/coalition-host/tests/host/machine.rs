@@ -6,11 +6,12 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use coalition_host::machine::tools;
+use coalition_host::output::Stream;
 use coalition_host::{
     EndReason, ExitOutcome, GuestUsage, IsolationLevel, MachineSpec, Mechanism, Phase, ProbeReport, RunnerState,
 };
 
-use super::harness::{As, Grant, Host, await_some};
+use super::harness::{As, Grant, Host, await_some, text};
 
 /// The guests' kernel: from `COALITION_TEST_KERNEL`, a directory with `boot` and `lib/modules`, or from where `.ci/setup`
 /// puts one.
@@ -62,8 +63,9 @@ fn a_machine_is_logged_into_limits_its_workload_and_leaves_nothing() {
     assert_eq!((isolation.level, isolation.name.as_str()), (IsolationLevel::Machine, "virtual machine"));
     assert_eq!((isolation.ram, isolation.disk), (Mechanism::Machine, Mechanism::Machine));
 
-    let seen = grant.ssh("echo out; echo err >&2; cat /var/log/workload.log; exit 7");
-    assert_eq!((seen.code, seen.out.as_str(), seen.err.as_str()), (7, "out\nworking\n", "err\n"));
+    let seen = grant.ssh("echo out; echo err >&2; exit 7");
+    assert_eq!((seen.code, seen.out.as_str(), seen.err.as_str()), (7, "out\n", "err\n"));
+    assert_eq!(text(&grant.output("--follow"), Stream::Stdout), "working\n");
     let exit = await_some("the workload's exit", Duration::from_secs(20), || match grant.status().phase {
         Phase::Ready { workload_exit, .. } => workload_exit,
         _ => None,
