@@ -121,7 +121,7 @@ fn within_two_percent(what: &str, measured: u64, independent: u64) {
 #[test]
 fn metering_agrees_with_others_who_count() {
     for host in Host::each().into_iter().filter(|h| h.kind != As::Bare) {
-        let burn = "time sh -c 'i=0; while [ $i -lt 1500000 ]; do i=$((i+1)); done'; exec sleep 1000";
+        let burn = "time sh -c 'i=0; while [ $i -lt 4000000 ]; do i=$((i+1)); done'; exec sleep 1000";
         let grant = host.start(|spec| spec.command = ["/bin/sh", "-c", burn].map(str::to_owned).to_vec());
         let data = vec![7u8; 5 << 20];
         let mut peer = 0;
