@@ -158,7 +158,19 @@ fn used(world: &mut World, id: &str, struck: &mut impl FnMut(&Trigger)) -> Resul
 /// moved; the answer is no then, for a reason, and the grant stays as it was.
 fn extended(world: &mut World, id: &str, struck: &mut impl FnMut(&Trigger)) -> Result<(), String> {
     let before = world.ask(&["--json", "log", id]).1["granted"]["valid_to_ms"].as_u64();
-    let (longer, said) = world.run(&["--json", "extend", id, "--for", "5m", "--wait", "100s"], struck);
+    let until = Instant::now() + Duration::from_secs(60);
+    let (longer, said) = loop {
+        let asked = world.run(&["--json", "extend", id, "--for", "5m", "--wait", "100s"], &mut *struck);
+        // A bridge that was killed between receipt and market tells the market a little later that it serves.
+        let too_early = asked.1.iter().any(|line| line["error"]["code"] == "not_serving");
+        if !too_early || Instant::now() >= until {
+            break asked;
+        }
+        if world.keep_up() {
+            struck(&world.trigger);
+        }
+        std::thread::park_timeout(Duration::from_millis(200));
+    };
     let (_, log) = world.ask(&["--json", "log", id]);
     let added = log["granted"]["valid_to_ms"].as_u64().zip(before).map(|(after, before)| after - before);
     let declined = log["granted"]["extensions"][0]["answer"]["declined"].as_str().map(str::to_owned);
