@@ -9,6 +9,7 @@
 //! * [`keys`]: SSH keys as texts.
 //! * [`output`]: what a workload wrote, as it is kept and handed over.
 
+mod accepting;
 pub mod counters;
 pub mod error;
 pub mod image;

@@ -94,7 +94,8 @@ pub async fn run(home: &Home, request: &Request, steps: &mut Steps) -> Result<Gr
         steps.output().warn(note);
     }
     let mut stop = StopSignals::listen()?;
-    let mut attempt = Attempt::prepare(&session, &market, request, &wanted, &checked, disk_mib)?;
+    let asked = Asked { session: &session, market: &market, request, wanted: &wanted, checked: &checked };
+    let mut attempt = Attempt::prepare(asked, disk_mib)?;
     let outcome = tokio::select! {
         outcome = attempt.go(home, steps) => outcome,
         () = stop.received() => Err(CliError::new(Kind::Interrupted, "interrupted", "interrupted")),
@@ -131,16 +132,32 @@ pub(super) struct Attempt<'a> {
     cleared: Option<ComputeGrant>,
 }
 
+/// What is asked for, and of whom.
+#[derive(Clone, Copy)]
+pub(super) struct Asked<'a> {
+    pub session: &'a Session,
+    pub market: &'a Follower<MarketView>,
+    pub request: &'a Request,
+    pub wanted: &'a Wanted,
+    pub checked: &'a Checked,
+}
+
 impl<'a> Attempt<'a> {
+    fn new(
+        asked: Asked<'a>,
+        image: Arc<ImageService>,
+        (key, nonce, id): (NodeKey, [u8; 16], RequestId),
+        pending: PendingRequest,
+    ) -> Self {
+        let Asked { session, market, request, wanted, checked } = asked;
+        let organism = market.organism().clone();
+        let (grant, cleared) = (None, None);
+        Self { request, checked, wanted, session, market, organism, image, key, nonce, id, pending, grant, cleared }
+    }
+
     /// Makes the request's keys, seals the envelope and starts serving the image. Nothing is sent.
-    fn prepare(
-        session: &'a Session,
-        market: &'a Follower<MarketView>,
-        request: &'a Request,
-        wanted: &'a Wanted,
-        checked: &'a Checked,
-        disk_mib: u32,
-    ) -> Result<Self> {
+    fn prepare(asked: Asked<'a>, disk_mib: u32) -> Result<Self> {
+        let Asked { session, request, wanted, .. } = asked;
         let image = Arc::new(match &wanted.facts {
             Some(facts) => ImageService::open(&facts.path, &facts.outline)
                 .or_input("image_unreadable", || format!("cannot read image {}", facts.path.display()))?,
@@ -174,22 +191,7 @@ impl<'a> Attempt<'a> {
             &mut OsRng,
         );
         let pending = sealing.or_input("request_invalid", || "the request cannot be sealed".into())?;
-        let organism = market.organism().clone();
-        Ok(Self {
-            request,
-            checked,
-            wanted,
-            session,
-            market,
-            organism,
-            image,
-            key,
-            nonce,
-            id,
-            pending,
-            grant: None,
-            cleared: None,
-        })
+        Ok(Self::new(asked, image, (key, nonce, id), pending))
     }
 
     async fn go(&mut self, home: &Home, steps: &mut Steps) -> Result<Grant> {
@@ -216,32 +218,11 @@ impl<'a> Attempt<'a> {
     }
 
     /// Goes on with a request that another process ordered. Nothing is sent.
-    pub(super) fn resume(
-        (session, market): (&'a Session, &'a Follower<MarketView>),
-        request: &'a Request,
-        wanted: &'a Wanted,
-        checked: &'a Checked,
-        (grant, pending): (Grant, PendingRequest),
-    ) -> Result<Self> {
-        let (key, id, organism) = (grant.request_key()?, grant.file.grant, market.organism().clone());
+    pub(super) fn resume(asked: Asked<'a>, (grant, pending): (Grant, PendingRequest)) -> Result<Self> {
+        let (key, id) = (grant.request_key()?, grant.file.grant);
         let image = Arc::new(ImageService::without_image());
-        session.node.serve(Arc::new(Served(Arc::clone(&image))));
-        let (nonce, grant) = ([0; 16], Some(grant));
-        Ok(Self {
-            request,
-            checked,
-            wanted,
-            session,
-            market,
-            organism,
-            image,
-            key,
-            nonce,
-            id,
-            pending,
-            grant,
-            cleared: None,
-        })
+        asked.session.node.serve(Arc::new(Served(Arc::clone(&image))));
+        Ok(Self { grant: Some(grant), ..Self::new(asked, image, (key, [0; 16], id), pending) })
     }
 
     /// Waits for the grant and its receipt.

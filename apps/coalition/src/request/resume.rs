@@ -5,7 +5,7 @@ use std::time::Duration;
 use coalition::AlmanacTick;
 
 use super::{
-    flow::{Attempt, Request},
+    flow::{Asked, Attempt, Request},
     plan::{Ask, Checked, Until},
     wanted::{ImageChoice, Wanted},
 };
@@ -67,7 +67,8 @@ pub async fn run(home: &Home, grant: Grant, patience: Duration, steps: &mut Step
         Checked { duration_s: file.duration_s, deadline: AlmanacTick(0), wait_ms, expected_rate: None, note: None };
     let wanted = Wanted::elsewhere(hash);
     let mut stop = StopSignals::listen()?;
-    let mut attempt = Attempt::resume((&session, &market), &request, &wanted, &checked, (grant, pending))?;
+    let asked = Asked { session: &session, market: &market, request: &request, wanted: &wanted, checked: &checked };
+    let mut attempt = Attempt::resume(asked, (grant, pending))?;
     let outcome = tokio::select! {
         outcome = attempt.go_on(home, steps) => outcome,
         () = stop.received() => Err(CliError::new(Kind::Interrupted, "interrupted", "interrupted; the request stays as it is")),

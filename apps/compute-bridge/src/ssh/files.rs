@@ -17,6 +17,8 @@ use super::session::{OpenChannel, SshHost};
 const CHUNK: usize = 256 * 1024;
 /// Wait for one answer of the SFTP server.
 const SFTP_ANSWER_SECS: u64 = 60;
+/// Tries to put a file where another one is.
+const PLACINGS: u32 = 3;
 
 /// A file that arrived.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -176,7 +178,7 @@ impl SshHost {
             let draft = format!("{remote}.part-{:016x}", rand::random::<u64>());
             let sent = self.stream(&sftp, &mut file, local, &draft, mode).await;
             let placed = match sent {
-                Ok(uploaded) => self.place(&sftp, &draft, remote).await.map(|()| uploaded),
+                Ok(uploaded) => self.place(&sftp, &draft, remote, uploaded).await,
                 Err(error) => Err(error),
             };
             if placed.is_err() {
@@ -240,13 +242,21 @@ impl SshHost {
         SshError::File { host: self.target().label(), what: "writing", path: path.into(), problem, disk_full }
     }
 
-    /// SFTP's rename refuses to replace; an existing target is removed first.
-    async fn place(&self, sftp: &SftpSession, draft: &str, remote: &str) -> Result<(), SshError> {
-        if sftp.rename(draft, remote).await.is_ok() {
-            return Ok(());
+    /// SFTP's rename refuses to replace. A target with the same bytes is as good, whoever put it there; another one is removed first.
+    /// So of several that put the same file at one time, none ever takes another's away.
+    async fn place(&self, sftp: &SftpSession, draft: &str, remote: &str, sent: Uploaded) -> Result<Uploaded, SshError> {
+        for _ in 0..PLACINGS {
+            if sftp.rename(draft, remote).await.is_ok() {
+                return Ok(sent);
+            }
+            if self.hash_of(sftp, remote).await.is_ok_and(|(hash, _)| hash == sent.hash) {
+                let _ = sftp.remove_file(draft).await;
+                return Ok(sent);
+            }
+            let _ = sftp.remove_file(remote).await;
         }
-        let _ = sftp.remove_file(remote).await;
-        sftp.rename(draft, remote).await.map_err(|error| self.file_error("renaming to", remote, &error))
+        sftp.rename(draft, remote).await.map_err(|error| self.file_error("renaming to", remote, &error))?;
+        Ok(sent)
     }
 
     /// Writes a small file in one go, mode 600, whole or not at all.
@@ -258,8 +268,8 @@ impl SshHost {
             let sftp = self.sftp().await?;
             let draft = format!("{remote}.part-{:016x}", rand::random::<u64>());
             let mut from = bytes;
-            self.stream(&sftp, &mut from, Path::new("(memory)"), &draft, 0o600).await?;
-            self.place(&sftp, &draft, remote).await
+            let sent = self.stream(&sftp, &mut from, Path::new("(memory)"), &draft, 0o600).await?;
+            self.place(&sftp, &draft, remote, sent).await.map(drop)
         };
         self.within(&format!("writing {remote}"), deadline, send).await
     }
@@ -269,20 +279,21 @@ impl SshHost {
     /// # Errors
     /// [`SshError`].
     pub async fn remote_blake3(&self, remote: &str, deadline: Duration) -> Result<(blake3::Hash, u64), SshError> {
-        let read = async {
-            let sftp = self.sftp().await?;
-            let mut file = sftp.open(remote).await.map_err(|error| self.file_error("opening", remote, &error))?;
-            let (mut hasher, mut size, mut buffer) = (blake3::Hasher::new(), 0_u64, vec![0; CHUNK]);
-            loop {
-                let count = file.read(&mut buffer).await.map_err(|error| self.read_error(remote, &error))?;
-                if count == 0 {
-                    return Ok((hasher.finalize(), size));
-                }
-                hasher.update(&buffer[..count]);
-                size += count as u64;
-            }
-        };
+        let read = async { self.hash_of(&*self.sftp().await?, remote).await };
         self.within(&format!("reading back {remote}"), deadline, read).await
+    }
+
+    async fn hash_of(&self, sftp: &SftpSession, remote: &str) -> Result<(blake3::Hash, u64), SshError> {
+        let mut file = sftp.open(remote).await.map_err(|error| self.file_error("opening", remote, &error))?;
+        let (mut hasher, mut size, mut buffer) = (blake3::Hasher::new(), 0_u64, vec![0; CHUNK]);
+        loop {
+            let count = file.read(&mut buffer).await.map_err(|error| self.read_error(remote, &error))?;
+            if count == 0 {
+                return Ok((hasher.finalize(), size));
+            }
+            hasher.update(&buffer[..count]);
+            size += count as u64;
+        }
     }
 
     /// Files of a directory with size and time of last change (Unix seconds); empty when there is no such directory.

@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use coalition_cloud::{
     Cloud, CloudError, ErrorKind, Host, HostState, Image, Leftover, NewHost, Owner, Quota, SizeInfo,
 };
-use coalition_compute::{GrantEnd, GrantStage, LogEnd, RefusalReason};
+use coalition_compute::{GrantEnd, LogEnd, RefusalReason};
 use coalition_host::types::IsolationLevel;
 use compute_bridge::backend::{Backend, FailureKind, InstanceName, ProvisionedInstance};
 use compute_bridge::backends::{CloudBackend, CloudSetup};
@@ -60,9 +60,7 @@ async fn a_machine_that_somebody_else_removed_is_logged_as_lost_and_named() {
     let (world, backend) = fable();
     let bridge = world.start();
     world.card().await;
-    let requester = world.ask(1, 600);
-    world.receipt(&requester).await;
-    world.stage(&requester, "serving", |stage| *stage == GrantStage::Serving).await;
+    let requester = world.serving(1, 600).await;
     backend.running.lock().unwrap().clear();
     assert_eq!(world.ended(&requester).await, GrantEnd::Logged(LogEnd::BackendLost));
     assert_eq!(world.market.record(&requester.id()).unwrap().usage, SO_FAR, "what was seen of it is logged");

@@ -9,10 +9,7 @@ use super::world::*;
 /// A served grant of ten minutes.
 async fn served(world: &World) -> Requester {
     world.card().await;
-    let requester = world.ask(1, 600);
-    world.receipt(&requester).await;
-    world.stage(&requester, "serving", |stage| *stage == GrantStage::Serving).await;
-    requester
+    world.serving(1, 600).await
 }
 
 async fn answered(world: &World, requester: &Requester, number: usize) -> GrantRecord {

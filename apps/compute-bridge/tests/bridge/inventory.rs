@@ -64,9 +64,7 @@ async fn orphans_are_counted_and_found_again_instances_are_adopted() {
     world.inventory_interval = Duration::from_secs(3_600);
     let bridge = world.start();
     world.card().await;
-    let requester = world.ask(1, 600);
-    world.receipt(&requester).await;
-    world.stage(&requester, "serving", |stage| *stage == GrantStage::Serving).await;
+    let requester = world.serving(1, 600).await;
     bridge.kill().await;
     std::fs::remove_file(world.path().join("grants.journal")).unwrap();
     world.inventory_interval = Duration::from_millis(100);

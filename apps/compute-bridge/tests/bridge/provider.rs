@@ -147,9 +147,7 @@ async fn a_machine_that_is_never_heard_of_again_is_logged_as_lost_with_the_usage
     let (world, backend) = fable();
     let bridge = world.start();
     world.card().await;
-    let requester = world.ask(1, 3);
-    world.receipt(&requester).await;
-    world.stage(&requester, "serving", |stage| *stage == GrantStage::Serving).await;
+    let requester = world.serving(1, 3).await;
     *backend.visible.lock().unwrap() = false;
     assert_eq!(world.ended(&requester).await, GrantEnd::Logged(LogEnd::BackendLost));
     assert_eq!(world.market.record(&requester.id()).unwrap().usage, SO_FAR);
@@ -194,9 +192,7 @@ async fn a_killed_bridge_goes_on_where_it_stood_and_keeps_healthy_work() {
     let (world, backend) = fable();
     let bridge = world.start();
     world.card().await;
-    let requester = world.ask(1, 600);
-    world.receipt(&requester).await;
-    world.stage(&requester, "serving", |stage| *stage == GrantStage::Serving).await;
+    let requester = world.serving(1, 600).await;
     let before = backend.running.lock().unwrap().clone();
     bridge.kill().await;
     let bridge = world.start();
@@ -217,9 +213,7 @@ async fn a_lost_journal_adopts_what_serves_and_destroys_what_nobody_explains() {
     let (world, backend) = fable();
     let bridge = world.start();
     world.card().await;
-    let requester = world.ask(1, 600);
-    world.receipt(&requester).await;
-    world.stage(&requester, "serving", |stage| *stage == GrantStage::Serving).await;
+    let requester = world.serving(1, 600).await;
     let served = backend.running.lock().unwrap().clone();
     bridge.kill().await;
     std::fs::remove_file(world.path().join("grants.journal")).unwrap();

@@ -67,6 +67,29 @@ async fn behaves(ssh: &SshHost, dir: &Path) {
     assert_eq!(ssh.exec("a test", "true", SOON).await.unwrap().status, Some(0));
 }
 
+/// Several that install the same file at one time: whoever has put it finds it there at every moment from then on.
+async fn is_shared(target: &SshTarget, dir: &Path) {
+    let local = dir.join("shared");
+    let bytes = vec![7; 500_000];
+    std::fs::write(&local, &bytes).unwrap();
+    let remote = dir.join("shared-there").to_str().unwrap().to_owned();
+    for _ in 0..5 {
+        let all = (0..6).map(|_| async {
+            let ssh = SshHost::new(target.clone());
+            ssh.upload(&local, &remote, 0o700, SOON * 3).await.unwrap();
+            for _ in 0..3 {
+                let there = ssh.remote_blake3(&remote, SOON * 3).await.expect("nobody takes it away");
+                assert_eq!(there, (blake3::hash(&bytes), 500_000));
+            }
+        });
+        futures::future::join_all(all).await;
+        std::fs::write(&remote, b"damaged").unwrap();
+    }
+    std::fs::remove_file(&remote).unwrap();
+    let left: Vec<_> = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert!(!left.iter().any(|name| name.to_string_lossy().contains(".part-")), "{left:?}");
+}
+
 /// What every client must refuse.
 async fn refuses(target: &SshTarget, dir: &Path) {
     let other = coalition_host::keys::generate("other");
@@ -105,6 +128,7 @@ async fn refuses(target: &SshTarget, dir: &Path) {
 async fn our_own_server() {
     let host = Host::start().await;
     behaves(&SshHost::new(host.target.clone()), host.dir.path()).await;
+    is_shared(&host.target, &host.dir.path().join("root")).await;
     refuses(&host.target, host.dir.path()).await;
 }
 
@@ -235,6 +259,7 @@ impl Sshd {
 async fn debians_sshd() {
     let Some(sshd) = Sshd::start().await else { return };
     behaves(&SshHost::new(sshd.target.clone()), sshd.dir.path()).await;
+    is_shared(&sshd.target, sshd.dir.path()).await;
     refuses(&sshd.target, sshd.dir.path()).await;
 }
 

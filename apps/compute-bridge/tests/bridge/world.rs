@@ -132,6 +132,14 @@ impl World {
         self.ask_for(seed, seconds, |_| {})
     }
 
+    /// A grant that its requester has the receipt of and that the market knows to be served.
+    pub(crate) async fn serving(&self, seed: u8, seconds: u32) -> Requester {
+        let requester = self.ask(seed, seconds);
+        self.receipt(&requester).await;
+        self.stage(&requester, "serving", |stage| *stage == GrantStage::Serving).await;
+        requester
+    }
+
     pub(crate) fn ask_for(&self, seed: u8, seconds: u32, change: impl FnOnce(&mut WorkloadSpec)) -> Requester {
         let requester = requester(&self.market, seed, &self.image, seconds, change);
         requester.submit(&self.market, &self.channel);

@@ -13,8 +13,8 @@ use tokio::task::JoinHandle;
 
 use super::launcher::InsideLauncher;
 use super::machine::Running;
-use super::relay::Relay;
 use super::workload::Output;
+use crate::accepting::Listening;
 use crate::error::{Result, RunnerError};
 use crate::isolate::cgroup::{Groups, Hierarchies, Limits};
 use crate::isolate::control::{Control, build};
@@ -25,7 +25,7 @@ use crate::proc;
 use crate::rootfs::oci::ImageConfig;
 use crate::rootfs::{Owner, Unpacked, open_verified, remove_tree, unpack};
 use crate::spec::{CheckedSpec, image_path};
-use crate::ssh::{Listening, ServerKeys, ServerLimits, Traffic, listen};
+use crate::ssh::{ServerKeys, ServerLimits, Traffic, listen};
 use crate::state::GrantDir;
 use crate::types::{Egress, Isolation, IsolationLevel, Mechanism, WorkloadSpec};
 
@@ -42,7 +42,7 @@ pub(super) struct Holdings {
     pub(super) init: Option<i32>,
     pub(super) control: Option<Control>,
     pub(super) ssh: Option<Listening>,
-    pub(super) relay: Option<Relay>,
+    pub(super) relay: Option<Listening>,
 }
 
 /// A grant that is up.

@@ -72,7 +72,7 @@ fn prepare_system() -> Result<()> {
     mnt("cgroup2", "/sys/fs/cgroup", "cgroup2", safe, None)?;
     load_modules()?;
     sys::loopback_up().map_err(|e| problem("bring loopback up", e))?;
-    sys::interface_up(GUEST_ADDRESS.0, GUEST_ADDRESS.1).map_err(|e| problem("bring the network up", e))
+    sys::ethernet_up(GUEST_ADDRESS.0, GUEST_ADDRESS.1).map_err(|e| problem("bring the network up", e))
 }
 
 fn load_modules() -> Result<()> {

@@ -18,7 +18,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::environment::{Holdings, Up, Work, build_environment, limits, watch_over};
 use super::log;
-use super::relay::Relay;
+use super::relay;
 use crate::error::{Result, RunnerError, exit_code_of};
 use crate::isolate::cgroup::{Groups, Hierarchies};
 use crate::isolate::control::{Control, Launched};
@@ -197,7 +197,7 @@ pub(super) async fn bring_up(
     let limit = if parts.accelerator == Accelerator::Kvm { BOOT_LIMIT.0 } else { BOOT_LIMIT.1 };
     let losses = running.ready(limit).await?;
     let isolation = describe(outer, parts.kvm_problem, losses);
-    let relay = Relay::start(socket, built.control.clone(), traffic.clone())
+    let relay = relay::start(socket, built.control.clone(), traffic.clone())
         .map_err(|source| RunnerError::Listen { address: spec.ssh_listen, source })?;
     let address = relay.address;
     holdings.relay = Some(relay);

@@ -1,15 +1,12 @@
 //! Connections to a virtual machine's SSH server: accepted on the host, carried to the machine's own network, counted.
 
-use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, watch};
-use tokio::task::{JoinHandle, JoinSet};
 
+use crate::accepting::Listening;
 use crate::isolate::control::Control;
 use crate::machine::qemu::SSH_PORT;
 use crate::ssh::Traffic;
@@ -19,54 +16,22 @@ const CONNECTIONS: usize = 64;
 /// Bytes carried at once, each way.
 const PIECE: usize = 64 * 1024;
 
-/// A relay that is up.
-pub(super) struct Relay {
-    pub(super) address: SocketAddr,
-    stop: watch::Sender<bool>,
-    task: JoinHandle<()>,
-}
-
-impl Relay {
-    /// Carries what arrives at `socket` to the machine in this environment.
-    pub(super) fn start(socket: TcpListener, control: Control, traffic: Arc<Traffic>) -> std::io::Result<Self> {
-        let address = socket.local_addr()?;
-        let (stop, stopped) = watch::channel(false);
-        let task = tokio::spawn(accept(socket, control, traffic, stopped));
-        Ok(Self { address, stop, task })
-    }
-
-    /// Stops accepting and closes every connection.
-    pub(super) async fn shutdown(self) {
-        let _ = self.stop.send(true);
-        let _ = self.task.await;
-    }
-}
-
-async fn accept(socket: TcpListener, control: Control, traffic: Arc<Traffic>, mut stopped: watch::Receiver<bool>) {
-    let room = Arc::new(Semaphore::new(CONNECTIONS));
-    let mut connections = JoinSet::new();
-    loop {
-        let accepted = tokio::select! {
-            _ = stopped.wait_for(|s| *s) => break,
-            Some(_) = connections.join_next(), if !connections.is_empty() => continue,
-            accepted = socket.accept() => accepted,
-        };
-        match accepted {
-            Ok((stream, _)) => {
-                // A full house drops the newcomer: it sees a closed connection and may try again.
-                let Ok(seat) = room.clone().try_acquire_owned() else { continue };
-                let (control, traffic) = (control.clone(), traffic.clone());
-                connections.spawn(async move {
-                    if let Ok(inside) = connect(&control).await {
-                        carry(stream, inside, &traffic).await;
-                    }
-                    drop(seat);
-                });
+/// Carries what arrives at `socket` to the machine in this environment.
+pub(super) fn start(socket: TcpListener, control: Control, traffic: Arc<Traffic>) -> std::io::Result<Listening> {
+    Listening::start(socket, CONNECTIONS, move |stream, mut stopped| {
+        let (control, traffic) = (control.clone(), traffic.clone());
+        async move {
+            let carried = async {
+                if let Ok(inside) = connect(&control).await {
+                    carry(stream, inside, &traffic).await;
+                }
+            };
+            tokio::select! {
+                () = carried => {}
+                _ = stopped.wait_for(|s| *s) => {}
             }
-            // Out of descriptors or a connection reset before it was taken: nothing a pause would not heal.
-            Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
         }
-    }
+    })
 }
 
 /// A connection to the machine's SSH port.

@@ -1,6 +1,5 @@
-//! Accepting connections: limits for strangers, and an orderly end.
+//! SSH connections: what a server offers and to whom, limits for strangers, and an orderly end.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -9,12 +8,11 @@ use russh::keys::{PrivateKey, PublicKey};
 use russh::server::{self, run_stream};
 use russh::{MethodKind, MethodSet, Preferred, compression};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, watch};
-use tokio::task::{JoinHandle, JoinSet};
 
 use super::Traffic;
 use super::handler::{Connection, Shared};
 use super::process::Launcher;
+use crate::accepting::{Listening, Stopped};
 
 /// How long a client may take to log in.
 const LOGIN_GRACE: Duration = Duration::from_secs(30);
@@ -42,21 +40,6 @@ impl ServerLimits {
     /// For a provider on its own host. The queue holds more than the 64 requests that SFTP clients send ahead, because
     /// a file server that waits for its client must not make that client's connection wait.
     pub(crate) const HOST: Self = Self { connections: 128, channels: 64, queue: 256 };
-}
-
-/// A server that is up.
-pub(crate) struct Listening {
-    pub(crate) address: SocketAddr,
-    stop: watch::Sender<bool>,
-    task: JoinHandle<()>,
-}
-
-impl Listening {
-    /// Stops accepting, closes every connection, and returns when all are gone.
-    pub(crate) async fn shutdown(self) {
-        let _ = self.stop.send(true);
-        let _ = self.task.await;
-    }
 }
 
 fn config(host: PrivateKey, limits: ServerLimits) -> server::Config {
@@ -87,52 +70,14 @@ pub(crate) fn listen(
     traffic: Arc<Traffic>,
     limits: ServerLimits,
 ) -> std::io::Result<Listening> {
-    let address = socket.local_addr()?;
     let config = Arc::new(config(keys.host, limits));
     let shared = Arc::new(Shared { launcher, authorized: keys.authorized, traffic, held: Arc::default(), limits });
-    let (stop, stopped) = watch::channel(false);
-    let task = tokio::spawn(accept(socket, config, shared, stopped));
-    Ok(Listening { address, stop, task })
+    Listening::start(socket, limits.connections, move |stream, stopped| {
+        serve(stream, config.clone(), shared.clone(), stopped)
+    })
 }
 
-async fn accept(
-    socket: TcpListener,
-    config: Arc<server::Config>,
-    shared: Arc<Shared>,
-    mut stopped: watch::Receiver<bool>,
-) {
-    let room = Arc::new(Semaphore::new(shared.limits.connections));
-    let mut connections = JoinSet::new();
-    loop {
-        let accepted = tokio::select! {
-            _ = stopped.wait_for(|s| *s) => break,
-            Some(_) = connections.join_next(), if !connections.is_empty() => continue,
-            accepted = socket.accept() => accepted,
-        };
-        match accepted {
-            Ok((stream, _)) => {
-                // A full house drops the newcomer: it sees a closed connection and may try again.
-                let Ok(seat) = room.clone().try_acquire_owned() else { continue };
-                let (config, shared, stopped) = (config.clone(), shared.clone(), stopped.clone());
-                connections.spawn(async move {
-                    serve(stream, config, shared, stopped).await;
-                    drop(seat);
-                });
-            }
-            // Out of descriptors or a connection reset before it was taken: nothing a pause would not heal.
-            Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
-        }
-    }
-    drop(socket);
-    while connections.join_next().await.is_some() {}
-}
-
-async fn serve(
-    stream: TcpStream,
-    config: Arc<server::Config>,
-    shared: Arc<Shared>,
-    mut stopped: watch::Receiver<bool>,
-) {
+async fn serve(stream: TcpStream, config: Arc<server::Config>, shared: Arc<Shared>, mut stopped: Stopped) {
     let _ = stream.set_nodelay(true);
     let logged_in = Arc::new(AtomicBool::new(false));
     let connection = Connection::new(shared, logged_in.clone());

@@ -7,7 +7,7 @@ mod listener;
 mod process;
 mod pump;
 
-pub(crate) use listener::{Listening, ServerKeys, ServerLimits, listen};
+pub(crate) use listener::{ServerKeys, ServerLimits, listen};
 pub(crate) use process::{Control, Launcher, Process, Request, Session};
 
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -9,8 +9,9 @@ use std::sync::Arc;
 
 use tokio::net::TcpListener;
 
+use crate::accepting::Listening;
 use crate::keys::{self, KeyError};
-use crate::ssh::{Listening, ServerKeys, ServerLimits, Traffic, listen};
+use crate::ssh::{ServerKeys, ServerLimits, Traffic, listen};
 use crate::types::SecretText;
 
 /// How to serve.

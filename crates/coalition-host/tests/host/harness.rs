@@ -27,6 +27,18 @@ pub(crate) enum As {
     Bare,
 }
 
+/// One of OpenSSH's programs with the key and the known hosts that are in `client`, and nothing of the user's own.
+pub(crate) fn openssh(program: &str, client: &Path, port_option: &str, port: u16) -> Command {
+    let mut command = Command::new(program);
+    command.args(["-F", "none"]);
+    for option in ["StrictHostKeyChecking=yes", "IdentitiesOnly=yes", "BatchMode=yes"] {
+        command.args(["-o", option]);
+    }
+    command.arg("-o").arg(format!("UserKnownHostsFile={}", client.join("known_hosts").display()));
+    command.arg("-i").arg(client.join("key")).args([port_option, &port.to_string()]);
+    command
+}
+
 pub(crate) fn is_root() -> bool {
     nix::unistd::geteuid().is_root()
 }
@@ -314,20 +326,7 @@ impl Grant<'_> {
     }
 
     pub(crate) fn ssh_command(&self, options: &[&str]) -> Command {
-        let at = self.client.path();
-        let mut command = Command::new("ssh");
-        command.args([
-            "-F",
-            "none",
-            "-o",
-            "StrictHostKeyChecking=yes",
-            "-o",
-            "IdentitiesOnly=yes",
-            "-o",
-            "BatchMode=yes",
-        ]);
-        command.arg("-o").arg(format!("UserKnownHostsFile={}", at.join("known_hosts").display()));
-        command.arg("-i").arg(at.join("key")).arg("-p").arg(self.port().to_string());
+        let mut command = openssh("ssh", self.client.path(), "-p", self.port());
         command.args(options).arg("root@127.0.0.1");
         command
     }
@@ -362,20 +361,8 @@ impl Grant<'_> {
 
     /// OpenSSH's own `scp`; `from` and `to` with `inside:` before paths of the machine.
     pub(crate) fn scp(&self, options: &[&str], from: &str, to: &str) -> Seen {
-        let at = self.client.path();
-        let mut command = Command::new("scp");
-        command.args([
-            "-F",
-            "none",
-            "-o",
-            "StrictHostKeyChecking=yes",
-            "-o",
-            "IdentitiesOnly=yes",
-            "-o",
-            "BatchMode=yes",
-        ]);
-        command.arg("-o").arg(format!("UserKnownHostsFile={}", at.join("known_hosts").display()));
-        command.arg("-i").arg(at.join("key")).arg("-P").arg(self.port().to_string()).args(options);
+        let mut command = openssh("scp", self.client.path(), "-P", self.port());
+        command.args(options);
         command.args([from, to].map(|path| path.replace("inside:", "root@127.0.0.1:")));
         Seen::of(&command.stdin(Stdio::null()).output().unwrap())
     }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use coalition_host::sshd::{HostSshd, HostSshdConfig, serve};
 use coalition_host::{Phase, RunnerState, keys, parse_answer};
 
-use super::harness::{Host, await_some, has, write_private};
+use super::harness::{Host, await_some, has, openssh, write_private};
 
 struct Client {
     temp: tempfile::TempDir,
@@ -35,20 +35,7 @@ async fn up(root: &Path) -> (HostSshd, Client) {
 
 impl Client {
     fn command(&self, program: &str, port_option: &str) -> Command {
-        let mut command = Command::new(program);
-        command.args([
-            "-F",
-            "none",
-            "-o",
-            "StrictHostKeyChecking=yes",
-            "-o",
-            "IdentitiesOnly=yes",
-            "-o",
-            "BatchMode=yes",
-        ]);
-        command.arg("-o").arg(format!("UserKnownHostsFile={}", self.temp.path().join("known_hosts").display()));
-        command.arg("-i").arg(self.temp.path().join("key")).args([port_option, &self.port.to_string()]);
-        command
+        openssh(program, self.temp.path(), port_option, self.port)
     }
 
     async fn ssh(&self, line: &str) -> Output {
