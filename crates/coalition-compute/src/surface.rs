@@ -176,12 +176,6 @@ impl MarketView {
             RequestStage::Granted => self.grant(id).map_or(RequestStatus::Unknown, RequestStatus::Granted),
         }
     }
-
-    /// The deadline `duration_ms` after `at`, in ticks, rounded up: for a request's `deadline`.
-    #[must_use]
-    pub fn deadline_after_ms(&self, at: At, duration_ms: u64) -> AlmanacTick {
-        AlmanacTick(at.tick.saturating_add(self.state.params().ticks_for_ms(duration_ms)))
-    }
 }
 
 impl coalition_log::Fold for MarketView {

@@ -340,7 +340,7 @@ impl Organism {
         }
     }
 
-    /// The newest certified head.
+    /// The newest certified head that the member asked knows; others may know a newer one.
     ///
     /// # Errors
     /// [`ReadError::Deadline`] when no member gives one in time.

@@ -178,7 +178,9 @@ impl<F: Fold> Follower<F> {
         found.unwrap_or_else(|_| Err(self.late(deadline)))
     }
 
-    /// Waits until everything certified at the time of the call is folded; answers how many entries that is.
+    /// Waits until everything is folded that one serving member knows to be certified; answers how many entries that is. A member that
+    /// was cut off a moment ago knows less than others: who has been told a place in the log waits for that with
+    /// [`When::folded`].
     ///
     /// # Errors
     /// [`ReadError`] when no member gives a head or the entries up to it in time.

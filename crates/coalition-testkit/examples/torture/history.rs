@@ -32,6 +32,11 @@ impl History {
         self.writes.iter().filter(|write| write.index.is_some()).count()
     }
 
+    /// The furthest place in the log that anybody was told.
+    pub fn highest(&self) -> Option<u64> {
+        self.writes.iter().filter_map(|write| write.index).max()
+    }
+
     pub fn unknown(&self) -> usize {
         self.writes.len() - self.acknowledged()
     }
