@@ -225,7 +225,8 @@ def edges():
     put("host_oci", b"\2" + json.dumps({"config": blob, "layers": [blob]}).encode(), b"\3" + json.dumps(image).encode())
     put("host_oci", b"\4a/.wh.b", b"\4a/.wh..wh..opq")
     used = {"usage": {"cpu_core_ms": 1, "ram_mib": 2, "disk_mib": 3}}
-    put("host_report", '{"ready":{"losses":["a"]}}', '{"exited":{"code":3}}', json.dumps(used), '{"failed":{"code":"io","message":"x"}}')
+    put("host_report", '{"ready":{"losses":["a"]}}', '{"exited":{"code":3}}', json.dumps(used), '{"failed":{"code":"io","message":"x"}}',
+        '{"moved":{"unix_ms":9}}', '{"until":{"unix_ms":9}}')
     usage = {
         "version": 1, "grant_id": "00112233", "started_unix_ms": 1, "updated_unix_ms": 2, "cpu_core_ms": 3,
         "ram_mib_ms": 4, "net_bytes": 5, "ram_peak_mib": 6, "samples": 7, "is_final": True,

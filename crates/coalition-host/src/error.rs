@@ -232,7 +232,7 @@ impl RunnerError {
             }
             Self::Listen { .. } => "give port 0 to take any free port, or an address this host has",
             Self::Occupied { .. } => "use another directory, or `runner stop` and `runner clean` this one first",
-            Self::NotMoved { .. } => "grants started by a version that cannot move their end keep it",
+            Self::NotMoved { .. } => "it ends when it would have; a machine that is too busy to answer may be asked again",
             Self::WillNotDie { .. } => {
                 "look for processes in uninterruptible sleep (ps, state D); run `runner clean` again"
             }

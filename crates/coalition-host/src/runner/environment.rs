@@ -12,7 +12,7 @@ use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
 use super::launcher::InsideLauncher;
-use super::machine::Running;
+use super::machine::{Orders, Running};
 use super::relay::Relay;
 use super::workload::Output;
 use crate::error::{Result, RunnerError};
@@ -43,6 +43,8 @@ pub(super) struct Holdings {
     pub(super) control: Option<Control>,
     pub(super) ssh: Option<Listening>,
     pub(super) relay: Option<Relay>,
+    /// The way to tell a virtual machine's guest something.
+    pub(super) orders: Option<Orders>,
 }
 
 /// A grant that is up.
@@ -217,6 +219,7 @@ impl Holdings {
             relay.shutdown().await;
         }
         self.control = None;
+        self.orders = None;
         let (init, groups, grant_id) = (self.init.take(), self.groups.clone(), grant_id.to_owned());
         tokio::task::spawn_blocking(move || kill_all(init, &groups, &grant_id))
             .await

@@ -11,10 +11,10 @@ use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpListener;
 use tokio::net::unix::pipe;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use super::environment::{Holdings, Up, Work, build_environment, limits, watch_over};
 use super::log;
@@ -26,7 +26,7 @@ use crate::isolate::discover::Abilities;
 use crate::isolate::proto::{Launch, MACHINE_FDS, MachineView, Program};
 use crate::machine::boot::{self, BootFiles};
 use crate::machine::qemu::{Accelerator, Disk, Machine};
-use crate::machine::report::{self, MAX_LINE, Report};
+use crate::machine::report::{self, MAX_LINE, Order, Report};
 use crate::machine::tools;
 use crate::rootfs::open_verified;
 use crate::spec::{CheckedSpec, image_path};
@@ -42,6 +42,8 @@ const BOOT_LIMIT: (Duration, Duration) = (Duration::from_secs(60), Duration::fro
 const QEMU_THREADS: u32 = 96;
 /// Bytes of the console that are kept for an error message.
 const CONSOLE_TAIL: usize = 1024;
+/// Longest a guest may take to take an order.
+const ORDER_LIMIT: Duration = Duration::from_secs(10);
 /// Lines of nonsense after which a guest is not listened to any more.
 const NONSENSE: usize = 16;
 /// Serial numbers by which the guest tells its disks apart, in the order of their descriptors.
@@ -62,8 +64,32 @@ pub(super) struct Running {
     reports: mpsc::Receiver<Report>,
     exit: oneshot::Receiver<ExitOutcome>,
     console: Console,
-    /// QEMU's standard input, on which nothing is ever said: were it closed, the guest's reports would have no other side.
-    _silence: io::PipeWriter,
+    /// Ends that the guest says it has taken.
+    moved: watch::Sender<u64>,
+    /// The way to tell it something: were it closed, its reports would have no other side.
+    orders: Orders,
+}
+
+/// The way to tell a guest something; clones share it.
+#[derive(Clone)]
+pub(super) struct Orders {
+    pipe: Arc<tokio::sync::Mutex<pipe::Sender>>,
+    moved: watch::Receiver<u64>,
+}
+
+impl Orders {
+    /// Has the guest's own timer end the grant at another time; done when it says that it will. What it says is believed
+    /// of that timer only: a guest that says so and does not ends itself at its old end, and the host at the new one.
+    pub(super) async fn until(&self, unix_ms: u64) -> std::result::Result<(), String> {
+        let line = report::order_line(Order::Until { unix_ms });
+        let mut moved = self.moved.clone();
+        let told = async {
+            self.pipe.lock().await.write_all(&line).await.map_err(|e| format!("cannot tell the guest: {e}"))?;
+            moved.wait_for(|end| *end == unix_ms).await.map(drop).map_err(|_| "the machine has ended".to_owned())
+        };
+        let silent = |_| format!("the guest did not take another end within {} s", ORDER_LIMIT.as_secs());
+        tokio::time::timeout(ORDER_LIMIT, told).await.map_err(silent)?
+    }
 }
 
 /// The last words of a console.
@@ -97,6 +123,10 @@ impl Running {
                 Some(report) = self.reports.recv() => match report {
                     Report::Exited(outcome) => Event::Exited(Some(outcome)),
                     Report::Usage(usage) => Event::Usage(usage),
+                    Report::Moved { unix_ms } => {
+                        self.moved.send_replace(unix_ms);
+                        continue;
+                    }
                     Report::Ready { .. } | Report::Failed { .. } => continue,
                 },
             };
@@ -129,7 +159,7 @@ impl Running {
                         return Err(RunnerError::Supervisor(Failure { code, message, hint: None }));
                     }
                     Report::Failed { message, .. } => return Err(failed(message, &self.console)),
-                    Report::Exited(_) | Report::Usage(_) => {}
+                    Report::Exited(_) | Report::Usage(_) | Report::Moved { .. } => {}
                 },
             }
         }
@@ -201,6 +231,7 @@ pub(super) async fn bring_up(
         .map_err(|source| RunnerError::Listen { address: spec.ssh_listen, source })?;
     let address = relay.address;
     holdings.relay = Some(relay);
+    holdings.orders = Some(running.orders.clone());
     Ok(Up { isolation, address, init: built.pid, environment, work: Work::Machine(running) })
 }
 
@@ -303,11 +334,11 @@ fn make_disk(mke2fs: &Path, path: &Path, disk_mib: u64) -> Result<(File, File)> 
 
 async fn launch(control: &Control, arguments: Vec<String>, parts: &Parts) -> Result<Running> {
     let failed = |e: io::Error| RunnerError::io("cannot make pipes", e);
-    let (silence_theirs, silence) = io::pipe().map_err(failed)?;
+    let (orders_theirs, orders_ours) = io::pipe().map_err(failed)?;
     let (reports_ours, reports_theirs) = io::pipe().map_err(failed)?;
     let (console_ours, console_theirs) = io::pipe().map_err(failed)?;
     let fds: [BorrowedFd<'_>; 8] = [
-        silence_theirs.as_fd(),
+        orders_theirs.as_fd(),
         reports_theirs.as_fd(),
         console_theirs.as_fd(),
         parts.root.0.as_fd(),
@@ -325,7 +356,10 @@ async fn launch(control: &Control, arguments: Vec<String>, parts: &Parts) -> Res
     let (sender, reports) = mpsc::channel(16);
     let ours = pipe::Receiver::from_owned_fd(reports_ours.into()).map_err(failed)?;
     tokio::spawn(listen_to_guest(ours, sender));
-    Ok(Running { reports, exit, console, _silence: silence })
+    let pipe = pipe::Sender::from_owned_fd(orders_ours.into()).map_err(failed)?;
+    let (moved, taken) = watch::channel(0);
+    let orders = Orders { pipe: Arc::new(tokio::sync::Mutex::new(pipe)), moved: taken };
+    Ok(Running { reports, exit, console, moved, orders })
 }
 
 async fn listen_to_console(mut pipe: pipe::Receiver, console: Console) {
