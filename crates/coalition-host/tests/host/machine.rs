@@ -16,7 +16,7 @@ use super::harness::{As, Grant, Host, await_some, text};
 
 /// The guests' kernel: from `COALITION_TEST_KERNEL`, a directory with `boot` and `lib/modules`, or from where `.ci/setup`
 /// puts one.
-fn kernel() -> Option<MachineSpec> {
+pub(crate) fn kernel() -> Option<MachineSpec> {
     let given = std::env::var_os("COALITION_TEST_KERNEL").map(PathBuf::from);
     let fetched = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../target/kernel"));
     [given, fetched.canonicalize().ok()].into_iter().flatten().find_map(|dir| {
@@ -31,7 +31,7 @@ fn kernel() -> Option<MachineSpec> {
 }
 
 /// A host that can run machines, and how.
-fn host(kind: As) -> Option<(Host, MachineSpec)> {
+pub(crate) fn host(kind: As) -> Option<(Host, MachineSpec)> {
     let Some(machine) = kernel() else {
         eprintln!("SKIPPED: no kernel for virtual machines here; run .ci/setup, or set COALITION_TEST_KERNEL");
         return None;
