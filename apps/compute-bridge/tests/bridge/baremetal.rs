@@ -165,7 +165,7 @@ async fn failures_are_typed_and_leave_nothing() {
     let host = Host::start().await;
     let backend = BareMetalBackend::new(host.setup());
     let broken = provision(&backend, 4, b"this is no archive", host.dir.path(), 60_000).await.err().unwrap();
-    assert_eq!((broken.kind, broken.started), (FailureKind::Fatal, true), "{broken}");
+    assert_eq!((broken.kind, broken.started), (FailureKind::BadImage, false), "{broken}");
     let name = InstanceName::derive(&grant_number(4, "metal", 0).provider, &grant_number(4, "metal", 0).request_id, 0);
     backend.terminate(&name).await.unwrap();
     assert_eq!(std::fs::read_dir(host.grants_dir()).unwrap().count(), 0);
@@ -245,18 +245,15 @@ async fn an_image_that_no_host_takes_is_told_from_one_that_others_may_take() {
     let mut disk = vec![0; 2_048];
     disk[510..512].copy_from_slice(&[0x55, 0xaa]);
     let hostile = tar_of_zeros(b"../up", 9);
-    let cases: [(&[u8], FailureKind, &str); 4] = [
-        (&hostile, FailureKind::BadImage, "../up"),
-        (
-            b"neither a tar nor anything else that is known to be one, and long enough",
-            FailureKind::BadImage,
-            "not a tar",
-        ),
-        (b"QFI\xfb and so on", FailureKind::BadImage, "qcow2"),
-        (&disk, FailureKind::Unsuited, "virtual machine"),
+    let text: &[u8] = b"neither a tar nor anything else that is known to be one, and long enough";
+    let cases: [(u8, &[u8], FailureKind, &str); 4] = [
+        (1, &hostile, FailureKind::BadImage, "../up"),
+        (2, text, FailureKind::BadImage, "not a tar"),
+        (3, b"QFI\xfb and so on", FailureKind::BadImage, "qcow2"),
+        (4, &disk, FailureKind::Unsuited, "virtual machine"),
     ];
-    for (image, kind, told) in cases {
-        let error = provision(&backend, 9, image, host.dir.path(), 60_000).await.err().unwrap();
+    for (number, image, kind, told) in cases {
+        let error = provision(&backend, number, image, host.dir.path(), 60_000).await.err().unwrap();
         assert_eq!((error.kind, error.started, error.remains), (kind, false, false), "{error}");
         assert!(error.message.contains(told), "{error}");
     }
