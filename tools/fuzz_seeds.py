@@ -40,6 +40,16 @@ def blob(data):
     return varint(len(data)) + data
 
 
+def unified(sections):
+    """A unified kernel image: PE headers, a table of sections, their contents."""
+    head = b"MZ" + bytes(58) + struct.pack("<I", 0x40) + b"PE\0\0" + struct.pack("<HH12xHH", 0x8664, len(sections), 0, 0x22)
+    at, table, contents = len(head) + 40 * len(sections), b"", b""
+    for name, data in sections:
+        table += struct.pack("<8sIIII16x", name, len(data), 0, len(data), at + len(contents))
+        contents += data
+    return head + table + contents
+
+
 def log():
     evidence = (CRATES / "coalition-log/tests/golden/evidence.txt").read_text()
     entry = next(line for line in evidence.split("\n") if line.startswith("entry "))
@@ -224,8 +234,13 @@ def edges():
     put("host_oci", b"\0" + b'{"imageLayoutVersion":"1.0.0"}', b"\1" + json.dumps({"manifests": [entry]}).encode())
     put("host_oci", b"\2" + json.dumps({"config": blob, "layers": [blob]}).encode(), b"\3" + json.dumps(image).encode())
     put("host_oci", b"\4a/.wh.b", b"\4a/.wh..wh..opq")
+    kernel = bytes(0x202) + b"HdrS" + bytes(10)
+    sections = [(b".osrel", b"PRETTY_NAME=x\n"), (b".cmdline", b"quiet\n"), (b".initrd", b"0707"), (b".linux", kernel)]
+    put("host_uki", unified(sections), unified([(b".profile", b"ID=a"), *sections, (b".profile", b"ID=b"), sections[1]]))
+    put("host_uki", bytes(510) + b"\x55\xaa" + b"EFI PART", b"QFI\xfb", b"console=ttyS0\t quiet\n\0")
     used = {"usage": {"cpu_core_ms": 1, "ram_mib": 2, "disk_mib": 3}}
-    put("host_report", '{"ready":{"losses":["a"]}}', '{"exited":{"code":3}}', json.dumps(used), '{"failed":{"code":"io","message":"x"}}')
+    put("host_report", '{"ready":{"losses":["a"]}}', '{"exited":{"code":3}}', json.dumps(used), '{"failed":{"code":"io","message":"x"}}',
+        '{"moved":{"unix_ms":9}}', '{"until":{"unix_ms":9}}')
     usage = {
         "version": 1, "grant_id": "00112233", "started_unix_ms": 1, "updated_unix_ms": 2, "cpu_core_ms": 3,
         "ram_mib_ms": 4, "net_bytes": 5, "ram_peak_mib": 6, "samples": 7, "is_final": True,

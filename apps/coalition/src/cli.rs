@@ -246,7 +246,8 @@ Examples:
 #[derive(Args, Debug, Clone)]
 #[command(after_help = REQUEST_AFTER)]
 pub struct RequestArgs {
-    /// The image to boot: a root file system as .tar or .tar.gz, or the blake3 of one in a store
+    /// The image to boot: a root file system as .tar or .tar.gz, where hosts run virtual machines a raw disk or unified kernel image; or
+    /// the blake3 of one in a store
     #[arg(long, value_name = "FILE_OR_BLAKE3", value_hint = ValueHint::FilePath)]
     pub image: ImageChoice,
     /// A store to look for the image, beside those it was pushed to; may be given several times

@@ -189,6 +189,36 @@ fn the_example_image_can_be_made_and_inspected() {
     env.run(&["image", "example", "hello.tar", "--force"]).expect_status(0);
 }
 
+#[test]
+fn images_that_boot_are_inspected_and_other_disks_refused() {
+    let env = Environment::new();
+    let mut kernel = vec![0; 0x400];
+    kernel[0x202..0x206].copy_from_slice(b"HdrS");
+    let sections: [(&str, &[u8]); 3] =
+        [(".osrel", b"PRETTY_NAME=\"Mine 1\"\n"), (".cmdline", b"quiet"), (".linux", &kernel)];
+    env.file("own.efi", coalition_host::machine::uki::assemble(&sections));
+    let seen = env.run(&["--json", "image", "inspect", "own.efi"]).expect_status(0).json();
+    let wanted = serde_json::json!({
+        "kind": "uki", "system": "Mine 1", "command_line": "quiet", "kernel_bytes": 0x400, "initrd_bytes": null,
+    });
+    assert_eq!(seen["boots"], wanted);
+    let human = env.run(&["image", "inspect", "own.efi"]).expect_status(0);
+    for told in ["a unified kernel image", "Mine 1", "needs a virtual machine", seen["blake3"].as_str().unwrap()] {
+        assert!(human.out.contains(told), "{}", human.out);
+    }
+    let asked = ["--json", "request", "--image", "own.efi", "--for", "10m", "--max-rate", "1", "--command", "ls"];
+    let ran = env.run(&asked).expect_status(3);
+    assert_eq!(ran.json()["error"]["code"], "image_takes_no_command");
+    let mut disk = vec![0; 2_048];
+    disk[510..520].copy_from_slice(b"\x55\xaaEFI PART");
+    env.file("own.disk", disk);
+    let seen = env.run(&["--json", "image", "inspect", "own.disk"]).expect_status(0).json();
+    assert_eq!(seen["boots"], serde_json::json!({ "kind": "disk", "table": "gpt" }));
+    env.file("own.qcow2", b"QFI\xfb and so on");
+    let ran = env.run(&["image", "inspect", "own.qcow2"]).expect_status(3);
+    assert!(ran.err.contains("qcow2") && ran.err.contains("qemu-img convert -O raw"), "{}", ran.err);
+}
+
 /// One development quote judged in every way there is to ask.
 #[test]
 fn a_quote_is_judged_offline_and_its_root_is_named() {

@@ -41,6 +41,10 @@ pub enum FailureKind {
     Fatal,
     /// The image unpacks to more than the workload's disk; it does so everywhere.
     TooLarge,
+    /// The image is none: damaged, or with something in it that no host takes; it is so everywhere.
+    BadImage,
+    /// The image is of a kind that this backend does not run. The next backend is tried.
+    Unsuited,
 }
 
 impl FailureKind {
@@ -57,11 +61,13 @@ impl FailureKind {
             Self::Transient => "transient",
             Self::Fatal => "fatal",
             Self::TooLarge => "too_large",
+            Self::BadImage => "bad_image",
+            Self::Unsuited => "unsuited",
         }
     }
 
     /// All kinds.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 11] = [
         Self::Capacity,
         Self::Quota,
         Self::Throttled,
@@ -71,6 +77,8 @@ impl FailureKind {
         Self::Transient,
         Self::Fatal,
         Self::TooLarge,
+        Self::BadImage,
+        Self::Unsuited,
     ];
 }
 

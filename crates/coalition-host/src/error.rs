@@ -64,8 +64,24 @@ pub enum RunnerError {
         /// What is wrong.
         problem: String,
     },
-    /// The image unpacks to more than the grant's disk.
-    #[error("the image unpacks to more than the {limit_mib} MiB of disk granted")]
+    /// The image is meant to boot and does not.
+    #[error("image {path} cannot be started: {problem}")]
+    ImageUnbootable {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        problem: String,
+    },
+    /// The image boots, and this host runs no virtual machines for it.
+    #[error("image {path} is {kind}, which takes a virtual machine of its own, and this grant is not to have one")]
+    ImageNeedsMachine {
+        /// The file.
+        path: PathBuf,
+        /// What kind of image.
+        kind: String,
+    },
+    /// The image takes more than the grant's disk.
+    #[error("the image takes more than the {limit_mib} MiB of disk granted")]
     ImageTooLarge {
         /// `disk_mib`.
         limit_mib: u64,
@@ -185,6 +201,8 @@ impl RunnerError {
             Self::ImageHash { .. } => "image_hash_mismatch",
             Self::ImageEntry { .. } => "image_entry_refused",
             Self::ImageFormat { .. } => "image_not_an_archive",
+            Self::ImageUnbootable { .. } => "image_not_bootable",
+            Self::ImageNeedsMachine { .. } => "image_needs_machine",
             Self::ImageTooLarge { .. } => "image_too_large",
             Self::IsolationTooWeak { .. } => "isolation_too_weak",
             Self::Environment(_) => "environment",
@@ -222,6 +240,13 @@ impl RunnerError {
                 "make the archive from a plain root file system, e.g. `tar -C rootfs -cf image.tar .`"
             }
             Self::ImageFormat { .. } => "give a tar of a root file system, e.g. `tar -C rootfs -cf image.tar .`",
+            Self::ImageUnbootable { .. } => {
+                "`coalition image inspect IMAGE` says what hosts make of it; docs/ISOLATION.md, images that boot"
+            }
+            Self::ImageNeedsMachine { .. } => {
+                "ask providers whose isolation is \"virtual machine\" (isolation = \"machine\" in bridge.toml), or give a tar of \
+                 the root file system"
+            }
             Self::ImageTooLarge { .. } => "ask for more disk, or make the image smaller",
             Self::IsolationTooWeak { .. } => {
                 "run the runner as root, allow user namespaces (sysctl user.max_user_namespaces, \
@@ -232,7 +257,9 @@ impl RunnerError {
             }
             Self::Listen { .. } => "give port 0 to take any free port, or an address this host has",
             Self::Occupied { .. } => "use another directory, or `runner stop` and `runner clean` this one first",
-            Self::NotMoved { .. } => "grants started by a version that cannot move their end keep it",
+            Self::NotMoved { .. } => {
+                "it ends when it would have; a machine that is too busy to answer may be asked again"
+            }
             Self::WillNotDie { .. } => {
                 "look for processes in uninterruptible sleep (ps, state D); run `runner clean` again"
             }
@@ -279,6 +306,8 @@ pub fn exit_code_of(code: &str) -> u8 {
         "not_moved" => 26,
         "no_machine" => 27,
         "machine_failed" => 28,
+        "image_not_bootable" => 29,
+        "image_needs_machine" => 30,
         _ => 1,
     }
 }

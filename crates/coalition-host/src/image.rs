@@ -9,6 +9,7 @@ use std::process::Command;
 use flate2::read::MultiGzDecoder;
 
 use crate::error::RunnerError;
+use crate::machine::bootable::{self, Bootable, BootableError};
 use crate::rootfs::oci::ImageConfig;
 use crate::rootfs::{DIRECTORY_BYTES, ENTRY_COST, EntryKind, Header, Planned, find_oci, plan, whiteout};
 
@@ -45,6 +46,8 @@ pub struct Inspection {
     pub refused: Option<String>,
     /// What an OCI archive says beyond that; none for a plain root file system.
     pub oci: Option<OciSummary>,
+    /// A system of its own, which takes a virtual machine; nothing inside it is looked at then.
+    pub boots: Option<Bootable>,
 }
 
 /// What an OCI archive says about its image.
@@ -83,6 +86,15 @@ pub enum ImageError {
         #[source]
         source: Box<RunnerError>,
     },
+    /// It looks like something that boots and is nothing that a host starts.
+    #[error("{path} cannot be started")]
+    Unbootable {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        #[source]
+        source: BootableError,
+    },
     /// The file is empty, or an archive without entries.
     #[error("{path} contains nothing")]
     Empty {
@@ -111,6 +123,7 @@ impl ImageError {
             Self::NotAnArchive { .. } | Self::Empty { .. } => {
                 Some("give a tar of a root file system, e.g. `tar -C rootfs -cf image.tar .`")
             }
+            Self::Unbootable { .. } => Some("give a raw disk, a unified kernel image, or a tar of a root file system"),
             Self::Io { .. } => None,
         }
     }
@@ -243,7 +256,12 @@ pub fn inspect(path: &Path) -> Result<Inspection, ImageError> {
     let failed = |source| ImageError::Io { what: "read", path: path.into(), source };
     let mut file = File::open(path).map_err(failed)?;
     let refused = |source: RunnerError| ImageError::Oci { path: path.into(), source: Box::new(source) };
-    let oci = find_oci(&mut file, path).map_err(refused)?;
+    let unbootable = |source| ImageError::Unbootable { path: path.into(), source };
+    let boots = bootable::find(&mut file, size_bytes).map_err(unbootable)?;
+    let oci = match boots {
+        None => find_oci(&mut file, path).map_err(refused)?,
+        Some(_) => None,
+    };
     file.rewind().map_err(failed)?;
     let mut magic = [0u8; 2];
     let gzip = file.read_exact(&mut magic).is_ok() && magic == [0x1f, 0x8b];
@@ -257,7 +275,13 @@ pub fn inspect(path: &Path) -> Result<Inspection, ImageError> {
         has_shell: false,
         refused: None,
         oci: oci.as_ref().map(|oci| OciSummary { layers: oci.layers.len(), config: oci.config.clone() }),
+        boots,
     };
+    if let Some(kind) = &found.boots {
+        // A disk is copied to the grant's; a unified kernel image finds an empty one beside it.
+        found.disk_bytes = if matches!(kind, Bootable::Disk(_)) { size_bytes } else { 0 };
+        return Ok(found);
+    }
     if let Some(oci) = oci {
         let damaged = |e: io::Error| RunnerError::ImageFormat { path: path.into(), problem: e.to_string() };
         for layer in 0..oci.layers.len() {

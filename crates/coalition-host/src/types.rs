@@ -53,7 +53,8 @@ pub struct WorkloadSpec {
     pub version: u16,
     /// The grant, as 8 to 64 lower-case hex digits; names cgroups and the host name inside.
     pub grant_id: String,
-    /// The root file system: a tar or a gzipped tar. A relative path is relative to the grant's directory.
+    /// The root file system: a tar, a gzipped tar or an OCI archive; in a virtual machine also a disk or a unified kernel image.
+    /// A relative path is relative to the grant's directory.
     pub image: PathBuf,
     /// BLAKE3 of the image file's bytes, 64 hex digits. Checked before anything is unpacked.
     pub image_blake3: String,

@@ -57,6 +57,9 @@ pub struct ImageExampleArgs {
 /// Arguments of `coalition image inspect`.
 #[derive(Args, Debug, Clone)]
 #[command(after_help = "\
+A root file system (.tar, .tar.gz), an OCI archive, and for hosts with virtual machines a raw disk or a unified kernel image: told apart by \
+content.
+
 Example:
   coalition image inspect hello.tar")]
 pub struct ImageInspectArgs {

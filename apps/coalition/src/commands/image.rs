@@ -1,5 +1,6 @@
 //! `coalition image`: make and inspect images.
 
+use coalition_host::machine::bootable::{Bootable, Table};
 use serde_json::json;
 
 use crate::{
@@ -44,6 +45,29 @@ fn example(args: &ImageExampleArgs, output: &Output) -> Result<()> {
     Ok(())
 }
 
+fn boots_json(boots: &Bootable) -> serde_json::Value {
+    match boots {
+        Bootable::Disk(table) => json!({ "kind": "disk", "table": if *table == Table::Gpt { "gpt" } else { "mbr" } }),
+        Bootable::Uki { parts, command_line, system } => json!({
+            "kind": "uki", "system": system, "command_line": command_line, "kernel_bytes": parts.linux.size,
+            "initrd_bytes": parts.initrd.map(|initrd| initrd.size),
+        }),
+    }
+}
+
+/// What a host makes of an image that boots.
+fn started(boots: &Bootable) -> String {
+    let mut text = String::new();
+    if let Bootable::Uki { parts, command_line, system } = boots {
+        let mib = |bytes: u64| bytes.div_ceil(1 << 20);
+        let system = system.as_deref().unwrap_or("a system without a name");
+        let initrd = parts.initrd.map_or(0, |initrd| initrd.size);
+        text += &format!("  {system}: kernel {} MiB, initial file system {} MiB", mib(parts.linux.size), mib(initrd));
+        text += &format!(", command line {command_line:?}\n");
+    }
+    text + "  needs a virtual machine; takes its SSH keys from cloud-init (NoCloud) or systemd's credentials\n"
+}
+
 fn inspect(args: &ImageInspectArgs, output: &Output) -> Result<()> {
     let facts = image::read_facts(&args.file, coalition_shuffle::envelope::MAX_IMAGE_BYTES)?;
     let contents = image::inspect(&args.file)?;
@@ -54,8 +78,19 @@ fn inspect(args: &ImageInspectArgs, output: &Output) -> Result<()> {
             "layers": oci.layers, "command": oci.config.command, "env": oci.config.env.keys().collect::<Vec<_>>(),
             "workdir": oci.config.workdir, "user": oci.config.user,
         })),
+        "boots": contents.boots.as_ref().map(boots_json),
     });
     output.answer(&value, |output| {
+        if let Some(boots) = &contents.boots {
+            let shown = args.file.display();
+            return format!(
+                "{shown}\n  {}, {} bytes\n  blake3 {}\n{}",
+                boots,
+                facts.size_bytes,
+                facts.hash,
+                started(boots)
+            );
+        }
         let kind = match &contents.oci {
             Some(oci) => format!("OCI archive, layers: {}", oci.layers),
             None if contents.gzip => "gzipped tar".to_owned(),

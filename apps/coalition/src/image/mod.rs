@@ -1,4 +1,4 @@
-//! Images: root file systems as tar files. What a requester knows about one before it sends it, and a small one to try.
+//! Images: root file systems as tar files, and systems that boot by themselves. What a requester knows about one before it sends it, and a small one to try.
 
 pub mod example;
 pub mod known;
@@ -13,6 +13,7 @@ use std::{
 use coalition::UniqueId;
 use coalition_content::tree::Outline;
 use coalition_host::image::{ImageError, Inspection};
+use coalition_host::machine::bootable;
 
 use crate::error::{CliError, Context, Result};
 
@@ -35,7 +36,7 @@ pub struct ImageFacts {
 /// Hashes an image file, after checking that it can be one.
 ///
 /// # Errors
-/// [`Kind::Input`](crate::error::Kind::Input): missing, unreadable, no regular file, empty, larger than `max_bytes`, or neither tar nor gzip.
+/// [`Kind::Input`](crate::error::Kind::Input): missing, unreadable, no regular file, empty, larger than `max_bytes`, or no image.
 pub fn read_facts(path: &Path, max_bytes: u64) -> Result<ImageFacts> {
     let shown = path.display();
     let unreadable = || format!("cannot read image {shown}");
@@ -50,8 +51,11 @@ pub fn read_facts(path: &Path, max_bytes: u64) -> Result<ImageFacts> {
     let mut file = File::open(path).or_input("image_unreadable", unreadable)?;
     let mut head = [0; 512];
     let read = fill(&mut file, &mut head).or_input("image_unreadable", unreadable)?;
-    if !looks_like_image(&head[..read]) {
-        return Err(CliError::input("image_not_a_tar", format!("image {shown} is neither a tar nor a gzipped tar"))
+    let boots = bootable::find(&mut file, meta.len())
+        .or_input("image_not_bootable", || format!("image {shown} cannot be started"))?;
+    if boots.is_none() && !looks_like_image(&head[..read]) {
+        let message = format!("image {shown} is no tar, no gzipped tar, no raw disk and no unified kernel image");
+        return Err(CliError::input("image_not_a_tar", message)
             .hint("an image is a root file system packed with `tar`; `coalition image inspect` says more"));
     }
     file.rewind().or_input("image_unreadable", unreadable)?;
@@ -198,6 +202,22 @@ mod tests {
         let path = dir.path().join("hello.tar");
         make_example(&path).unwrap();
         assert!(inspect(&path).unwrap().has_shell);
+    }
+
+    #[test]
+    fn systems_that_boot_are_images_and_other_disks_are_not() {
+        let mut disk = vec![0; 1_024];
+        disk[510..512].copy_from_slice(&[0x55, 0xaa]);
+        let (_dir, path) = file(&disk);
+        read_facts(&path, 1 << 20).unwrap();
+        let contents = inspect(&path).unwrap();
+        assert_eq!(contents.boots, Some(bootable::Bootable::Disk(bootable::Table::Mbr)));
+        assert_eq!(contents.disk_bytes, 1_024);
+
+        let (_dir, path) = file(b"QFI\xfb and so on");
+        let error = read_facts(&path, 1 << 20).unwrap_err();
+        assert_eq!((error.code(), error.kind()), ("image_not_bootable", Kind::Input));
+        assert!(format!("{error:?}").contains("qcow2"), "{error:?}");
     }
 
     #[test]

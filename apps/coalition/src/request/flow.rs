@@ -77,6 +77,7 @@ pub async fn run(home: &Home, request: &Request, steps: &mut Steps) -> Result<Gr
     if request.detach {
         wanted.check_detached()?;
     }
+    wanted.check_command(&request.workload)?;
     let disk_mib = wanted.disk_mib(request.disk_mib, steps)?;
     home.ensure()?;
     steps.begin("joining the coalition");

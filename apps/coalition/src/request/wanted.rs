@@ -43,6 +43,8 @@ pub(super) struct Wanted {
     pub(super) size_bytes: u64,
     /// What it unpacks to, if that is known here.
     disk_bytes: Option<u64>,
+    /// A system of its own, as far as is known here: what it runs is in it.
+    boots: bool,
     /// The file, if it is here.
     pub(super) facts: Option<ImageFacts>,
     /// Stores that have it.
@@ -61,13 +63,14 @@ impl Wanted {
         match choice {
             ImageChoice::File(path) => {
                 let facts = image::read_facts(path, coalition_shuffle::envelope::MAX_IMAGE_BYTES)?;
-                let disk_bytes = image::inspect(path)?.disk_bytes;
+                let contents = image::inspect(path)?;
+                let (disk_bytes, boots) = (contents.disk_bytes, contents.boots.is_some());
                 let pushed = KnownImage::load(home, facts.hash)?.map_or_else(Vec::new, |known| known.stores);
                 let stores = ask(home, union(asked, &pushed), facts.hash).await?;
                 let stores = stores.into_iter().filter(|(_, size)| *size == facts.size_bytes);
                 let stores = stores.map(|(store, _)| store).collect();
                 let (hash, size_bytes) = (facts.hash, facts.size_bytes);
-                Ok(Self { hash, size_bytes, disk_bytes: Some(disk_bytes), facts: Some(facts), stores })
+                Ok(Self { hash, size_bytes, disk_bytes: Some(disk_bytes), boots, facts: Some(facts), stores })
             }
             ImageChoice::Stored(hash) => Self::stored(home, *hash, asked).await,
         }
@@ -75,7 +78,7 @@ impl Wanted {
 
     /// An image that is only a name here: its request was made before.
     pub(super) const fn elsewhere(hash: UniqueId) -> Self {
-        Self { hash, size_bytes: 0, disk_bytes: None, facts: None, stores: Vec::new() }
+        Self { hash, size_bytes: 0, disk_bytes: None, boots: false, facts: None, stores: Vec::new() }
     }
 
     async fn stored(home: &Home, hash: UniqueId, asked: &[PeerAddress]) -> Result<Self> {
@@ -93,7 +96,14 @@ impl Wanted {
         if stores.is_empty() {
             return Err(not_stored(hash));
         }
-        Ok(Self { hash, size_bytes, disk_bytes: known.map(|known| known.disk_bytes), facts: None, stores })
+        Ok(Self {
+            hash,
+            size_bytes,
+            disk_bytes: known.map(|known| known.disk_bytes),
+            boots: false,
+            facts: None,
+            stores,
+        })
     }
 
     /// The disk to ask for, in MiB.
@@ -119,6 +129,16 @@ impl Wanted {
                 made => return made.or_input("image_pointer", || "the image's sources cannot be named".into()),
             }
         }
+    }
+
+    /// Whether there is somebody in it to run a command.
+    pub(super) fn check_command(&self, command: &[String]) -> Result<()> {
+        if !self.boots || command.is_empty() {
+            return Ok(());
+        }
+        let message = "the image is a system of its own, which runs what is in it; nobody in it takes a command";
+        Err(CliError::input("image_takes_no_command", message)
+            .hint("leave out --command, and start it from the image or by `coalition ssh`"))
     }
 
     /// Whether a provider can fetch it without this process.
@@ -164,7 +184,14 @@ mod tests {
     }
 
     fn wanted(stores: Vec<PeerAddress>) -> Wanted {
-        Wanted { hash: UniqueId::from_bytes([1; 32]), size_bytes: 5, disk_bytes: None, facts: None, stores }
+        Wanted {
+            hash: UniqueId::from_bytes([1; 32]),
+            size_bytes: 5,
+            disk_bytes: None,
+            boots: false,
+            facts: None,
+            stores,
+        }
     }
 
     #[test]

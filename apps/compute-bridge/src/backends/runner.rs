@@ -208,8 +208,20 @@ impl StartError {
         };
         match failure.code.as_str() {
             "image_hash_mismatch" | "image_size_mismatch" => Self::Image(error),
-            "bad_spec" | "no_machine" | "unreadable" | "usage" | "deadline_passed" | "isolation_too_weak"
-            | "cannot_listen" | "disk_full" | "occupied" | "image_too_large" => Self::Before(error),
+            "bad_spec"
+            | "no_machine"
+            | "unreadable"
+            | "usage"
+            | "deadline_passed"
+            | "isolation_too_weak"
+            | "cannot_listen"
+            | "disk_full"
+            | "occupied"
+            | "image_too_large"
+            | "image_entry_refused"
+            | "image_not_an_archive"
+            | "image_not_bootable"
+            | "image_needs_machine" => Self::Before(error),
             _ => Self::Started(error),
         }
     }
@@ -221,6 +233,8 @@ pub(super) fn kind_of(error: &RunnerCallError) -> FailureKind {
         RunnerCallError::Refused(failure) => match failure.code.as_str() {
             "disk_full" => FailureKind::Capacity,
             "image_too_large" => FailureKind::TooLarge,
+            "image_entry_refused" | "image_not_an_archive" | "image_not_bootable" => FailureKind::BadImage,
+            "image_needs_machine" => FailureKind::Unsuited,
             "occupied" => FailureKind::Conflict,
             "no_grant" => FailureKind::NotFound,
             "cannot_listen" | "will_not_die" => FailureKind::Transient,

@@ -69,7 +69,9 @@ pub struct Health {
 impl Health {
     /// A try failed. Failures of the workload, or of what was asked, are not the backend's.
     pub fn failed(&mut self, error: &BackendError, now_ms: u64) {
-        let is_its_own = !error.started && !matches!(error.kind, FailureKind::TooLarge | FailureKind::Conflict);
+        let of_what_was_asked =
+            [FailureKind::TooLarge, FailureKind::BadImage, FailureKind::Unsuited, FailureKind::Conflict];
+        let is_its_own = !error.started && !of_what_was_asked.contains(&error.kind);
         if !is_its_own {
             return;
         }
@@ -117,10 +119,10 @@ pub fn goes_on(error: &BackendError, cleaned: bool) -> bool {
         return false;
     }
     match error.kind {
-        FailureKind::Capacity | FailureKind::Quota => true,
+        FailureKind::Capacity | FailureKind::Quota | FailureKind::Unsuited => true,
         // What a backend is configured with may not exist there; it may elsewhere.
         FailureKind::Throttled | FailureKind::Auth | FailureKind::Transient | FailureKind::NotFound => !error.started,
-        FailureKind::Conflict | FailureKind::Fatal | FailureKind::TooLarge => false,
+        FailureKind::Conflict | FailureKind::Fatal | FailureKind::TooLarge | FailureKind::BadImage => false,
     }
 }
 

@@ -344,6 +344,7 @@ pub(crate) const fn refusal_word(reason: RefusalReason) -> &'static str {
         RefusalReason::Draining => "draining",
         RefusalReason::Other => "other",
         RefusalReason::ImageTooLarge => "image_too_large",
+        RefusalReason::ImageRefused => "image_refused",
     }
 }
 

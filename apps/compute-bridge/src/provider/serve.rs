@@ -144,10 +144,13 @@ fn give_up(attempts: &[Attempt]) -> Event {
     if attempts.iter().any(started) {
         return Event::Stopping(coalition_compute::LogEnd::ProvisioningFailed);
     }
-    let too_large =
-        |attempt: &Attempt| matches!(attempt.result, AttemptResult::Failed { kind: FailureKind::TooLarge, .. });
-    if attempts.iter().any(too_large) {
-        return Event::Refusing(RefusalReason::ImageTooLarge);
+    let failed_as = |wanted: FailureKind| move |attempt: &Attempt| matches!(attempt.result, AttemptResult::Failed { kind, .. } if kind == wanted);
+    for (kind, reason) in
+        [(FailureKind::TooLarge, RefusalReason::ImageTooLarge), (FailureKind::BadImage, RefusalReason::ImageRefused)]
+    {
+        if attempts.iter().any(failed_as(kind)) {
+            return Event::Refusing(reason);
+        }
     }
     let no_room = |attempt: &Attempt| {
         matches!(
@@ -157,8 +160,14 @@ fn give_up(attempts: &[Attempt]) -> Event {
                 | AttemptResult::Failed { kind: FailureKind::Capacity | FailureKind::Quota, .. }
         )
     };
-    let all_full = attempts.iter().all(no_room);
-    Event::Refusing(if all_full { RefusalReason::NoCapacity } else { RefusalReason::BackendFailed })
+    // Who would have taken the image may have had no room; then that is why.
+    let unsuited = failed_as(FailureKind::Unsuited);
+    let others: Vec<&Attempt> = attempts.iter().filter(|attempt| !unsuited(attempt)).collect();
+    Event::Refusing(match others.as_slice() {
+        [] if !attempts.is_empty() => RefusalReason::ImageRefused,
+        others if others.iter().all(|attempt| no_room(attempt)) => RefusalReason::NoCapacity,
+        _ => RefusalReason::BackendFailed,
+    })
 }
 
 async fn running(

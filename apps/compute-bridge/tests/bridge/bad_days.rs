@@ -42,6 +42,7 @@ async fn every_kind_of_failure_is_a_reason_on_the_page_and_in_the_log() {
         let reason = match kind {
             FailureKind::Capacity | FailureKind::Quota => RefusalReason::NoCapacity,
             FailureKind::TooLarge => RefusalReason::ImageTooLarge,
+            FailureKind::BadImage | FailureKind::Unsuited => RefusalReason::ImageRefused,
             _ => RefusalReason::BackendFailed,
         };
         let asked = world.ask(1, 600);

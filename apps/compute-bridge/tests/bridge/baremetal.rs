@@ -167,7 +167,7 @@ async fn failures_are_typed_and_leave_nothing() {
     let host = Host::start().await;
     let backend = BareMetalBackend::new(host.setup());
     let broken = provision(&backend, 4, b"this is no archive", host.dir.path(), 60_000).await.err().unwrap();
-    assert_eq!((broken.kind, broken.started), (FailureKind::Fatal, true), "{broken}");
+    assert_eq!((broken.kind, broken.started), (FailureKind::BadImage, false), "{broken}");
     let name = InstanceName::derive(&grant_number(4, "metal", 0).provider, &grant_number(4, "metal", 0).request_id, 0);
     backend.terminate(&name).await.unwrap();
     assert_eq!(std::fs::read_dir(host.grants_dir()).unwrap().count(), 0);
@@ -225,9 +225,9 @@ async fn a_damaged_image_on_the_machine_is_sent_again() {
 }
 
 /// One file of zeros as a tar, without a library: a header whose checksum is right, the content, and the end.
-fn tar_of_zeros(bytes: usize) -> Vec<u8> {
+fn tar_of_zeros(name: &[u8; 5], bytes: usize) -> Vec<u8> {
     let mut tar = vec![0; 512 + bytes.next_multiple_of(512) + 1_024];
-    tar[..5].copy_from_slice(b"zeros");
+    tar[..5].copy_from_slice(name);
     for (at, value) in [(100, 0o644), (108, 0), (116, 0), (136, 0)] {
         tar[at..at + 7].copy_from_slice(format!("{value:07o}").as_bytes());
     }
@@ -241,10 +241,31 @@ fn tar_of_zeros(bytes: usize) -> Vec<u8> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_image_that_no_host_takes_is_told_from_one_that_others_may_take() {
+    let host = Host::start().await;
+    let backend = BareMetalBackend::new(host.setup());
+    let mut disk = vec![0; 2_048];
+    disk[510..512].copy_from_slice(&[0x55, 0xaa]);
+    let hostile = tar_of_zeros(b"../up", 9);
+    let text: &[u8] = b"neither a tar nor anything else that is known to be one, and long enough";
+    let cases: [(u8, &[u8], FailureKind, &str); 4] = [
+        (1, &hostile, FailureKind::BadImage, "../up"),
+        (2, text, FailureKind::BadImage, "not a tar"),
+        (3, b"QFI\xfb and so on", FailureKind::BadImage, "qcow2"),
+        (4, &disk, FailureKind::Unsuited, "virtual machine"),
+    ];
+    for (number, image, kind, told) in cases {
+        let error = provision(&backend, number, image, host.dir.path(), 60_000).await.err().unwrap();
+        assert_eq!((error.kind, error.started, error.remains), (kind, false, false), "{error}");
+        assert!(error.message.contains(told), "{error}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_image_larger_than_its_disk_is_told_apart_and_nothing_was_started() {
     let host = Host::start().await;
     let backend = BareMetalBackend::new(host.setup());
-    let error = provision(&backend, 9, &tar_of_zeros(65 << 20), host.dir.path(), 60_000).await.err().unwrap();
+    let error = provision(&backend, 9, &tar_of_zeros(b"zeros", 65 << 20), host.dir.path(), 60_000).await.err().unwrap();
     assert_eq!((error.kind, error.started), (FailureKind::TooLarge, false), "{error}");
     let mut small = grant_number(1, "metal", 60_000);
     for (cpu_millicores, ram_mib) in [(9, 64), (500, 7)] {

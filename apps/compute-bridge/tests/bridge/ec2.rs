@@ -106,7 +106,7 @@ async fn a_bridge_killed_at_any_time_finds_its_machines_and_ends_what_nobody_exp
     // A machine of ours that no grant explains.
     let orphan = Job::new(&cloud.hosts, "aws", 9, b"whatever", 60_000);
     let error = orphan.run(&cloud.backend()).await.unwrap_err();
-    assert!(error.started, "it ran as far as its image goes: {error}");
+    assert_eq!((error.kind, error.remains), (FailureKind::BadImage, true), "it ran as far as its image goes: {error}");
     world.backends = vec![cloud.backend() as _];
     let bridge = world.start();
     let receipt = world.receipt(&requester).await;

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use coalition_attest::predict::{DirectBoot, KernelImage};
 use coalition_host::machine::boot::{BootFiles, declared};
-use coalition_host::machine::qemu::{Accelerator, Machine};
+use coalition_host::machine::qemu::{Accelerator, Machine, System};
 use coalition_host::machine::tools;
 use coalition_host::types::{BootReport, IsolationLevel, MachineSpec};
 use compute_bridge::backend::Backend;
@@ -111,7 +111,7 @@ async fn what_is_predicted_is_what_is_run() {
         accelerator: Accelerator::Kvm,
         cpus: 1,
         memory_mib: report.memory_added_mib + 1_024,
-        boot: BootFiles::boot(dir.path()),
+        system: System::Ours(BootFiles::boot(dir.path())),
         firmware: Some("/usr/share/ovmf/OVMF.fd".into()),
         disks: vec![],
         console_fd: 103,

@@ -103,6 +103,8 @@ pub enum RefusalReason {
     Other,
     /// The image is larger than the provider takes, or unpacks to more than the disk that was asked for.
     ImageTooLarge,
+    /// The image is none that the provider's hosts run: damaged, with an entry that is refused, or of a kind they do not take.
+    ImageRefused,
 }
 
 /// How a grant ended.

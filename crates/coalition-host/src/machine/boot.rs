@@ -67,7 +67,7 @@ impl BootFiles {
     /// How a machine starts from them, seen from where they are called `dir`.
     #[must_use]
     pub fn boot(dir: &Path) -> Boot {
-        Boot { kernel: dir.join("kernel"), initrd: dir.join("initrd"), command_line: COMMAND_LINE.to_owned() }
+        Boot { kernel: dir.join("kernel"), initrd: Some(dir.join("initrd")), command_line: COMMAND_LINE.to_owned() }
     }
 }
 

@@ -6,9 +6,18 @@
 //! * [`tools`]: what of this a host has, and what to install.
 //! * [`report`]: what the guest says, line by line.
 //! * [`boot`]: what is started and so what a TDX guest measures, for whoever wants to predict it.
+//!
+//! An image may also be a system of its own, which then runs in the machine instead of ours:
+//!
+//! * [`bootable`]: such images, told by their content.
+//! * [`uki`]: unified kernel images.
+//! * [`seed`]: how such a system is given the grant's keys.
 
 pub mod boot;
+pub mod bootable;
 pub mod initrd;
 pub mod qemu;
 pub mod report;
+pub mod seed;
 pub mod tools;
+pub mod uki;

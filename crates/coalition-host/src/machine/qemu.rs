@@ -28,9 +28,29 @@ pub struct Boot {
     /// The kernel, a bzImage.
     pub kernel: PathBuf,
     /// The initial file system.
-    pub initrd: PathBuf,
+    pub initrd: Option<PathBuf>,
     /// The kernel's command line.
     pub command_line: String,
+}
+
+/// Whose system runs in the machine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum System {
+    /// Ours, which reports what happens.
+    Ours(Boot),
+    /// That of an image, started as its own stub would.
+    Kernel(Boot, Credentials),
+    /// That of an image, started by the boot loader of the first disk.
+    Disk(Credentials),
+}
+
+/// What a system that is not ours is told by the machine's firmware tables.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Credentials {
+    /// Strings that anybody may see. No commas.
+    pub strings: Vec<String>,
+    /// Descriptor of a file that is one more string, which nobody else may.
+    pub secret_fd: i32,
 }
 
 /// One disk, in QEMU's hands as an open descriptor.
@@ -69,7 +89,7 @@ pub struct Machine {
     /// Memory, MiB.
     pub memory_mib: u64,
     /// What it starts from.
-    pub boot: Boot,
+    pub system: System,
     /// Firmware instead of QEMU's BIOS.
     pub firmware: Option<PathBuf>,
     /// Its disks, in order.
@@ -97,11 +117,14 @@ impl Machine {
         self.boot(&mut line);
         line.file(self.console_fd, self.console_fd);
         line.add(["-chardev", &format!("file,id=console,append=on,path=/dev/fdset/{}", self.console_fd)]);
-        line.add(["-serial", "chardev:console", "-chardev", "stdio,id=report,signal=off"]);
-        line.add(["-device", "virtio-serial-pci"]);
-        line.add(["-device", &format!("virtserialport,chardev=report,name={REPORT_PORT}")]);
+        line.add(["-serial", "chardev:console"]);
+        if matches!(self.system, System::Ours(_)) {
+            line.add(["-chardev", "stdio,id=report,signal=off", "-device", "virtio-serial-pci"]);
+            line.add(["-device", &format!("virtserialport,chardev=report,name={REPORT_PORT}")]);
+        }
         line.add(["-object", "rng-random,id=rng,filename=/dev/urandom", "-device", "virtio-rng-pci,rng=rng"]);
-        self.disks.iter().enumerate().for_each(|(at, disk)| line.disk(at, disk));
+        let from_disk = matches!(self.system, System::Disk(_));
+        self.disks.iter().enumerate().for_each(|(at, disk)| line.disk(at, disk, from_disk && at == 0));
         let forward = format!("hostfwd=tcp:127.0.0.1:{SSH_PORT}-{}:22", GUEST_ADDRESS.0);
         line.add(["-netdev", &format!("user,id=net,restrict=on,ipv6=off,{forward}")]);
         line.add(["-device", "virtio-net-pci,netdev=net,romfile="]);
@@ -124,9 +147,21 @@ impl Machine {
         if let Some(firmware) = &self.firmware {
             line.add(["-bios", &firmware.display().to_string()]);
         }
-        let Boot { kernel, initrd, command_line } = &self.boot;
-        line.add(["-kernel", &kernel.display().to_string(), "-initrd", &initrd.display().to_string()]);
-        line.add(["-append", command_line]);
+        let (boot, credentials) = match &self.system {
+            System::Ours(boot) => (Some(boot), None),
+            System::Kernel(boot, credentials) => (Some(boot), Some(credentials)),
+            System::Disk(credentials) => (None, Some(credentials)),
+        };
+        if let Some(Boot { kernel, initrd, command_line }) = boot {
+            line.add(["-kernel", &kernel.display().to_string()]);
+            initrd.iter().for_each(|initrd| line.add(["-initrd", &initrd.display().to_string()]));
+            line.add(["-append", command_line]);
+        }
+        if let Some(Credentials { strings, secret_fd }) = credentials {
+            strings.iter().for_each(|text| line.add(["-smbios", &format!("type=11,value={text}")]));
+            // Not from a set of descriptors: this option is read before there are any.
+            line.add(["-smbios", &format!("type=11,path=/proc/self/fd/{secret_fd}")]);
+        }
     }
 }
 
@@ -142,14 +177,15 @@ impl Line {
         self.add(["-add-fd", &format!("fd={fd},set={set}")]);
     }
 
-    fn disk(&mut self, at: usize, disk: &Disk) {
+    fn disk(&mut self, at: usize, disk: &Disk, boots: bool) {
         self.file(disk.fd, disk.fd);
         disk.writable.iter().for_each(|fd| self.file(*fd, disk.fd));
         // A grant's disk is worth nothing after a crash of its host, so nothing waits for the host's own.
         let access = if disk.writable.is_some() { "readonly=off,cache=unsafe,discard=unmap" } else { "readonly=on" };
         let file = format!("format=raw,file=/dev/fdset/{},file.locking=off", disk.fd);
         self.add(["-drive", &format!("if=none,id=disk{at},{file},{access}")]);
-        self.add(["-device", &format!("virtio-blk-pci,drive=disk{at},serial={}", disk.serial)]);
+        let order = if boots { ",bootindex=0" } else { "" };
+        self.add(["-device", &format!("virtio-blk-pci,drive=disk{at},serial={}{order}", disk.serial)]);
     }
 }
 
@@ -157,17 +193,18 @@ impl Line {
 mod tests {
     use super::*;
 
+    fn boot(command_line: &str) -> Boot {
+        let (kernel, initrd) = ("/machine/kernel".into(), Some("/machine/initrd".into()));
+        Boot { kernel, initrd, command_line: command_line.into() }
+    }
+
     fn machine() -> Machine {
         Machine {
             program: "/usr/bin/qemu-system-x86_64".into(),
             accelerator: Accelerator::Kvm,
             cpus: 2,
             memory_mib: 608,
-            boot: Boot {
-                kernel: "/machine/kernel".into(),
-                initrd: "/machine/initrd".into(),
-                command_line: crate::machine::boot::COMMAND_LINE.into(),
-            },
+            system: System::Ours(boot(crate::machine::boot::COMMAND_LINE)),
             firmware: None,
             disks: vec![
                 Disk { serial: "root", fd: 100, writable: Some(104) },
@@ -186,6 +223,34 @@ mod tests {
     #[test]
     fn golden_plain() {
         assert_eq!(machine().arguments().join("\n"), include_str!("golden/plain.txt").trim_end());
+    }
+
+    /// A system of the requester's own: the same machine, which reports nothing and is told who may log in.
+    fn own(system: impl FnOnce(Credentials) -> System) -> Machine {
+        let credentials = Credentials {
+            strings: vec!["io.systemd.credential.binary:ssh.authorized_keys.root=QQ==".into()],
+            secret_fd: 102,
+        };
+        let disks = vec![
+            Disk { serial: "root", fd: 100, writable: Some(104) },
+            Disk { serial: "seed", fd: 101, writable: None },
+        ];
+        Machine { system: system(credentials), disks, ..machine() }
+    }
+
+    #[test]
+    fn golden_disk() {
+        assert_eq!(own(System::Disk).arguments().join("\n"), include_str!("golden/disk.txt").trim_end());
+        let firmware = Machine { firmware: Some("/usr/share/ovmf/OVMF.fd".into()), ..own(System::Disk) }.arguments();
+        let plain = own(System::Disk).arguments();
+        let only: Vec<&str> = firmware.iter().filter(|word| !plain.contains(word)).map(String::as_str).collect();
+        assert_eq!(only, ["-bios", "/usr/share/ovmf/OVMF.fd"]);
+    }
+
+    #[test]
+    fn golden_uki() {
+        let arguments = own(|told| System::Kernel(boot("quiet root=/dev/vda, and a comma"), told)).arguments();
+        assert_eq!(arguments.join("\n"), include_str!("golden/uki.txt").trim_end());
     }
 
     #[test]

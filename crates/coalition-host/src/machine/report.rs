@@ -1,5 +1,5 @@
-//! What a guest says to its host: one JSON document a line, on a serial port. Whoever has the guest can say anything there,
-//! so every line is bounded and checked. Pure.
+//! What a guest says to its host, and the host to it: one JSON document a line, on a serial port. Whoever has the guest can say
+//! anything there, so every line is bounded and checked, and nothing it says moves anything of the host. Pure.
 
 use serde::{Deserialize, Serialize};
 
@@ -32,6 +32,22 @@ pub enum Report {
     Exited(ExitOutcome),
     /// The guest's own counters.
     Usage(GuestUsage),
+    /// An [`Order::Until`] was taken.
+    Moved {
+        /// The end it named.
+        unix_ms: u64,
+    },
+}
+
+/// One line from the host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Order {
+    /// The grant ends at another time. The host ends it by itself whatever the guest does; this is for the guest's own timer.
+    Until {
+        /// Unix milliseconds.
+        unix_ms: u64,
+    },
 }
 
 /// A line that is no report.
@@ -63,9 +79,28 @@ pub fn parse(line: &[u8]) -> Result<Report, ReportError> {
         Report::Failed { code, message } => {
             code.bytes().all(|b| b.is_ascii_lowercase() || b == b'_') && code.len() <= 64 && fits(message)
         }
-        Report::Exited(_) | Report::Usage(_) => true,
+        Report::Exited(_) | Report::Usage(_) | Report::Moved { .. } => true,
     };
     if good { Ok(report) } else { Err(ReportError::Text) }
+}
+
+/// Parses one line from the host, without its end.
+///
+/// # Errors
+/// [`ReportError`].
+pub fn parse_order(line: &[u8]) -> Result<Order, ReportError> {
+    if line.len() > MAX_LINE {
+        return Err(ReportError::Long(line.len()));
+    }
+    serde_json::from_slice(line).map_err(|e| ReportError::Malformed(e.to_string()))
+}
+
+/// The line of an order, its end included.
+#[must_use]
+pub fn order_line(order: Order) -> Vec<u8> {
+    let mut bytes = serde_json::to_vec(&order).unwrap_or_default();
+    bytes.push(b'\n');
+    bytes
 }
 
 /// The line of a report, its end included. Texts are cut and cleaned until they fit.
@@ -102,6 +137,7 @@ mod tests {
             Report::Failed { code: "image_too_large".into(), message: long },
             Report::Exited(ExitOutcome::Code(7)),
             Report::Usage(GuestUsage { cpu_core_ms: 1, ram_mib: 2, disk_mib: 3 }),
+            Report::Moved { unix_ms: u64::MAX },
         ];
         for report in all {
             let line = line(&report);
@@ -110,6 +146,18 @@ mod tests {
             let parsed = parse(body).unwrap();
             assert_eq!(std::mem::discriminant(&parsed), std::mem::discriminant(&report));
         }
+    }
+
+    #[test]
+    fn orders_round_trip_and_nonsense_is_none() {
+        let order = Order::Until { unix_ms: u64::MAX };
+        let line = order_line(order);
+        assert_eq!(line, b"{\"until\":{\"unix_ms\":18446744073709551615}}\n");
+        assert_eq!(parse_order(&line[..line.len() - 1]), Ok(order));
+        for bad in [&b""[..], b"{\"until\":{\"unix_ms\":-1}}", b"{\"until\":{\"unix_ms\":1,\"x\":1}}"] {
+            assert!(matches!(parse_order(bad), Err(ReportError::Malformed(_))), "{bad:?}");
+        }
+        assert!(matches!(parse_order(&vec![b' '; MAX_LINE + 1]), Err(ReportError::Long(_))));
     }
 
     #[test]

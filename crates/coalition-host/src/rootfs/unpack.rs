@@ -23,6 +23,8 @@ use crate::error::{Result, RunnerError};
 
 /// Longest long name or extended header believed.
 const MAX_META: u64 = 64 * 1024;
+/// Bytes of an image that are copied at once.
+const PIECE_BYTES: usize = 256 * 1024;
 /// Most whiteouts of one layer.
 const MAX_WHITEOUTS: usize = 1_000_000;
 
@@ -81,6 +83,28 @@ impl ImageFile {
         let actual = blake3::Hasher::new().update_reader((&self.file).take(self.size)).map_err(context)?.finalize();
         self.file.rewind().map_err(context)?;
         self.expect(path, actual)
+    }
+
+    /// Hands out the whole image piece by piece, each with its place. What was handed out must not be used before this returns:
+    /// only then it is known to be the image.
+    ///
+    /// # Errors
+    /// [`RunnerError::ImageHash`] when it is another one; whatever `put` says.
+    pub fn each_piece(&mut self, path: &Path, mut put: impl FnMut(u64, &[u8]) -> Result<()>) -> Result<()> {
+        let context = |e| RunnerError::io(format!("cannot read image {}", path.display()), e);
+        self.file.rewind().map_err(context)?;
+        let (mut hasher, mut piece, mut at) = (blake3::Hasher::new(), vec![0; PIECE_BYTES], 0);
+        let mut source = (&self.file).take(self.size);
+        loop {
+            let got = source.read(&mut piece).map_err(context)?;
+            if got == 0 {
+                break;
+            }
+            hasher.update(&piece[..got]);
+            put(at, &piece[..got])?;
+            at += got as u64;
+        }
+        self.expect(path, hasher.finalize())
     }
 
     fn expect(&self, path: &Path, actual: blake3::Hash) -> Result<()> {

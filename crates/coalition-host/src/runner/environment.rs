@@ -1,7 +1,8 @@
 //! Building one grant's environment from a checked spec, and taking it down again.
 
+use std::io::Seek;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -12,7 +13,7 @@ use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
 use super::launcher::InsideLauncher;
-use super::machine::Running;
+use super::machine::{Orders, Running};
 use super::workload::Output;
 use crate::accepting::Listening;
 use crate::error::{Result, RunnerError};
@@ -21,9 +22,10 @@ use crate::isolate::control::{Control, build};
 use crate::isolate::discover::{Abilities, affinity, available_cpus, describe};
 use crate::isolate::launch::GRANT_VARIABLE;
 use crate::isolate::proto::{MachineView, Setup, Workload};
+use crate::machine::bootable::{self, Bootable, BootableError};
 use crate::proc;
 use crate::rootfs::oci::ImageConfig;
-use crate::rootfs::{Owner, Unpacked, open_verified, remove_tree, unpack};
+use crate::rootfs::{ImageFile, Owner, Unpacked, open_verified, remove_tree, unpack};
 use crate::spec::{CheckedSpec, image_path};
 use crate::ssh::{ServerKeys, ServerLimits, Traffic, listen};
 use crate::state::GrantDir;
@@ -43,6 +45,8 @@ pub(super) struct Holdings {
     pub(super) control: Option<Control>,
     pub(super) ssh: Option<Listening>,
     pub(super) relay: Option<Listening>,
+    /// The way to tell a virtual machine's guest something.
+    pub(super) orders: Option<Orders>,
 }
 
 /// A grant that is up.
@@ -165,11 +169,22 @@ async fn unpack_image(checked: &CheckedSpec, dir: &GrantDir, owner: Owner) -> Re
     let (image, hash) = (image_path(&checked.spec, dir.path()), checked.image_hash);
     let (size, disk_mib, dir) = (checked.spec.image_size_bytes, checked.spec.disk_mib, dir.clone());
     let work = move || {
-        let file = open_verified(&image, size, &hash)?;
+        let mut file = open_verified(&image, size, &hash)?;
+        if let Some(kind) = find_bootable(&mut file, &image)? {
+            return Err(RunnerError::ImageNeedsMachine { path: image, kind: kind.to_string() });
+        }
         let rootfs = dir.create_rootfs()?;
         unpack(file, &image, &rootfs, disk_mib, owner)
     };
     tokio::task::spawn_blocking(work).await.map_err(|e| RunnerError::Environment(format!("unpacking: {e}")))?
+}
+
+/// What boots in an image; none when it is an archive.
+pub(super) fn find_bootable(image: &mut ImageFile, path: &Path) -> Result<Option<Bootable>> {
+    let wrong = |e: BootableError| RunnerError::ImageUnbootable { path: path.into(), problem: e.to_string() };
+    let found = bootable::find(&mut image.file, image.size).map_err(wrong)?;
+    image.file.rewind().map_err(|e| RunnerError::io(format!("cannot read image {}", path.display()), e))?;
+    Ok(found)
 }
 
 /// Builds the environment of a workload, or of a virtual machine when it is to see something of the host.
@@ -217,6 +232,7 @@ impl Holdings {
             relay.shutdown().await;
         }
         self.control = None;
+        self.orders = None;
         let (init, groups, grant_id) = (self.init.take(), self.groups.clone(), grant_id.to_owned());
         tokio::task::spawn_blocking(move || kill_all(init, &groups, &grant_id))
             .await

@@ -2,7 +2,7 @@
 //! host would; what happens is reported on a serial port. When it ends, so does the machine.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use nix::mount::{MsFlags, mount};
 use nix::sys::statvfs::statvfs;
 use tokio::net::TcpListener;
+use tokio::sync::mpsc;
 
 use super::environment::{Holdings, Up, Work, limits, serve};
 use super::log;
@@ -19,11 +20,12 @@ use super::machine::DISKS;
 use super::workload::Output;
 use crate::error::{Result, RunnerError};
 use crate::isolate::cgroup::{Groups, Hierarchies};
+use crate::isolate::control::Control;
 use crate::isolate::discover::Abilities;
 use crate::isolate::sys;
 use crate::machine::initrd::MODULE_DIR;
 use crate::machine::qemu::{GUEST_ADDRESS, REPORT_PORT};
-use crate::machine::report::{Report, line};
+use crate::machine::report::{MAX_LINE, Order, Report, line, parse_order};
 use crate::rootfs::{ImageFile, Owner, unpack};
 use crate::spec::{self, CheckedSpec, MAX_SPEC_BYTES};
 use crate::ssh::Traffic;
@@ -109,7 +111,7 @@ fn disk(serial: &str) -> Result<PathBuf> {
 
 fn live() -> Result<()> {
     let port = find("/sys/class/virtio-ports", "name", REPORT_PORT)?;
-    let port = OpenOptions::new().write(true).open(Path::new("/dev").join(port));
+    let port = OpenOptions::new().read(true).write(true).open(Path::new("/dev").join(port));
     let mut port = port.map_err(|e| problem("open the report port", e))?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|e| problem("start the runtime", e))?;
@@ -119,6 +121,38 @@ fn live() -> Result<()> {
         return Err(error);
     }
     Ok(())
+}
+
+/// Hears what the host says, on a thread of its own: the port opens once, and reading it waits.
+fn hear(port: &File) -> Result<mpsc::Receiver<Order>> {
+    let mut source = BufReader::new(port.try_clone().map_err(|e| problem("listen to the report port", e))?);
+    let (sender, orders) = mpsc::channel(4);
+    std::thread::spawn(move || {
+        let mut line = Vec::new();
+        loop {
+            line.clear();
+            match (&mut source).take(MAX_LINE as u64 + 1).read_until(b'\n', &mut line) {
+                Ok(1..) if line.ends_with(b"\n") => line.truncate(line.len() - 1),
+                // A line without end, or the end: nothing more is heard, and the grant ends when it would have.
+                _ => return,
+            }
+            match parse_order(&line) {
+                Ok(order) if sender.blocking_send(order).is_err() => return,
+                Ok(_) => {}
+                Err(error) => log(&format!("host: {error}")),
+            }
+        }
+    });
+    Ok(orders)
+}
+
+/// Does what the host says; a timer that did not move is not said to have.
+async fn obey(port: &mut File, control: &Control, order: Order) {
+    let Order::Until { unix_ms } = order;
+    match control.until(unix_ms).await {
+        Ok(()) => tell(port, &Report::Moved { unix_ms }),
+        Err(error) => log(&format!("new end: {error}")),
+    }
 }
 
 /// A report that cannot be written reaches nobody; the machine's end says the rest.
@@ -162,12 +196,19 @@ async fn serve_grant(port: &mut File) -> Result<()> {
     let socket = TcpListener::bind(listen).await.map_err(|source| RunnerError::Listen { address: listen, source })?;
     let (traffic, output) = (Arc::<Traffic>::default(), Output::new(dir.path().to_owned()));
     let up = serve(&checked, &dir, config, abilities, socket, (&traffic, &output), &mut holdings).await?;
-    watch(port, up, &output, &holdings, &rootfs).await;
+    let orders = hear(port)?;
+    watch((port, orders), up, &output, &holdings, &rootfs).await;
     Ok(())
 }
 
-/// Reports until the environment is gone.
-async fn watch(port: &mut File, up: Up, output: &Arc<Output>, holdings: &Holdings, rootfs: &Path) {
+/// Reports, and does what the host says, until the environment is gone.
+async fn watch(
+    (port, mut orders): (&mut File, mpsc::Receiver<Order>),
+    up: Up,
+    output: &Arc<Output>,
+    holdings: &Holdings,
+    rootfs: &Path,
+) {
     let losses = up.isolation.losses.iter().filter(|loss| !loss.starts_with("disk use is checked"));
     tell(port, &Report::Ready { losses: losses.cloned().collect() });
     let Work::Inside(control, workload, env) = up.work else { return };
@@ -183,6 +224,7 @@ async fn watch(port: &mut File, up: Up, output: &Arc<Output>, holdings: &Holding
                 running = false;
                 outcome.flatten().into_iter().for_each(|outcome| tell(port, &Report::Exited(outcome)));
             }
+            Some(order) = orders.recv() => obey(port, &control, order).await,
             _ = ticks.tick() => tell(port, &Report::Usage(usage(holdings, rootfs))),
         }
     }

@@ -11,22 +11,21 @@ use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpListener;
 use tokio::net::unix::pipe;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
-use super::environment::{Holdings, Up, Work, build_environment, limits, watch_over};
-use super::log;
-use super::relay;
+use super::environment::{Holdings, Up, Work, build_environment, find_bootable, limits, watch_over};
+use super::{log, own, relay};
 use crate::error::{Result, RunnerError, exit_code_of};
 use crate::isolate::cgroup::{Groups, Hierarchies};
 use crate::isolate::control::{Control, Launched};
 use crate::isolate::discover::Abilities;
 use crate::isolate::proto::{Launch, MACHINE_FDS, MachineView, Program};
 use crate::machine::boot::{self, BootFiles};
-use crate::machine::qemu::{Accelerator, Disk, Machine};
-use crate::machine::report::{self, MAX_LINE, Report};
+use crate::machine::qemu::{Accelerator, Disk, Machine, System};
+use crate::machine::report::{self, MAX_LINE, Order, Report};
 use crate::machine::tools;
 use crate::rootfs::open_verified;
 use crate::spec::{CheckedSpec, image_path};
@@ -36,12 +35,18 @@ use crate::types::{
     ExitOutcome, Failure, GuestUsage, Isolation, IsolationLevel, MachineSpec, Mechanism, SecretText, WorkloadSpec,
 };
 
-/// Longest a guest may take from its first instruction to SSH, on the processor and emulated.
+/// Longest a guest may take from its first instruction to SSH, on the processor and emulated; one of ours, and one that is
+/// somebody's whole system.
 const BOOT_LIMIT: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(240));
+const OWN_BOOT_LIMIT: (Duration, Duration) = (Duration::from_secs(180), Duration::from_secs(600));
 /// Processes and threads of QEMU: one a processor, and its workers.
 const QEMU_THREADS: u32 = 96;
 /// Bytes of the console that are kept for an error message.
 const CONSOLE_TAIL: usize = 1024;
+/// Longest a guest may take to take an order.
+const ORDER_LIMIT: Duration = Duration::from_secs(10);
+/// Longest wait for the rest of a dead machine's console.
+const DRAIN: Duration = Duration::from_secs(1);
 /// Lines of nonsense after which a guest is not listened to any more.
 const NONSENSE: usize = 16;
 /// Serial numbers by which the guest tells its disks apart, in the order of their descriptors.
@@ -60,26 +65,72 @@ pub(super) enum Event {
 /// A machine that is up.
 pub(super) struct Running {
     reports: mpsc::Receiver<Report>,
-    exit: oneshot::Receiver<ExitOutcome>,
-    console: Console,
-    /// QEMU's standard input, on which nothing is ever said: were it closed, the guest's reports would have no other side.
-    _silence: io::PipeWriter,
+    pub(super) exit: oneshot::Receiver<ExitOutcome>,
+    pub(super) console: Console,
+    /// Ends that the guest says it has taken.
+    moved: watch::Sender<u64>,
+    /// The way to tell it something: were it closed, its reports would have no other side.
+    orders: Orders,
+}
+
+/// The way to tell a guest something; clones share it.
+#[derive(Clone)]
+pub(super) struct Orders {
+    pipe: Arc<tokio::sync::Mutex<pipe::Sender>>,
+    moved: watch::Receiver<u64>,
+}
+
+impl Orders {
+    /// Has the guest's own timer end the grant at another time; done when it says that it will. What it says is believed
+    /// of that timer only: a guest that says so and does not ends itself at its old end, and the host at the new one.
+    pub(super) async fn until(&self, unix_ms: u64) -> std::result::Result<(), String> {
+        let line = report::order_line(Order::Until { unix_ms });
+        let mut moved = self.moved.clone();
+        let told = async {
+            self.pipe.lock().await.write_all(&line).await.map_err(|e| format!("cannot tell the guest: {e}"))?;
+            moved.wait_for(|end| *end == unix_ms).await.map(drop).map_err(|_| "the machine has ended".to_owned())
+        };
+        let silent = |_| format!("the guest did not take another end within {} s", ORDER_LIMIT.as_secs());
+        tokio::time::timeout(ORDER_LIMIT, told).await.map_err(silent)?
+    }
 }
 
 /// The last words of a console.
-#[derive(Clone, Default)]
-struct Console(Arc<Mutex<VecDeque<u8>>>);
+#[derive(Clone)]
+pub(super) struct Console {
+    kept: Arc<Mutex<VecDeque<u8>>>,
+    /// Closed when nothing more can come.
+    open: watch::Receiver<()>,
+}
 
 impl Console {
-    fn add(&self, bytes: &[u8]) {
-        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        kept.extend(bytes);
-        let over = kept.len().saturating_sub(CONSOLE_TAIL);
-        kept.drain(..over);
+    /// Keeps the end of what comes from a pipe.
+    fn listen(mut pipe: pipe::Receiver) -> Self {
+        let (still, open) = watch::channel(());
+        let console = Self { kept: Arc::default(), open };
+        let kept = Arc::clone(&console.kept);
+        tokio::spawn(async move {
+            let mut piece = vec![0; 4096];
+            while let Ok(got @ 1..) = pipe.read(&mut piece).await {
+                let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
+                kept.extend(&piece[..got]);
+                let over = kept.len().saturating_sub(CONSOLE_TAIL);
+                kept.drain(..over);
+            }
+            drop(still);
+        });
+        console
     }
 
-    fn text(&self) -> String {
-        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+    /// The end of it; of a machine that has ended, all that it said until then.
+    pub(super) async fn last_words(&self) -> String {
+        let mut open = self.open.clone();
+        let _ = tokio::time::timeout(DRAIN, async { while open.changed().await.is_ok() {} }).await;
+        self.text()
+    }
+
+    pub(super) fn text(&self) -> String {
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         let text = String::from_utf8_lossy(kept.make_contiguous()).into_owned();
         text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect::<String>().trim().to_owned()
     }
@@ -92,11 +143,16 @@ impl Running {
             let event = tokio::select! {
                 ended = &mut self.exit => {
                     let how = ended.map_or_else(|_| "its end was not seen".to_owned(), |outcome| format!("{outcome:?}"));
-                    Event::Gone(format!("the virtual machine ended ({how}); its console ends: {}", self.console.text()))
+                    let words = self.console.last_words().await;
+                    Event::Gone(format!("the virtual machine ended ({how}); its console ends: {words}"))
                 }
                 Some(report) = self.reports.recv() => match report {
                     Report::Exited(outcome) => Event::Exited(Some(outcome)),
                     Report::Usage(usage) => Event::Usage(usage),
+                    Report::Moved { unix_ms } => {
+                        self.moved.send_replace(unix_ms);
+                        continue;
+                    }
                     Report::Ready { .. } | Report::Failed { .. } => continue,
                 },
             };
@@ -109,18 +165,17 @@ impl Running {
 
     /// Waits until the guest serves SSH; answers what is weaker inside.
     async fn ready(&mut self, limit: Duration) -> Result<Vec<String>> {
-        let failed =
-            |problem: String, console: &Console| RunnerError::MachineFailed { problem, console: console.text() };
+        let failed = |problem: String, console: String| RunnerError::MachineFailed { problem, console };
         let timeout = tokio::time::sleep(limit);
         tokio::pin!(timeout);
         loop {
             tokio::select! {
                 () = &mut timeout => {
-                    return Err(failed(format!("no word from it within {} s", limit.as_secs()), &self.console));
+                    return Err(failed(format!("no word from it within {} s", limit.as_secs()), self.console.text()));
                 }
                 ended = &mut self.exit => {
                     let how = ended.map_or_else(|_| "unseen".to_owned(), |outcome| format!("{outcome:?}"));
-                    return Err(failed(format!("it ended ({how})"), &self.console));
+                    return Err(failed(format!("it ended ({how})"), self.console.last_words().await));
                 }
                 Some(report) = self.reports.recv() => match report {
                     Report::Ready { losses } => return Ok(losses),
@@ -128,8 +183,8 @@ impl Running {
                     Report::Failed { code, message } if exit_code_of(&code) != 1 => {
                         return Err(RunnerError::Supervisor(Failure { code, message, hint: None }));
                     }
-                    Report::Failed { message, .. } => return Err(failed(message, &self.console)),
-                    Report::Exited(_) | Report::Usage(_) => {}
+                    Report::Failed { message, .. } => return Err(failed(message, self.console.text())),
+                    Report::Exited(_) | Report::Usage(_) | Report::Moved { .. } => {}
                 },
             }
         }
@@ -141,11 +196,18 @@ struct Parts {
     qemu: PathBuf,
     accelerator: Accelerator,
     kvm_problem: Option<String>,
-    guest_mib: u64,
+    filled: Filled,
+}
+
+/// What is in a machine: a system, and files in the order of their descriptors.
+pub(super) struct Filled {
+    pub(super) system: System,
+    pub(super) memory_mib: u64,
+    pub(super) disks: Vec<Disk>,
     /// To read, and to read and write.
-    root: (File, File),
-    image: File,
-    grant: File,
+    pub(super) root: (File, File),
+    pub(super) second: File,
+    pub(super) third: File,
 }
 
 /// Starts a machine and waits until one can log in.
@@ -180,27 +242,31 @@ pub(super) async fn bring_up(
         }
         None => None,
     };
-    let writable = |serial: &str| (serial == DISKS[0]).then_some(MACHINE_FDS + 4);
-    let disks = DISKS.iter().zip(MACHINE_FDS..).map(|(serial, fd)| Disk { serial, fd, writable: writable(serial) });
+    let Filled { system, memory_mib, disks, .. } = &parts.filled;
     let line = Machine {
         program: parts.qemu.clone(),
         accelerator: parts.accelerator,
         cpus: boot::cpus(spec.cpu_millicores),
-        memory_mib: spec.ram_mib + parts.guest_mib,
-        boot: BootFiles::boot(Path::new("/machine")),
+        memory_mib: *memory_mib,
+        system: system.clone(),
         firmware: machine.firmware.clone(),
-        disks: disks.collect(),
+        disks: disks.clone(),
         console_fd: MACHINE_FDS + 3,
         tdx,
     };
-    let mut running = launch(&built.control, line.arguments(), &parts).await?;
-    let limit = if parts.accelerator == Accelerator::Kvm { BOOT_LIMIT.0 } else { BOOT_LIMIT.1 };
-    let losses = running.ready(limit).await?;
+    let mut running = launch(&built.control, line.arguments(), &parts.filled).await?;
+    let limit = |(on_kvm, emulated)| if parts.accelerator == Accelerator::Kvm { on_kvm } else { emulated };
+    let ours = matches!(system, System::Ours(_));
+    let losses = match ours {
+        true => running.ready(limit(BOOT_LIMIT)).await?,
+        false => own::ready(&mut running, &built.control, checked, limit(OWN_BOOT_LIMIT)).await?,
+    };
     let isolation = describe(outer, parts.kvm_problem, losses);
     let relay = relay::start(socket, built.control.clone(), traffic.clone())
         .map_err(|source| RunnerError::Listen { address: spec.ssh_listen, source })?;
     let address = relay.address;
     holdings.relay = Some(relay);
+    holdings.orders = ours.then(|| running.orders.clone());
     Ok(Up { isolation, address, init: built.pid, environment, work: Work::Machine(running) })
 }
 
@@ -221,33 +287,63 @@ fn describe(outer: Isolation, kvm_problem: Option<String>, inside: Vec<String>) 
 async fn prepare(checked: &CheckedSpec, machine: &MachineSpec, dir: &GrantDir) -> Result<Parts> {
     let (image, hash, size) =
         (image_path(&checked.spec, dir.path()), checked.image_hash, checked.spec.image_size_bytes);
-    let (machine, dir, disk_mib) = (machine.clone(), dir.clone(), checked.spec.disk_mib);
-    let document = document(&checked.spec)?;
+    let (machine, dir) = (machine.clone(), dir.clone());
+    let spec = checked.spec.clone();
     let work = move || {
         let missing = |problem: String| RunnerError::NoMachine { problem };
         let qemu = tools::qemu().ok_or_else(|| missing("qemu-system-x86_64 is not installed".into()))?;
-        let mke2fs = tools::mke2fs().ok_or_else(|| missing("mke2fs is not installed".into()))?;
         if let Some(problem) = machine.tdx.as_ref().and_then(|_| tools::tdx_problem(&qemu, machine.firmware.as_deref()))
         {
             return Err(missing(format!("no TDX guests: {problem}")));
         }
-        let image = open_verified(&image, size, &hash)?.file;
+        let mut file = open_verified(&image, size, &hash)?;
+        let bootable = find_bootable(&mut file, &image)?;
         let jail = dir.create_rootfs()?.join("machine");
         fs::create_dir(&jail).map_err(|e| RunnerError::io(format!("cannot create {}", jail.display()), e))?;
-        let files = BootFiles::write(&jail, &machine)?;
-        for path in [&jail, &files.kernel, &files.initrd] {
-            fs::set_permissions(path, fs::Permissions::from_mode(0o755))
-                .map_err(|e| RunnerError::io(format!("cannot open up {}", path.display()), e))?;
-        }
-        let root = make_disk(&mke2fs, &disk_path(&dir), disk_mib)?;
-        let grant = tools::memory_file(&document).map_err(|e| RunnerError::io("cannot keep the grant in memory", e))?;
-        // Opened again: QEMU's own descriptor must be one that reads only.
-        let grant = File::open(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&grant)))
-            .map_err(|e| RunnerError::io("cannot read the grant back", e))?;
+        let disk = disk_path(&dir);
+        let filled = match bootable {
+            None => fill(&spec, &machine, file.file, &jail, &disk)?,
+            Some(kind) => own::fill(&spec, &machine, (file, &image), kind, &jail, &disk)?,
+        };
+        open_up(&jail)?;
         let (accelerator, kvm_problem) = tools::accelerator(&qemu);
-        Ok(Parts { qemu, accelerator, kvm_problem, guest_mib: files.guest_mib, root, image, grant })
+        Ok(Parts { qemu, accelerator, kvm_problem, filled })
     };
     tokio::task::spawn_blocking(work).await.map_err(|e| RunnerError::Environment(format!("preparing: {e}")))?
+}
+
+/// Lets whoever QEMU runs as read what it starts from; the directory above is its owner's alone.
+fn open_up(jail: &Path) -> Result<()> {
+    let context = |e| RunnerError::io(format!("cannot open up {}", jail.display()), e);
+    let entries = fs::read_dir(jail).map_err(context)?.flatten().map(|entry| entry.path());
+    [jail.to_owned()]
+        .into_iter()
+        .chain(entries)
+        .try_for_each(|path| fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).map_err(context))
+}
+
+/// Our own system, the image beside it for it to unpack.
+fn fill(spec: &WorkloadSpec, machine: &MachineSpec, image: File, jail: &Path, disk: &Path) -> Result<Filled> {
+    let files = BootFiles::write(jail, machine)?;
+    let root = make_disk(disk, spec.disk_mib)?;
+    let grant = secret_file(&document(spec)?)?;
+    let writable = |serial: &str| (serial == DISKS[0]).then_some(MACHINE_FDS + 4);
+    let disks = DISKS.iter().zip(MACHINE_FDS..).map(|(serial, fd)| Disk { serial, fd, writable: writable(serial) });
+    Ok(Filled {
+        system: System::Ours(BootFiles::boot(Path::new("/machine"))),
+        memory_mib: spec.ram_mib + files.guest_mib,
+        disks: disks.collect(),
+        root,
+        second: image,
+        third: grant,
+    })
+}
+
+/// A file in memory that can be read only: QEMU's own descriptor must not be one that writes.
+pub(super) fn secret_file(bytes: &[u8]) -> Result<File> {
+    let file = tools::memory_file(bytes).map_err(|e| RunnerError::io("cannot keep the grant in memory", e))?;
+    File::open(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&file)))
+        .map_err(|e| RunnerError::io("cannot read the grant back", e))
 }
 
 /// What the guest is told: length as eight bytes, least first, and the spec, to whole sectors. In memory only: it has the
@@ -282,10 +378,11 @@ pub(super) fn remove_disk(dir: &GrantDir) {
 
 /// An empty file system of this size in a sparse file. The guest unpacks the image into it: whatever the image is, the
 /// host's kernel never sees its files.
-fn make_disk(mke2fs: &Path, path: &Path, disk_mib: u64) -> Result<(File, File)> {
+pub(super) fn make_disk(path: &Path, disk_mib: u64) -> Result<(File, File)> {
     let context = |e: io::Error| RunnerError::io(format!("cannot make the disk {}", path.display()), e);
-    let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path).map_err(context)?;
-    file.set_len(disk_mib << 20).map_err(context)?;
+    let missing = || RunnerError::NoMachine { problem: "mke2fs is not installed".into() };
+    let mke2fs = tools::mke2fs().ok_or_else(missing)?;
+    let disk = blank_disk(path, disk_mib)?;
     let output = Command::new(mke2fs)
         .args(["-q", "-F", "-t", "ext4", "-m", "0", "-O", "^has_journal,^resize_inode"])
         .args(["-E", "lazy_itable_init=1,nodiscard,root_owner=0:0"])
@@ -295,44 +392,46 @@ fn make_disk(mke2fs: &Path, path: &Path, disk_mib: u64) -> Result<(File, File)> 
         .output()
         .map_err(context)?;
     if output.status.success() {
-        return Ok((File::open(path).map_err(context)?, file));
+        return Ok(disk);
     }
     let text = String::from_utf8_lossy(&output.stderr);
     Err(RunnerError::Environment(format!("mke2fs of {disk_mib} MiB: {}", text.trim())))
 }
 
-async fn launch(control: &Control, arguments: Vec<String>, parts: &Parts) -> Result<Running> {
+/// An empty sparse file of this size: to read, and to read and write.
+pub(super) fn blank_disk(path: &Path, disk_mib: u64) -> Result<(File, File)> {
+    let context = |e: io::Error| RunnerError::io(format!("cannot make the disk {}", path.display()), e);
+    let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path).map_err(context)?;
+    file.set_len(disk_mib << 20).map_err(context)?;
+    Ok((File::open(path).map_err(context)?, file))
+}
+
+async fn launch(control: &Control, arguments: Vec<String>, filled: &Filled) -> Result<Running> {
     let failed = |e: io::Error| RunnerError::io("cannot make pipes", e);
-    let (silence_theirs, silence) = io::pipe().map_err(failed)?;
+    let (orders_theirs, orders_ours) = io::pipe().map_err(failed)?;
     let (reports_ours, reports_theirs) = io::pipe().map_err(failed)?;
     let (console_ours, console_theirs) = io::pipe().map_err(failed)?;
     let fds: [BorrowedFd<'_>; 8] = [
-        silence_theirs.as_fd(),
+        orders_theirs.as_fd(),
         reports_theirs.as_fd(),
         console_theirs.as_fd(),
-        parts.root.0.as_fd(),
-        parts.image.as_fd(),
-        parts.grant.as_fd(),
+        filled.root.0.as_fd(),
+        filled.second.as_fd(),
+        filled.third.as_fd(),
         console_theirs.as_fd(),
-        parts.root.1.as_fd(),
+        filled.root.1.as_fd(),
     ];
     let launch = Launch { program: Program::Machine(arguments), env: Vec::new(), terminal: None };
     let launched = control.launch(launch, &fds).await.map_err(RunnerError::Environment)?;
     let Launched { exit, .. } = launched;
-    let console = Console::default();
-    let ours = pipe::Receiver::from_owned_fd(console_ours.into()).map_err(failed)?;
-    tokio::spawn(listen_to_console(ours, console.clone()));
+    let console = Console::listen(pipe::Receiver::from_owned_fd(console_ours.into()).map_err(failed)?);
     let (sender, reports) = mpsc::channel(16);
     let ours = pipe::Receiver::from_owned_fd(reports_ours.into()).map_err(failed)?;
     tokio::spawn(listen_to_guest(ours, sender));
-    Ok(Running { reports, exit, console, _silence: silence })
-}
-
-async fn listen_to_console(mut pipe: pipe::Receiver, console: Console) {
-    let mut piece = vec![0; 4096];
-    while let Ok(got @ 1..) = pipe.read(&mut piece).await {
-        console.add(&piece[..got]);
-    }
+    let pipe = pipe::Sender::from_owned_fd(orders_ours.into()).map_err(failed)?;
+    let (moved, taken) = watch::channel(0);
+    let orders = Orders { pipe: Arc::new(tokio::sync::Mutex::new(pipe)), moved: taken };
+    Ok(Running { reports, exit, console, moved, orders })
 }
 
 /// Reads reports until the guest is gone, or has nothing sensible to say.

@@ -7,6 +7,7 @@ mod launcher;
 mod machine;
 mod meter;
 mod ops;
+mod own;
 mod probe;
 mod relay;
 mod start;

@@ -222,10 +222,7 @@ impl Grant {
                 },
                 _ = ticks.tick() => {
                     if let Some(until) = self.wanted_end().filter(|_| moving.is_none()) {
-                        let control = self.holdings.control.clone();
-                        moving = control.map(|control| -> Moving {
-                            Box::pin(async move { control.until(until).await.map(|()| until) })
-                        });
+                        moving = self.move_end(until);
                     }
                     if now_unix_ms() >= self.checked.spec.valid_to_unix_ms {
                         return End { reason: EndReason::Deadline, detail: None };
@@ -238,11 +235,19 @@ impl Grant {
         }
     }
 
-    /// The end somebody left word of, if it is another one than now. What ends a virtual machine from inside cannot be told.
+    /// Tells everything else that would end the grant of another end: a virtual machine's guest, then the environment.
+    fn move_end(&self, until: u64) -> Option<Moving> {
+        let (control, orders) = (self.holdings.control.clone()?, self.holdings.orders.clone());
+        Some(Box::pin(async move {
+            if let Some(orders) = orders {
+                orders.until(until).await?;
+            }
+            control.until(until).await.map(|()| until)
+        }))
+    }
+
+    /// The end somebody left word of, if it is another one than now.
     fn wanted_end(&self) -> Option<u64> {
-        if self.checked.spec.machine.is_some() {
-            return None;
-        }
         let now_ms = now_unix_ms();
         self.dir.read_until().filter(|until| *until != self.state.valid_to_unix_ms && *until > now_ms)
     }

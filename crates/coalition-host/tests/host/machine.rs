@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use coalition_host::machine::tools;
 use coalition_host::output::Stream;
+use coalition_host::state::now_unix_ms;
 use coalition_host::{
     EndReason, ExitOutcome, GuestUsage, IsolationLevel, MachineSpec, Mechanism, Phase, ProbeReport, RunnerState,
 };
@@ -15,7 +16,7 @@ use super::harness::{As, Grant, Host, await_some, text};
 
 /// The guests' kernel: from `COALITION_TEST_KERNEL`, a directory with `boot` and `lib/modules`, or from where `.ci/setup`
 /// puts one.
-fn kernel() -> Option<MachineSpec> {
+pub(crate) fn kernel() -> Option<MachineSpec> {
     let given = std::env::var_os("COALITION_TEST_KERNEL").map(PathBuf::from);
     let fetched = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../target/kernel"));
     [given, fetched.canonicalize().ok()].into_iter().flatten().find_map(|dir| {
@@ -30,7 +31,7 @@ fn kernel() -> Option<MachineSpec> {
 }
 
 /// A host that can run machines, and how.
-fn host(kind: As) -> Option<(Host, MachineSpec)> {
+pub(crate) fn host(kind: As) -> Option<(Host, MachineSpec)> {
     let Some(machine) = kernel() else {
         eprintln!("SKIPPED: no kernel for virtual machines here; run .ci/setup, or set COALITION_TEST_KERNEL");
         return None;
@@ -121,11 +122,9 @@ fn metered(grant: &Grant<'_>) -> GuestUsage {
 }
 
 #[test]
-fn a_machines_deadline_needs_nobody_and_a_killed_supervisor_takes_it_along() {
+fn a_machines_deadline_moves_and_needs_nobody_and_a_killed_supervisor_takes_it_along() {
     let Some((host, machine)) = host(As::User) else { return };
-    let began = Instant::now();
     let grant = start(&host, &machine, &[]);
-    let booted = u64::try_from(began.elapsed().as_millis()).unwrap();
     let supervisor = grant.state.as_ref().unwrap().supervisor.pid;
     assert_eq!(grant.ssh("id -u").out, "0\n");
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(supervisor), nix::sys::signal::Signal::SIGKILL).unwrap();
@@ -136,18 +135,28 @@ fn a_machines_deadline_needs_nobody_and_a_killed_supervisor_takes_it_along() {
     assert!(matches!(grant.stop().phase, Phase::Ended { reason: EndReason::Lost, .. }));
     grant.clean();
 
-    // Long enough for two boots as slow as the first.
-    let valid_to = coalition_host::state::now_unix_ms() + 2 * booted + 5_000;
-    let mut grant = host.prepare(|spec| {
-        spec.machine = Some(machine.clone());
-        spec.valid_to_unix_ms = valid_to;
+    let grant = start(&host, &machine, &[]);
+    let until = |unix_ms: u64| -> RunnerState {
+        host.answer(&["extend", "--dir", grant.dir_text(), "--until", &unix_ms.to_string()]).unwrap()
+    };
+    // Nearer, so that the guest's own timer is near too: it fires five seconds after the end, if the host has not.
+    let first = now_unix_ms() + 8_000;
+    assert_eq!(until(first).valid_to_unix_ms, first);
+    let second = first + 16_000;
+    let moved = until(second);
+    assert!(moved.valid_to_unix_ms == second && now_unix_ms() < first, "not in time to show anything: {moved:?}");
+    let guests_timer = first + 5_000;
+    await_some("the first end, and the guest's timer", Duration::from_secs(30), || {
+        (now_unix_ms() > guests_timer + 1_500).then_some(())
     });
-    let state: RunnerState = host.answer(&["start", "--dir", grant.dir_text()]).unwrap();
-    grant.ready(state);
-    let (reason, _, usage) = grant.await_end(Duration::from_secs(120));
+    assert_eq!(grant.ssh("echo alive").out, "alive\n");
+    let (reason, _, usage) = grant.await_end(Duration::from_secs(60));
     assert_eq!(reason, EndReason::Deadline);
-    let late = usage.updated_unix_ms.saturating_sub(grant.spec.valid_to_unix_ms);
+    assert!(usage.updated_unix_ms >= second, "{} ms early", second - usage.updated_unix_ms);
+    let late = usage.updated_unix_ms - second;
     assert!(late < 3_000, "{late} ms late");
+    let over = host.answer::<RunnerState>(&["extend", "--dir", grant.dir_text(), "--until", "99999999999999"]);
+    assert_eq!(over.unwrap_err().code, "over");
     grant.assert_no_process();
     grant.clean();
 }

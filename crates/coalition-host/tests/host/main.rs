@@ -11,5 +11,6 @@ mod limits;
 mod loss;
 mod machine;
 mod oci;
+mod own;
 mod sessions;
 mod sshd;
