@@ -8,6 +8,7 @@ use std::path::PathBuf;
 
 use async_trait::async_trait;
 use coalition::{Mrtd, UniqueId};
+use coalition_cloud::{Moment, Window};
 use coalition_compute::{
     Capabilities, ComputeGrant, DeclaredRates, LogEnd, MIN_CPU_MILLICORES, MIN_RAM_MIB, OfferName, UsageMetrics,
 };
@@ -16,6 +17,7 @@ use coalition_shuffle::SshHostKey;
 use serde::{Deserialize, Serialize};
 
 use crate::check::Finding;
+use crate::evidence::Taken;
 use crate::inventory::{CostBasis, Price};
 use crate::platform::Platform;
 
@@ -364,6 +366,26 @@ pub trait Backend: Send + Sync + 'static {
     /// # Errors
     /// [`BackendError`]; the caller tries again until it succeeds.
     async fn terminate(&self, name: &InstanceName) -> Result<(), BackendError>;
+
+    /// When an API beside this bridge is to be asked what it counted of an instance that ends; nothing where there is none.
+    fn telemetry_moment(&self) -> Option<Moment> {
+        None
+    }
+
+    /// What that API counted of the instance.
+    ///
+    /// # Errors
+    /// [`BackendError`]; nothing depends on it.
+    async fn telemetry(&self, _name: &InstanceName, _window: Window) -> Result<Taken, BackendError> {
+        Err(BackendError {
+            backend: self.name().clone(),
+            kind: FailureKind::NotFound,
+            message: "nobody but this bridge counts here".into(),
+            started: false,
+            remains: false,
+            source: None,
+        })
+    }
 
     /// Everything on the backend that this bridge made.
     ///

@@ -1,4 +1,5 @@
-//! In front of moto: fails on demand, remembers client tokens as EC2 does, and adds what moto lacks.
+//! In front of moto: fails on demand, remembers client tokens as EC2 does, and adds what moto lacks: quotas, and what
+//! CloudWatch counts of instances.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::{Ipv4Addr, SocketAddr};
@@ -174,7 +175,7 @@ async fn answer(inner: &Inner, request: Request) -> (String, Response) {
     };
     lock(&inner.calls).push(Call { action: action.clone(), params: params.clone(), body: body.clone() });
     inner.watcher.tell(&action, Phase::Before);
-    let answer = respond(inner, &head.headers, &body, &params, &action).await;
+    let answer = respond(inner, &head.headers, &body, &params, &action, target.is_some()).await;
     (action, answer)
 }
 
@@ -184,18 +185,20 @@ async fn respond(
     body: &Bytes,
     params: &BTreeMap<String, String>,
     action: &str,
+    is_json: bool,
 ) -> Response {
     if inner.blind.load(Ordering::SeqCst) {
-        return refuse("ServiceUnavailable", 503);
+        return refuse("ServiceUnavailable", 503, is_json);
     }
     let fault = next_fault(inner, action);
     match &fault {
-        Some(Fault::Refuse(code, status)) => return refuse(code, *status),
+        Some(Fault::Refuse(code, status)) => return refuse(code, *status, is_json),
         Some(Fault::Answer(text)) => return plain(200, Bytes::from(text.clone())),
         _ => {}
     }
     let (status, answer) = match action {
         "GetServiceQuota" => (200, quota(inner.quota.load(Ordering::SeqCst))),
+        "GetMetricData" => metrics(inner, headers, body, fault == Some(Fault::ShowNothing)).await,
         "RunInstances" => run(inner, headers, body, params).await,
         "TerminateInstances" => terminate(inner, headers, body, params).await,
         _ => forward(inner, headers, body).await,
@@ -203,7 +206,7 @@ async fn respond(
     match fault {
         Some(Fault::LoseAnswer) => lost(),
         Some(Fault::Garble) => plain(200, Bytes::from_static(b"<Response><unfinished")),
-        Some(Fault::ShowNothing) => plain(200, Bytes::from_static(b"<R><reservationSet/><volumeSet/></R>")),
+        Some(Fault::ShowNothing) if !is_json => plain(200, Bytes::from_static(b"<R><reservationSet/><volumeSet/></R>")),
         _ => plain(status, shown(inner, &answer)),
     }
 }
@@ -331,9 +334,42 @@ fn error(code: &str) -> Bytes {
     ))
 }
 
-fn refuse(code: &str, status: u16) -> Response {
-    plain(status, error(code))
+fn refuse(code: &str, status: u16, is_json: bool) -> Response {
+    let in_json = || Bytes::from(format!("{{\"__type\":\"{code}\",\"message\":\"as the test has it\"}}"));
+    plain(status, if is_json { in_json() } else { error(code) })
 }
+
+/// Moto judges signature and permission, and counts nothing of instances: of those that were booted here, every metric has two
+/// points, with a number that tells it from the others.
+async fn metrics(inner: &Inner, headers: &axum::http::HeaderMap, body: &Bytes, is_late: bool) -> (u16, Bytes) {
+    let (status, answer) = forward(inner, headers, body).await;
+    let asked: serde_json::Value = serde_json::from_slice(body).unwrap_or_default();
+    if status != 200 {
+        return (status, answer);
+    }
+    let known = lock(&inner.addresses).clone();
+    let result = |query: &serde_json::Value| {
+        let stat = &query["MetricStat"];
+        let instance = stat["Metric"]["Dimensions"][0]["Value"].as_str().unwrap_or_default();
+        let metric = stat["Metric"]["MetricName"].as_str().unwrap_or_default();
+        let number = METRICS.iter().find(|(name, _)| *name == metric).map(|(_, number)| *number);
+        let is_known = known.contains_key(instance) && !is_late;
+        let (from_s, period_s) = (asked["StartTime"].as_u64()?, stat["Period"].as_u64()?);
+        let values: Vec<f64> = number.filter(|_| is_known).map_or_else(Vec::new, |number| vec![number, number]);
+        let timestamps: Vec<u64> = values.iter().zip(0..).map(|(_, n)| from_s + n * period_s).collect();
+        let (id, code) = (&query["Id"], "Complete");
+        Some(
+            serde_json::json!({ "Id": id, "Label": metric, "Timestamps": timestamps, "Values": values, "StatusCode": code }),
+        )
+    };
+    let results: Option<Vec<_>> =
+        asked["MetricDataQueries"].as_array().map(|all| all.iter().filter_map(result).collect());
+    let body = serde_json::json!({ "MetricDataResults": results.unwrap_or_default(), "Messages": [] });
+    (200, Bytes::from(body.to_string()))
+}
+
+/// What is counted of an instance in each period.
+const METRICS: [(&str, f64); 3] = [("CPUUtilization", 12.5), ("NetworkIn", 1_000_000.0), ("NetworkOut", 500_000.5)];
 
 fn plain(status: u16, body: Bytes) -> Response {
     Response::builder().status(status).body(Body::from(body)).expect("a status and a body make an answer")

@@ -16,16 +16,17 @@ use crate::answer::{Answer, Refusal};
 use crate::login::Login;
 use crate::tls::{TlsListener, authority};
 use crate::world::{MACHINES, World, lock};
-use crate::{GROUP, REGION, SUBSCRIPTION, catalogue, console, machines, things};
+use crate::{GROUP, REGION, SUBSCRIPTION, catalogue, console, machines, telemetry, things};
 
 /// Longest body taken.
 const MAX_BODY: usize = 1 << 20;
 /// Versions of the API that are served, by the newest part of their providers.
-const VERSIONS: [&str; 14] = [
+const VERSIONS: [&str; 15] = [
     "2021-04-01",
     "2021-07-01",
     "2022-09-01",
     "2022-12-01",
+    "2024-02-01",
     "2024-03-03",
     "2024-05-01",
     "2024-11-01",
@@ -311,6 +312,7 @@ enum Target {
     Machine(String),
     Machines,
     Console(String),
+    Metrics(String),
     Validate,
     Thing(&'static str, String),
     Things(&'static str),
@@ -369,6 +371,9 @@ fn in_group(verb: &str, rest: &str) -> Option<(String, Target)> {
         }
         ("action", [_, "virtualMachines", name, "retrieveBootDiagnosticsData"]) => {
             Some((format!("{MACHINES}/retrieveBootDiagnosticsData/action"), Target::Console((*name).to_owned())))
+        }
+        ("read", [_, "virtualMachines", name, "providers", "Microsoft.Insights", "metrics"]) => {
+            Some(("Microsoft.Insights/metrics/read".into(), Target::Metrics((*name).to_owned())))
         }
         ("read", [_, "virtualMachines"]) => Some((format!("{MACHINES}/read"), Target::Machines)),
         ("read" | "write" | "delete", [_, "virtualMachines", name]) => {
@@ -534,6 +539,7 @@ fn act(
         }
         Target::Machines => list(machines::list(inner)),
         Target::Console(vm) => console::place(inner, &vm),
+        Target::Metrics(vm) => telemetry::metrics(inner, &vm, query, hidden),
         Target::Validate => machines::validate(inner, body),
         Target::Thing(kind, thing) if name.ends_with("/delete") => things::delete(inner, kind, &thing),
         Target::Thing(..) if hidden => Err(gone()),

@@ -38,7 +38,7 @@ const BLOBS: [&str; 4] = [
 ];
 
 impl Azure {
-    fn machine_url(&self, name: &str, query: &str) -> Url {
+    pub(crate) fn machine_url(&self, name: &str, query: &str) -> Url {
         self.in_group(&format!("/providers/Microsoft.Compute/virtualMachines/{name}?{query}api-version={COMPUTE_API}"))
     }
 

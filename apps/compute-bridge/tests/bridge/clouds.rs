@@ -9,6 +9,7 @@ use coalition_compute::{GrantEnd, GrantStage, LogEnd};
 use coalition_gcp_double::Fault as GcpFault;
 use compute_bridge::backend::*;
 use compute_bridge::backends::{BareMetalBackend, BareMetalSetup, CloudBackend, CloudSetup};
+use compute_bridge::evidence::find;
 use compute_bridge::now_ms;
 
 use super::accounts::{AzureAccount, Gcp, Hosts, Job};
@@ -224,6 +225,15 @@ async fn four_backends_behind_one_identity() {
         let record = world.market.record(&requester.id()).unwrap();
         assert_eq!((record.grant.region.as_str(), record.grant.provider), (*region, provider()));
         assert!(record.final_log && record.usage.net_bytes > 0, "{region}: {:?}", record.usage);
+        // Clouds count, too; the operator's own machine is nobody else's.
+        let log = world.market.last_log(&requester.id());
+        assert_eq!(log.evidence.is_some(), *region != "rack", "{region}: {:?}", log.evidence);
+        if let Some(evidence) = log.evidence {
+            let (kept, signed) = find(world.path(), &evidence.digest.to_string()).unwrap();
+            let about = &signed.statement;
+            assert_eq!((kept.pointer(), about.grant_id, about.metered), (evidence, requester.id(), Some(log.usage)));
+            assert!(about.cpu_core_ms().is_some() && about.net_bytes().is_some(), "{region}: {about:?}");
+        }
     }
     bridge.stop().await;
     assert!(aws.live().await.is_empty());

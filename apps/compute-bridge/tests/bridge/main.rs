@@ -14,6 +14,7 @@ mod clouds;
 mod config;
 mod dashboard;
 mod ec2;
+mod evidence;
 mod extensions;
 mod fleet;
 mod harness;

@@ -6,6 +6,7 @@
 //! Which cloud it is nobody knows here: that is behind [`Cloud`].
 
 mod check;
+mod counted;
 mod lasting;
 mod launch;
 pub mod ledger;
@@ -17,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use coalition::{ProviderId, UniqueId};
-use coalition_cloud::{Cloud, CloudError, ErrorKind, HostState, Image, Owner, Quota};
+use coalition_cloud::{Cloud, CloudError, ErrorKind, HostState, Image, Moment, Owner, Quota, Window};
 use coalition_compute::{
     Capabilities, ComputeGrant, DeclaredRates, LogEnd, MIN_CPU_MILLICORES, MIN_RAM_MIB, OfferName, Region, UsageMetrics,
 };
@@ -33,6 +34,7 @@ use crate::backend::{
     ProvisionedInstance, Unfit, UsageSeen,
 };
 use crate::check::Finding;
+use crate::evidence::Taken;
 use crate::fleet::chain;
 use crate::inventory::{CostBasis, Price};
 use crate::ssh::{LoginKey, SshTarget};
@@ -460,6 +462,14 @@ impl Backend for CloudBackend {
 
     async fn terminate(&self, name: &InstanceName) -> Result<(), BackendError> {
         self.end(name).await
+    }
+
+    fn telemetry_moment(&self) -> Option<Moment> {
+        Some(self.setup.cloud.telemetry_moment())
+    }
+
+    async fn telemetry(&self, name: &InstanceName, window: Window) -> Result<Taken, BackendError> {
+        self.counted(name, window).await
     }
 
     async fn list_owned(&self) -> Result<Vec<OwnedInstance>, BackendError> {
