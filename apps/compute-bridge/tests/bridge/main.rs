@@ -25,6 +25,7 @@ mod journal;
 mod login;
 mod machines;
 mod memory;
+mod metering;
 mod policy;
 mod program;
 mod provider;
