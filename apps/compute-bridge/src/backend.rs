@@ -230,6 +230,10 @@ pub struct OwnedInstance {
     pub name: InstanceName,
     /// Whether it still runs, or is only left-over files.
     pub running: bool,
+    /// Since when it is there, Unix milliseconds, where that can be told.
+    pub since_ms: Option<u64>,
+    /// The cloud's name of its size, where it has one.
+    pub size: Option<String>,
 }
 
 /// What a backend offers now.
@@ -397,6 +401,11 @@ pub trait Backend: Send + Sync + 'static {
     fn price(&self, grant: &ComputeGrant) -> Option<Price> {
         let core_hour = self.rates().effective_core_hour(grant.cpu_millicores, grant.ram_mib)?;
         Some(Price { core_hour, cpu_millicores: grant.cpu_millicores, basis: CostBasis::PostedRate })
+    }
+
+    /// What an instance that was found costs, where its size tells; for those that no grant explains.
+    fn price_of(&self, _owned: &OwnedInstance) -> Option<Price> {
+        None
     }
 
     /// The guest its workloads run in, where that can be quoted. `None` for a plain host.

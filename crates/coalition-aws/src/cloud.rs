@@ -212,6 +212,7 @@ fn host(instance: Instance) -> Option<Host> {
         size: instance.instance_type,
         public_address: instance.public_address,
         private_address: instance.private_address,
+        since_s: instance.launched.as_deref().and_then(coalition_cloud::unix_s),
         reason,
     })
 }

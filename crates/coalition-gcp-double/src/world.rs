@@ -77,6 +77,8 @@ pub(crate) struct Machine {
     pub(crate) since: Instant,
     pub(crate) address: Option<Ipv4Addr>,
     pub(crate) vcpus: u32,
+    /// When it was asked for, Unix seconds.
+    pub(crate) made_s: u64,
 }
 
 /// A disk.
@@ -328,7 +330,7 @@ impl Machine {
             "zone": zone,
             "machineType": format!("{zone}/machineTypes/{size}"),
             "selfLink": format!("{zone}/instances/{}", self.name),
-            "creationTimestamp": "2026-01-01T00:00:00.000-08:00",
+            "creationTimestamp": rfc3339(self.made_s),
             "labelFingerprint": "42WmSpB8rSM=",
         });
         let own = own.as_object().cloned().unwrap_or_default();

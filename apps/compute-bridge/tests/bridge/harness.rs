@@ -80,6 +80,11 @@ pub(crate) fn coalition_config() -> PublishedConfig {
         .unwrap()
 }
 
+/// What a backend holds: each name, and whether it runs.
+pub(crate) async fn held(backend: &dyn Backend) -> Vec<(InstanceName, bool)> {
+    backend.list_owned().await.unwrap().into_iter().map(|one| (one.name, one.running)).collect()
+}
+
 /// A one-core grant on this offer in region `local`.
 pub(crate) fn grant(offer: &str, lasts_ms: u64) -> ComputeGrant {
     grant_number(0, offer, lasts_ms)
@@ -323,7 +328,10 @@ impl Backend for FakeBackend {
     async fn list_owned(&self) -> Result<Vec<OwnedInstance>, BackendError> {
         self.seen()?;
         let running = self.running.lock().unwrap();
-        Ok(running.iter().map(|name| OwnedInstance { name: name.clone(), running: true }).collect())
+        Ok(running
+            .iter()
+            .map(|name| OwnedInstance { name: name.clone(), running: true, since_ms: None, size: None })
+            .collect())
     }
 }
 

@@ -475,19 +475,30 @@ impl Backend for CloudBackend {
     async fn list_owned(&self) -> Result<Vec<OwnedInstance>, BackendError> {
         let listing = self.listing(Duration::ZERO).await?;
         let leftovers = self.leftovers(None).await?;
-        let mut owned: BTreeMap<InstanceName, bool> = BTreeMap::new();
+        let mut owned: BTreeMap<InstanceName, OwnedInstance> = BTreeMap::new();
+        let left =
+            |name: &InstanceName| OwnedInstance { name: name.clone(), running: false, since_ms: None, size: None };
         for (name, host) in listing.hosts.iter().filter(|(_, host)| !host.state.is_over()) {
-            let running = matches!(host.state, HostState::Coming | HostState::Running);
-            *owned.entry(name.clone()).or_default() |= running;
+            let one = owned.entry(name.clone()).or_insert_with(|| left(name));
+            one.running |= matches!(host.state, HostState::Coming | HostState::Running);
+            let since_ms = host.since_s.map(|since_s| since_s.saturating_mul(1_000));
+            // Of several with one name, the oldest.
+            one.since_ms = [one.since_ms, since_ms].into_iter().flatten().min();
+            one.size.get_or_insert_with(|| host.size.clone());
         }
         for (name, _) in leftovers {
-            owned.entry(name).or_default();
+            owned.entry(name.clone()).or_insert_with(|| left(&name));
         }
-        Ok(owned.into_iter().map(|(name, running)| OwnedInstance { name, running }).collect())
+        Ok(owned.into_values().collect())
     }
 
     fn price(&self, grant: &ComputeGrant) -> Option<Price> {
         let size = choose(&self.setup.sizes, grant.cpu_millicores, grant.ram_mib)?;
+        Some(Price { core_hour: size.price_hour, cpu_millicores: 1_000, basis: CostBasis::SizePrice })
+    }
+
+    fn price_of(&self, owned: &OwnedInstance) -> Option<Price> {
+        let size = self.setup.sizes.iter().find(|size| Some(&size.name) == owned.size.as_ref())?;
         Some(Price { core_hour: size.price_hour, cpu_millicores: 1_000, basis: CostBasis::SizePrice })
     }
 
