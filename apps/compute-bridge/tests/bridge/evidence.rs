@@ -149,21 +149,22 @@ async fn one_grant(world: &World, bridge: &Bridge, seed: u8) -> (Option<coalitio
     (world.market.last_log(&requester.id()).evidence, told.join("\n"))
 }
 
-/// Refused, throttled, late: the log comes without, and the operator's page says why.
-async fn does_without(backend: Arc<dyn Backend>, dir: &Path, break_it: &dyn Fn(usize), whys: &[&str]) {
+/// Refused, throttled, late: the log comes without, and the operator's page says why. Cgroups are named after instances, and those
+/// after seeds, which must be no other test's.
+async fn does_without(backend: Arc<dyn Backend>, dir: &Path, seeds: u8, break_it: &dyn Fn(usize)) {
     let Some(image) = example_image(dir) else { return };
     let mut world = World::new(vec![backend]);
     world.image = image;
     let bridge = world.start();
     world.card().await;
-    for (n, why) in whys.iter().enumerate() {
+    for (n, why) in WHYS.iter().enumerate() {
         break_it(n);
-        let (evidence, told) = one_grant(&world, &bridge, 100 + u8::try_from(n).unwrap()).await;
+        let (evidence, told) = one_grant(&world, &bridge, seeds + u8::try_from(n).unwrap()).await;
         assert_eq!(evidence, None, "{why}");
         assert!(told.contains(&format!("ended without evidence: {why}")), "{why}: {told}");
     }
-    break_it(whys.len());
-    let (evidence, told) = one_grant(&world, &bridge, 120).await;
+    break_it(WHYS.len());
+    let (evidence, told) = one_grant(&world, &bridge, seeds + 9).await;
     let evidence = evidence.unwrap_or_else(|| panic!("{told}"));
     assert_eq!(evidence.organism, telemetry_store(provider()));
     bridge.stop().await;
@@ -198,7 +199,7 @@ async fn logs_of_ec2_do_without_what_it_does_not_tell() {
         let faults = [vec![refused], vec![throttled; 3], vec![AwsFault::ShowNothing]];
         aws.double.proxy.fail("GetMetricData", faults.get(n).cloned().unwrap_or_default());
     };
-    does_without(aws.backend(), aws.hosts.dir.path(), &break_it, &WHYS).await;
+    does_without(aws.backend(), aws.hosts.dir.path(), 150, &break_it).await;
     assert!(aws.live().await.is_empty());
 }
 
@@ -211,7 +212,7 @@ async fn logs_of_google_cloud_do_without_what_it_does_not_tell() {
         let faults = [GcpFault::Refuse("forbidden", 403), GcpFault::Throttle(0), GcpFault::ShowNothing];
         gcp.double.fail("timeSeries.list", faults.get(n).map(|fault| vec![fault.clone(); 9]).unwrap_or_default());
     };
-    does_without(gcp.backend(), gcp.hosts.dir.path(), &break_it, &WHYS).await;
+    does_without(gcp.backend(), gcp.hosts.dir.path(), 160, &break_it).await;
     assert_eq!(gcp.left(), 0);
 }
 
@@ -223,6 +224,6 @@ async fn logs_of_azure_do_without_what_it_does_not_tell() {
         let faults = [vec![refused], vec![AzureFault::Throttle(0); 3], vec![AzureFault::ShowNothing]];
         azure.double.fail("Microsoft.Insights/metrics/read", faults.get(n).cloned().unwrap_or_default());
     };
-    does_without(azure.backend(), azure.hosts.dir.path(), &break_it, &WHYS).await;
+    does_without(azure.backend(), azure.hosts.dir.path(), 170, &break_it).await;
     assert_eq!(azure.left(), 0);
 }

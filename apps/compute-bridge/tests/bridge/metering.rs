@@ -56,7 +56,7 @@ async fn usage_across_a_killed_bridge_is_logged_whole_and_once() {
     world.image = image;
     let bridge = world.start();
     world.card().await;
-    let requester = world.ask(1, 600);
+    let requester = world.ask(180, 600);
     let receipt = world.receipt(&requester).await;
     world.stage(&requester, "serving", |stage| *stage == GrantStage::Serving).await;
     let before = use_up(&receipt, &world).await;
