@@ -5,15 +5,15 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::Router;
-use axum::body::{Body, to_bytes};
+use axum::body::{Body, HttpBody, to_bytes};
 use axum::extract::{Request, State};
 use axum::response::Response;
 use base64::Engine;
 use bytes::Bytes;
-use coalition_cloud_double::{Boot, Phase, Watcher, form, next_address};
+use coalition_cloud_double::{Boot, Counter, Phase, Watcher, form, next_address};
 
 use crate::http::{between, client};
 
@@ -48,6 +48,7 @@ struct Inner {
     http: reqwest::Client,
     boot: Option<Arc<dyn Boot>>,
     watcher: Watcher,
+    served: Counter,
     faults: Mutex<Vec<(String, VecDeque<Fault>)>>,
     blind: AtomicBool,
     no_addresses: AtomicBool,
@@ -85,6 +86,7 @@ impl Proxy {
             http: client(),
             boot,
             watcher: Watcher::default(),
+            served: Counter::default(),
             faults: Mutex::default(),
             blind: AtomicBool::new(false),
             no_addresses: AtomicBool::new(false),
@@ -112,6 +114,12 @@ impl Proxy {
     #[must_use]
     pub fn watcher(&self) -> &Watcher {
         &self.inner.watcher
+    }
+
+    /// Counts what is answered; the time is mostly moto's.
+    #[must_use]
+    pub fn served(&self) -> &Counter {
+        &self.inner.served
     }
 
     /// All calls fail from now on, or none any more: AWS has an outage.
@@ -150,10 +158,11 @@ impl Proxy {
 }
 
 async fn handle(State(inner): State<Arc<Inner>>, request: Request) -> Response {
-    let watcher = inner.watcher.clone();
+    let (watcher, served, began) = (inner.watcher.clone(), inner.served.clone(), Instant::now());
     // In a task of its own: what was asked for happens, also when whoever asked is gone before the answer.
     let answering = tokio::spawn(async move { answer(&inner, request).await });
     let (action, answer) = answering.await.expect("answering does not panic");
+    served.count(answer.body().size_hint().lower(), began.elapsed());
     watcher.tell(&action, Phase::During);
     tokio::spawn(async move {
         // By then the answer has left: it goes out as soon as this task's parent yields.

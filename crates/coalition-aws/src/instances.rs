@@ -14,10 +14,10 @@ use crate::form::Form;
 use crate::ids::InstanceId;
 use crate::xml::Element;
 
-/// Instances on one page.
-const PAGE: &str = "1000";
+/// Instances on one page, of 1,000 that EC2 allows: a page is an answer, and an answer has to come within the timeout.
+const PAGE: &str = "200";
 /// Most pages read: a hundred thousand instances.
-const MAX_PAGES: usize = 100;
+const MAX_PAGES: usize = 500;
 /// Longest console output kept, in bytes; EC2 keeps 64 KiB.
 const MAX_CONSOLE: usize = 64 << 10;
 /// Longest user data EC2 takes, in bytes before base64.

@@ -60,7 +60,7 @@ def main() -> None:
         ],
         DryRun=True,
     )
-    call(ec2.describe_instances, Filters=FILTERS, MaxResults=1000)
+    call(ec2.describe_instances, Filters=FILTERS, MaxResults=200)
     call(ec2.terminate_instances, InstanceIds=[INSTANCE])
     call(
         ec2.describe_volumes,

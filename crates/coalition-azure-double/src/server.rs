@@ -3,13 +3,14 @@
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
 use axum::Router;
-use axum::body::to_bytes;
+use axum::body::{HttpBody, to_bytes};
 use axum::extract::{Request, State};
 use axum::http::HeaderMap;
 use axum::response::Response;
-use coalition_cloud_double::{Boot, Watcher, form};
+use coalition_cloud_double::{Boot, Counter, Watcher, form};
 use serde_json::{Value, json};
 
 use crate::answer::{Answer, Refusal};
@@ -82,6 +83,7 @@ pub(crate) struct Inner {
     faults: Mutex<Vec<(String, VecDeque<Fault>)>>,
     calls: Mutex<Vec<Call>>,
     watcher: Watcher,
+    served: Counter,
     blind: AtomicBool,
     no_addresses: AtomicBool,
     only_locations: AtomicBool,
@@ -156,6 +158,7 @@ impl Double {
             faults: Mutex::default(),
             calls: Mutex::default(),
             watcher: Watcher::default(),
+            served: Counter::default(),
             blind: AtomicBool::new(false),
             no_addresses: AtomicBool::new(false),
             only_locations: AtomicBool::new(false),
@@ -176,6 +179,12 @@ impl Double {
     /// The next calls of this name fail like this, one after the other.
     pub fn fail(&self, name: &str, faults: impl IntoIterator<Item = Fault>) {
         lock(&self.inner.faults).push((name.to_owned(), faults.into_iter().collect()));
+    }
+
+    /// Counts what is answered.
+    #[must_use]
+    pub fn served(&self) -> &Counter {
+        &self.inner.served
     }
 
     /// All calls fail from now on, tokens aside, or none any more: Azure has an outage.
@@ -398,6 +407,13 @@ fn strip<'a>(path: &'a str, prefix: &str) -> Option<&'a str> {
 }
 
 async fn handle(State(inner): State<Arc<Inner>>, request: Request) -> Response {
+    let (served, began) = (inner.served.clone(), Instant::now());
+    let response = answered(inner, request).await;
+    served.count(response.body().size_hint().lower(), began.elapsed());
+    response
+}
+
+async fn answered(inner: Arc<Inner>, request: Request) -> Response {
     let (head, body) = request.into_parts();
     let body = to_bytes(body, MAX_BODY).await.unwrap_or_default();
     let (method, path) = (head.method.as_str().to_owned(), head.uri.path().to_owned());

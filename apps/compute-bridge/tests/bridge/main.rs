@@ -31,4 +31,5 @@ mod program;
 mod provider;
 mod sources;
 mod ssh;
+mod thousand;
 mod world;
