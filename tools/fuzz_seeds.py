@@ -132,6 +132,11 @@ def services():
             kinds += ["usage_report"]
             which = kinds.index(words[2].removeprefix("compute."))
             put("compute_entry", bytes([which]) + bytes.fromhex(words[-1]))
+    for line in (CRATES / "coalition-compute/tests/vectors/telemetry.txt").read_text().splitlines():
+        if line.startswith("snapshot "):
+            signed = bytes.fromhex(line.split(" ")[1])
+            # Whole, and without key and signature.
+            put("telemetry", signed, signed[:1] + signed[97:])
     put(
         "almanac",
         bytes([1, 0, 0, 3, 232]),

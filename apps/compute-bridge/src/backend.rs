@@ -8,6 +8,7 @@ use std::path::PathBuf;
 
 use async_trait::async_trait;
 use coalition::{Mrtd, UniqueId};
+use coalition_cloud::{Moment, Window};
 use coalition_compute::{
     Capabilities, ComputeGrant, DeclaredRates, LogEnd, MIN_CPU_MILLICORES, MIN_RAM_MIB, OfferName, UsageMetrics,
 };
@@ -16,6 +17,7 @@ use coalition_shuffle::SshHostKey;
 use serde::{Deserialize, Serialize};
 
 use crate::check::Finding;
+use crate::evidence::Taken;
 use crate::inventory::{CostBasis, Price};
 use crate::platform::Platform;
 
@@ -236,6 +238,10 @@ pub struct OwnedInstance {
     pub name: InstanceName,
     /// Whether it still runs, or is only left-over files.
     pub running: bool,
+    /// Since when it is there, Unix milliseconds, where that can be told.
+    pub since_ms: Option<u64>,
+    /// The cloud's name of its size, where it has one.
+    pub size: Option<String>,
 }
 
 /// What a backend offers now.
@@ -373,6 +379,26 @@ pub trait Backend: Send + Sync + 'static {
     /// [`BackendError`]; the caller tries again until it succeeds.
     async fn terminate(&self, name: &InstanceName) -> Result<(), BackendError>;
 
+    /// When an API beside this bridge is to be asked what it counted of an instance that ends; nothing where there is none.
+    fn telemetry_moment(&self) -> Option<Moment> {
+        None
+    }
+
+    /// What that API counted of the instance.
+    ///
+    /// # Errors
+    /// [`BackendError`]; nothing depends on it.
+    async fn telemetry(&self, _name: &InstanceName, _window: Window) -> Result<Taken, BackendError> {
+        Err(BackendError {
+            backend: self.name().clone(),
+            kind: FailureKind::NotFound,
+            message: "nobody but this bridge counts here".into(),
+            started: false,
+            remains: false,
+            source: None,
+        })
+    }
+
     /// Everything on the backend that this bridge made.
     ///
     /// # Errors
@@ -383,6 +409,11 @@ pub trait Backend: Send + Sync + 'static {
     fn price(&self, grant: &ComputeGrant) -> Option<Price> {
         let core_hour = self.rates().effective_core_hour(grant.cpu_millicores, grant.ram_mib)?;
         Some(Price { core_hour, cpu_millicores: grant.cpu_millicores, basis: CostBasis::PostedRate })
+    }
+
+    /// What an instance that was found costs, where its size tells; for those that no grant explains.
+    fn price_of(&self, _owned: &OwnedInstance) -> Option<Price> {
+        None
     }
 
     /// The guest its workloads run in, where that can be quoted. `None` for a plain host.

@@ -70,11 +70,11 @@ pub struct Item {
     pub grant: Option<RequestId>,
     /// Where that stands.
     pub stage: Option<&'static str>,
-    /// Seconds since the grant.
+    /// Seconds since the grant; of what no grant explains, since it is there.
     pub age_sec: Option<u64>,
     /// What it costs per hour.
     pub cost_hour: Option<MicroUsd>,
-    /// What it has cost since the grant.
+    /// What it has cost in that time.
     pub cost_so_far: Option<MicroUsd>,
     /// Where the two come from.
     pub cost_basis: Option<CostBasis>,
@@ -140,9 +140,10 @@ pub fn take(
 }
 
 fn item(backend: &dyn Backend, one: &OwnedInstance, state: Option<&GrantState>, now_ms: u64) -> Item {
-    let (grant, price) = (state.map(|state| &state.grant), state.and_then(|state| backend.price(&state.grant)));
+    let grant = state.map(|state| &state.grant);
+    let price = grant.map_or_else(|| backend.price_of(one), |grant| backend.price(grant));
     let began_ms = grant.map(|grant| grant.valid_to_ms.saturating_sub(u64::from(grant.duration_sec) * 1_000));
-    let age_sec = began_ms.map(|began_ms| now_ms.saturating_sub(began_ms) / 1_000);
+    let age_sec = began_ms.or(one.since_ms).map(|began_ms| now_ms.saturating_sub(began_ms) / 1_000);
     Item {
         backend: backend.name().clone(),
         instance: one.name.clone(),

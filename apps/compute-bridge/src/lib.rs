@@ -6,6 +6,7 @@
 //!   journal   what must not be forgotten       │
 //!   fleet ── backend (trait) ── backends ── ssh
 //!   image     the requester's image, verified
+//!   evidence  what clouds counted of machines, signed and kept
 //!   platform  quotes of the guest this runs in, or of a development guest
 //! dashboard ── status (no requester identity)
 //! ```
@@ -19,6 +20,7 @@ pub mod channel;
 pub mod check;
 pub mod config;
 pub mod dashboard;
+pub mod evidence;
 pub mod fleet;
 pub mod image;
 pub mod inventory;
@@ -57,6 +59,11 @@ pub const fn exit_code(error: &BridgeError) -> u8 {
         BridgeError::Config(_) | BridgeError::Platform(_) => 2,
         BridgeError::Coalition { .. } => 3,
         BridgeError::DataDir { .. } | BridgeError::Busy { .. } | BridgeError::Images(_) => 4,
+        BridgeError::Evidence(error) => match error {
+            evidence::EvidenceError::Name { .. } => 2,
+            evidence::EvidenceError::Bad { .. } => 5,
+            _ => 4,
+        },
         BridgeError::Journal(_) => 6,
         BridgeError::Node(_) | BridgeError::NodeClosed | BridgeError::Market(_) => 7,
         BridgeError::Fleet(_) | BridgeError::Cloud { .. } | BridgeError::Dashboard(_) => 8,

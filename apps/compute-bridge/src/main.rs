@@ -6,7 +6,9 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
+use coalition::ProviderId;
 use compute_bridge::config::{BridgeConfig, EXAMPLE};
+use compute_bridge::evidence::{self, Shown};
 use compute_bridge::{BridgeError, LOG_FILTER, check, exit_code, explain};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
@@ -38,6 +40,10 @@ enum Command {
     /// List every instance on every backend: owned, adopted or orphaned, with age and cost; and the backends that cannot be seen. The
     /// bridge may be running: its journal is only read. Exit status 5 when something is orphaned or cannot be seen.
     Inventory(BootFile),
+    /// What clouds themselves counted of machines, kept and signed: what the `evidence` of final logs points to. The bridge may be
+    /// running.
+    #[command(subcommand)]
+    Evidence(EvidenceCommand),
     /// Print a commented example of a boot file.
     ExampleConfig,
     /// What the bridge calls on its machines.
@@ -45,6 +51,29 @@ enum Command {
     Runner {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<OsString>,
+    },
+}
+
+#[derive(Subcommand)]
+enum EvidenceCommand {
+    /// List what is kept, oldest first.
+    List(BootFile),
+    /// Show one snapshot: everything the cloud told, and its sums beside the figures of the log, marked where they are more than
+    /// 2 % apart.
+    Show {
+        #[command(flatten)]
+        file: BootFile,
+        /// Which: its digest, or a grant's id for the newest of it; 64 hex digits.
+        wanted: String,
+    },
+    /// Check a snapshot's file, anybody's: its digest, form, and signature. Exit status 5 when it is not what it should be.
+    Verify {
+        /// The file.
+        file: PathBuf,
+        /// The digest that the log's evidence pointer ends with, 64 hex digits.
+        digest: String,
+        /// The provider the log is of, 64 hex digits.
+        provider: String,
     },
 }
 
@@ -80,6 +109,7 @@ fn main() -> ExitCode {
             Ok(false) => ExitCode::from(5),
             Err(error) => outcome(cli.json, Err(error)),
         },
+        Command::Evidence(what) => outcome(cli.json, evidence(what, cli.json)),
         Command::Check { file, create } => match runtime.block_on(report(&file, create, cli.json)) {
             Ok(true) => ExitCode::SUCCESS,
             Ok(false) => ExitCode::from(5),
@@ -130,6 +160,34 @@ async fn inventory(file: &BootFile, json: bool) -> Result<bool, BridgeError> {
         say(&found.to_string());
     }
     Ok(found.is_clean())
+}
+
+fn evidence(what: EvidenceCommand, json: bool) -> Result<(), BridgeError> {
+    let dir = |file: &BootFile| {
+        let config = BridgeConfig::load(&file.boot_file)?;
+        Ok::<_, BridgeError>(config.absolute(config.data_dir.get_ref()))
+    };
+    match what {
+        EvidenceCommand::List(file) => evidence::list(&dir(&file)?)?.iter().for_each(|kept| say(&kept.line(json))),
+        EvidenceCommand::Show { file, wanted } => {
+            let (kept, signed) = evidence::find(&dir(&file)?, &wanted)?;
+            say(&Shown::of(kept, signed.statement).text(json));
+        }
+        EvidenceCommand::Verify { file, digest, provider } => {
+            let digest = evidence::parse_id("digest", &digest)?;
+            let provider = ProviderId(evidence::parse_id("provider", &provider)?);
+            let about = evidence::verify(&file, digest, provider)?.statement;
+            say(&if json {
+                format!("{}\n", serde_json::json!({ "verified": true, "provider": about.provider, "snapshot": about }))
+            } else {
+                format!(
+                    "ok    provider {} signed this of grant {}, a machine on {}\n",
+                    about.provider, about.grant_id, about.cloud
+                )
+            });
+        }
+    }
+    Ok(())
 }
 
 fn outcome(json: bool, result: Result<(), BridgeError>) -> ExitCode {

@@ -20,6 +20,7 @@ use crate::backends::build::backends;
 use crate::channel::{OpenError, ReplySender, RequestOpener};
 use crate::config::{BridgeConfig, ConfigError, OnShutdown, Resolved};
 use crate::dashboard::{Dashboard, DashboardError};
+use crate::evidence::{EvidenceError, EvidenceStore};
 use crate::fleet::{Fleet, FleetError, chain};
 use crate::image::{ImageError, ImageSource, ImageStore, NodeSource};
 use crate::journal::{Journal, JournalError};
@@ -96,6 +97,9 @@ pub enum BridgeError {
     /// The journal.
     #[error("the journal")]
     Journal(#[from] JournalError),
+    /// What clouds counted.
+    #[error("the evidence")]
+    Evidence(#[from] EvidenceError),
     /// The image cache.
     #[error("the image cache")]
     Images(#[source] ImageError),
@@ -167,6 +171,7 @@ impl Bridge {
         let data_dir = resolved.config.absolute(resolved.config.data_dir.get_ref());
         let lock = lock_data_dir(&data_dir)?;
         let journal = Journal::open(&data_dir)?;
+        let evidence = Arc::new(EvidenceStore::open(&data_dir)?);
         let committees = Committees::of(&resolved.coalition)?;
         let signer = SigningKey::from_bytes(resolved.key.expose());
         let id = ProviderId::from_public_key(&signer.verifying_key().to_bytes());
@@ -195,6 +200,7 @@ impl Bridge {
             images,
             fleet,
             journal,
+            evidence,
             status,
             tuning: tuning(&resolved.config),
             attestor: resolved.attestor.clone(),

@@ -119,6 +119,12 @@ impl Moto {
 fn widened(policy: &str) -> String {
     let mut policy: serde_json::Value = serde_json::from_str(policy).expect("a policy is JSON");
     for statement in policy["Statement"].as_array_mut().expect("a policy has statements") {
+        // Moto goes by the name in the signature, which for CloudWatch is not that in permissions.
+        let actions = statement["Action"].as_array_mut().expect("a statement has actions");
+        for action in actions {
+            let named = action.as_str().unwrap_or_default().replace("cloudwatch:", "monitoring:");
+            *action = named.into();
+        }
         statement["Resource"] = "*".into();
         statement.as_object_mut().expect("a statement is an object").remove("Condition");
     }

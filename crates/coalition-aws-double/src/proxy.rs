@@ -1,18 +1,19 @@
-//! In front of moto: fails on demand, remembers client tokens as EC2 does, and adds what moto lacks.
+//! In front of moto: fails on demand, remembers client tokens as EC2 does, and adds what moto lacks: quotas, and what
+//! CloudWatch counts of instances.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::Router;
-use axum::body::{Body, to_bytes};
+use axum::body::{Body, HttpBody, to_bytes};
 use axum::extract::{Request, State};
 use axum::response::Response;
 use base64::Engine;
 use bytes::Bytes;
-use coalition_cloud_double::{Boot, Phase, Watcher, form, next_address};
+use coalition_cloud_double::{Boot, Counter, Phase, Watcher, form, next_address};
 
 use crate::http::{between, client};
 
@@ -47,6 +48,7 @@ struct Inner {
     http: reqwest::Client,
     boot: Option<Arc<dyn Boot>>,
     watcher: Watcher,
+    served: Counter,
     faults: Mutex<Vec<(String, VecDeque<Fault>)>>,
     blind: AtomicBool,
     no_addresses: AtomicBool,
@@ -84,6 +86,7 @@ impl Proxy {
             http: client(),
             boot,
             watcher: Watcher::default(),
+            served: Counter::default(),
             faults: Mutex::default(),
             blind: AtomicBool::new(false),
             no_addresses: AtomicBool::new(false),
@@ -111,6 +114,12 @@ impl Proxy {
     #[must_use]
     pub fn watcher(&self) -> &Watcher {
         &self.inner.watcher
+    }
+
+    /// Counts what is answered; the time is mostly moto's.
+    #[must_use]
+    pub fn served(&self) -> &Counter {
+        &self.inner.served
     }
 
     /// All calls fail from now on, or none any more: AWS has an outage.
@@ -149,10 +158,11 @@ impl Proxy {
 }
 
 async fn handle(State(inner): State<Arc<Inner>>, request: Request) -> Response {
-    let watcher = inner.watcher.clone();
+    let (watcher, served, began) = (inner.watcher.clone(), inner.served.clone(), Instant::now());
     // In a task of its own: what was asked for happens, also when whoever asked is gone before the answer.
     let answering = tokio::spawn(async move { answer(&inner, request).await });
     let (action, answer) = answering.await.expect("answering does not panic");
+    served.count(answer.body().size_hint().lower(), began.elapsed());
     watcher.tell(&action, Phase::During);
     tokio::spawn(async move {
         // By then the answer has left: it goes out as soon as this task's parent yields.
@@ -174,7 +184,7 @@ async fn answer(inner: &Inner, request: Request) -> (String, Response) {
     };
     lock(&inner.calls).push(Call { action: action.clone(), params: params.clone(), body: body.clone() });
     inner.watcher.tell(&action, Phase::Before);
-    let answer = respond(inner, &head.headers, &body, &params, &action).await;
+    let answer = respond(inner, &head.headers, &body, &params, &action, target.is_some()).await;
     (action, answer)
 }
 
@@ -184,18 +194,20 @@ async fn respond(
     body: &Bytes,
     params: &BTreeMap<String, String>,
     action: &str,
+    is_json: bool,
 ) -> Response {
     if inner.blind.load(Ordering::SeqCst) {
-        return refuse("ServiceUnavailable", 503);
+        return refuse("ServiceUnavailable", 503, is_json);
     }
     let fault = next_fault(inner, action);
     match &fault {
-        Some(Fault::Refuse(code, status)) => return refuse(code, *status),
+        Some(Fault::Refuse(code, status)) => return refuse(code, *status, is_json),
         Some(Fault::Answer(text)) => return plain(200, Bytes::from(text.clone())),
         _ => {}
     }
     let (status, answer) = match action {
         "GetServiceQuota" => (200, quota(inner.quota.load(Ordering::SeqCst))),
+        "GetMetricData" => metrics(inner, headers, body, fault == Some(Fault::ShowNothing)).await,
         "RunInstances" => run(inner, headers, body, params).await,
         "TerminateInstances" => terminate(inner, headers, body, params).await,
         _ => forward(inner, headers, body).await,
@@ -203,7 +215,7 @@ async fn respond(
     match fault {
         Some(Fault::LoseAnswer) => lost(),
         Some(Fault::Garble) => plain(200, Bytes::from_static(b"<Response><unfinished")),
-        Some(Fault::ShowNothing) => plain(200, Bytes::from_static(b"<R><reservationSet/><volumeSet/></R>")),
+        Some(Fault::ShowNothing) if !is_json => plain(200, Bytes::from_static(b"<R><reservationSet/><volumeSet/></R>")),
         _ => plain(status, shown(inner, &answer)),
     }
 }
@@ -331,9 +343,42 @@ fn error(code: &str) -> Bytes {
     ))
 }
 
-fn refuse(code: &str, status: u16) -> Response {
-    plain(status, error(code))
+fn refuse(code: &str, status: u16, is_json: bool) -> Response {
+    let in_json = || Bytes::from(format!("{{\"__type\":\"{code}\",\"message\":\"as the test has it\"}}"));
+    plain(status, if is_json { in_json() } else { error(code) })
 }
+
+/// Moto judges signature and permission, and counts nothing of instances: of those that were booted here, every metric has two
+/// points, with a number that tells it from the others.
+async fn metrics(inner: &Inner, headers: &axum::http::HeaderMap, body: &Bytes, is_late: bool) -> (u16, Bytes) {
+    let (status, answer) = forward(inner, headers, body).await;
+    let asked: serde_json::Value = serde_json::from_slice(body).unwrap_or_default();
+    if status != 200 {
+        return (status, answer);
+    }
+    let known = lock(&inner.addresses).clone();
+    let result = |query: &serde_json::Value| {
+        let stat = &query["MetricStat"];
+        let instance = stat["Metric"]["Dimensions"][0]["Value"].as_str().unwrap_or_default();
+        let metric = stat["Metric"]["MetricName"].as_str().unwrap_or_default();
+        let number = METRICS.iter().find(|(name, _)| *name == metric).map(|(_, number)| *number);
+        let is_known = known.contains_key(instance) && !is_late;
+        let (from_s, period_s) = (asked["StartTime"].as_u64()?, stat["Period"].as_u64()?);
+        let values: Vec<f64> = number.filter(|_| is_known).map_or_else(Vec::new, |number| vec![number, number]);
+        let timestamps: Vec<u64> = values.iter().zip(0..).map(|(_, n)| from_s + n * period_s).collect();
+        let (id, code) = (&query["Id"], "Complete");
+        Some(
+            serde_json::json!({ "Id": id, "Label": metric, "Timestamps": timestamps, "Values": values, "StatusCode": code }),
+        )
+    };
+    let results: Option<Vec<_>> =
+        asked["MetricDataQueries"].as_array().map(|all| all.iter().filter_map(result).collect());
+    let body = serde_json::json!({ "MetricDataResults": results.unwrap_or_default(), "Messages": [] });
+    (200, Bytes::from(body.to_string()))
+}
+
+/// What is counted of an instance in each period.
+const METRICS: [(&str, f64); 3] = [("CPUUtilization", 12.5), ("NetworkIn", 1_000_000.0), ("NetworkOut", 500_000.5)];
 
 fn plain(status: u16, body: Bytes) -> Response {
     Response::builder().status(status).body(Body::from(body)).expect("a status and a body make an answer")

@@ -9,16 +9,35 @@ pub enum Service {
     Sts,
     /// Limits of the account; JSON.
     ServiceQuotas,
+    /// What AWS counts of machines; JSON.
+    CloudWatch,
 }
 
 impl Service {
-    /// Name in signatures, permissions and host names.
+    /// Name in signatures and host names.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
             Self::Ec2 => "ec2",
             Self::Sts => "sts",
             Self::ServiceQuotas => "servicequotas",
+            Self::CloudWatch => "monitoring",
+        }
+    }
+
+    /// Name in permissions.
+    const fn permission(self) -> &'static str {
+        match self {
+            Self::CloudWatch => "cloudwatch",
+            other => other.name(),
+        }
+    }
+
+    /// What bodies of its JSON are declared as.
+    pub(crate) const fn json(self) -> &'static str {
+        match self {
+            Self::CloudWatch => "application/x-amz-json-1.0",
+            _ => "application/x-amz-json-1.1",
         }
     }
 
@@ -29,6 +48,7 @@ impl Service {
             Self::Ec2 => "2016-11-15",
             Self::Sts => "2011-06-15",
             Self::ServiceQuotas => "ServiceQuotasV20190624",
+            Self::CloudWatch => "GraniteServiceVersion20100801",
         }
     }
 }
@@ -47,11 +67,12 @@ pub enum Action {
     DescribeImages,
     GetCallerIdentity,
     GetServiceQuota,
+    GetMetricData,
 }
 
 impl Action {
     /// Every call the client can make.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::RunInstances,
         Self::DescribeInstances,
         Self::TerminateInstances,
@@ -62,6 +83,7 @@ impl Action {
         Self::DescribeImages,
         Self::GetCallerIdentity,
         Self::GetServiceQuota,
+        Self::GetMetricData,
     ];
 
     /// Its name in the API.
@@ -78,6 +100,7 @@ impl Action {
             Self::DescribeImages => "DescribeImages",
             Self::GetCallerIdentity => "GetCallerIdentity",
             Self::GetServiceQuota => "GetServiceQuota",
+            Self::GetMetricData => "GetMetricData",
         }
     }
 
@@ -87,6 +110,7 @@ impl Action {
         match self {
             Self::GetCallerIdentity => Service::Sts,
             Self::GetServiceQuota => Service::ServiceQuotas,
+            Self::GetMetricData => Service::CloudWatch,
             _ => Service::Ec2,
         }
     }
@@ -100,7 +124,7 @@ impl Action {
     /// The permissions it needs, as IAM names them. Making a machine also writes its tags.
     #[must_use]
     pub fn permissions(self) -> Vec<String> {
-        let own = format!("{}:{}", self.service().name(), self.name());
+        let own = format!("{}:{}", self.service().permission(), self.name());
         match self {
             // Everybody may ask who they are.
             Self::GetCallerIdentity => Vec::new(),

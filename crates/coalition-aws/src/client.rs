@@ -22,7 +22,6 @@ const CONNECT: Duration = Duration::from_secs(10);
 /// Times a repeatable call is made before its failure counts.
 const TRIES: u32 = 3;
 const FORM: &str = "application/x-www-form-urlencoded; charset=utf-8";
-const JSON: &str = "application/x-amz-json-1.1";
 
 /// What a client is made of.
 #[derive(Clone)]
@@ -127,9 +126,9 @@ impl Ec2 {
 
     /// One call of the JSON protocol.
     pub(crate) async fn json(&self, action: Action, body: &serde_json::Value) -> Result<Vec<u8>, AwsError> {
-        let target = format!("{}.{}", action.service().version(), action.name());
-        self.again(action, &Body { content_type: JSON, target: Some(target), bytes: Zeroizing::new(body.to_string()) })
-            .await
+        let (service, bytes) = (action.service(), Zeroizing::new(body.to_string()));
+        let target = Some(format!("{}.{}", service.version(), action.name()));
+        self.again(action, &Body { content_type: service.json(), target, bytes }).await
     }
 
     async fn again(&self, action: Action, body: &Body) -> Result<Vec<u8>, AwsError> {

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use coalition_cloud::{
-    Cloud, CloudError, Confidential, ErrorKind, Host, HostState, Image, Leftover, Marks, NewHost, Owner, Quota,
-    SizeInfo,
+    Cloud, CloudError, Confidential, ErrorKind, Host, HostState, Image, Leftover, Marks, Moment, NewHost, Owner, Quota,
+    SizeInfo, Telemetry, Window,
 };
 
 use crate::catalogue::{ImageInfo, TypeInfo};
@@ -13,6 +13,7 @@ use crate::client::{Ec2, EndpointError, Setup};
 use crate::error::{AwsError, kind_of};
 use crate::ids::{IdError, InstanceId, VolumeId};
 use crate::instances::{Instance, InstanceState, NewInstance};
+use crate::metrics;
 
 /// Tags on everything that is made.
 pub mod tag {
@@ -34,6 +35,9 @@ pub mod tag {
 const SETTLE: Duration = Duration::from_secs(30);
 /// How long EC2 is asked to confirm an end: it does so within the answer.
 const END: Duration = Duration::from_secs(30);
+
+/// An instance that does not exist.
+const NOBODY: &str = "i-00000000000000000";
 
 /// What hosts in a region are made of.
 #[derive(Clone)]
@@ -208,6 +212,7 @@ fn host(instance: Instance) -> Option<Host> {
         size: instance.instance_type,
         public_address: instance.public_address,
         private_address: instance.private_address,
+        since_s: instance.launched.as_deref().and_then(coalition_cloud::unix_s),
         reason,
     })
 }
@@ -314,5 +319,26 @@ impl Cloud for Ec2Region {
     async fn console(&self, id: &str) -> Result<String, CloudError> {
         let id: InstanceId = id.parse().map_err(|error| no_id(&error))?;
         Ok(self.ec2.console(&id).await?)
+    }
+
+    fn telemetry_moment(&self) -> Moment {
+        // Instances are described for about an hour after their end, and CloudWatch keeps what it counted.
+        Moment::AfterEnd
+    }
+
+    async fn telemetry(&self, owner: Owner<'_>, instance: &str, window: Window) -> Result<Telemetry, CloudError> {
+        let found = self.ec2.instances(&filters(owner, Some(instance))).await?;
+        let newest = found.into_iter().max_by(|a, b| a.launched.cmp(&b.launched));
+        let unknown =
+            || CloudError::new(ErrorKind::NotFound, format!("EC2 describes no instance of {instance} (any more)"));
+        let newest = newest.ok_or_else(unknown)?;
+        let series = self.ec2.metrics(&newest.id, window).await?;
+        Ok(metrics::telemetry(&newest, series))
+    }
+
+    async fn may_read_telemetry(&self, window: Window) -> Result<String, CloudError> {
+        let id: InstanceId = NOBODY.parse().map_err(|error| no_id(&error))?;
+        self.ec2.metrics(&id, window).await?;
+        Ok("cloudwatch:GetMetricData is permitted; basic monitoring counts every five minutes".into())
     }
 }

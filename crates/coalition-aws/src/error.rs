@@ -197,7 +197,7 @@ impl AwsError {
 /// An answer with an error status, in any of the three forms AWS has.
 pub(crate) fn read_refusal(action: Action, status: u16, body: &[u8]) -> AwsError {
     let said = match action.service() {
-        Service::ServiceQuotas => said_in_json(body),
+        Service::ServiceQuotas | Service::CloudWatch => said_in_json(body),
         Service::Ec2 | Service::Sts => said_in_xml(body),
     };
     let (code, message) = said.unwrap_or_default();

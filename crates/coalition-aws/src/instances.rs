@@ -14,10 +14,10 @@ use crate::form::Form;
 use crate::ids::InstanceId;
 use crate::xml::Element;
 
-/// Instances on one page.
-const PAGE: &str = "1000";
+/// Instances on one page, of 1,000 that EC2 allows: a page is an answer, and an answer has to come within the timeout.
+const PAGE: &str = "200";
 /// Most pages read: a hundred thousand instances.
-const MAX_PAGES: usize = 100;
+const MAX_PAGES: usize = 500;
 /// Longest console output kept, in bytes; EC2 keeps 64 KiB.
 const MAX_CONSOLE: usize = 64 << 10;
 /// Longest user data EC2 takes, in bytes before base64.
@@ -88,6 +88,19 @@ impl InstanceState {
         })
     }
 
+    /// As EC2 writes it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Pending => "pending",
+            Self::Running => "running",
+            Self::ShuttingDown => "shutting-down",
+            Self::Terminated => "terminated",
+            Self::Stopping => "stopping",
+            Self::Stopped => "stopped",
+        }
+    }
+
     /// Whether it will never run again and costs nothing.
     #[must_use]
     pub const fn is_over(self) -> bool {
@@ -112,6 +125,12 @@ pub struct Instance {
     pub tags: BTreeMap<String, String>,
     /// Why it is in this state, as EC2 says: a code (`Server.InsufficientInstanceCapacity`) and words.
     pub reason: Option<(String, String)>,
+    /// When it was launched, as EC2 writes it.
+    pub launched: Option<String>,
+    /// Why and when it came into its state: `User initiated (2026-01-01 00:00:00 GMT)`.
+    pub transition: Option<String>,
+    /// Virtual CPUs, where EC2 tells.
+    pub vcpus: Option<u32>,
 }
 
 /// What became of one instance that was to be ended.
@@ -285,7 +304,12 @@ fn read_instance(item: &Element) -> Result<Instance, String> {
         let text = |name: &str| one_line(reason.text_at(&[name]).unwrap_or_default(), 200);
         (text("code"), text("message"))
     });
+    let line = |name: &str| item.text_at(&[name]).map(|text| one_line(text, 100));
+    let count = |name: &str| item.text_at(&["cpuOptions", name])?.parse::<u32>().ok();
     Ok(Instance {
+        launched: line("launchTime"),
+        transition: line("reason"),
+        vcpus: count("coreCount").zip(count("threadsPerCore")).map(|(cores, threads)| cores.saturating_mul(threads)),
         id,
         state,
         instance_type: one_line(item.text_at(&["instanceType"]).unwrap_or_default(), 40),

@@ -1,7 +1,7 @@
 //! The few calls of AWS EC2 that a provider of machines needs.
 //!
 //! ```text
-//! actions ── what can be asked, typed ── instances, volumes, catalogue, account
+//! actions ── what can be asked, typed ── instances, volumes, catalogue, account, metrics
 //!    client ── signs, sends once, limits the answer ── credentials
 //!       form, xml ── the bytes
 //! error ── what AWS says, sorted into the taxonomy of `coalition-cloud`
@@ -23,6 +23,7 @@ mod error;
 mod form;
 mod ids;
 mod instances;
+mod metrics;
 mod volumes;
 pub mod xml;
 
@@ -52,7 +53,9 @@ pub fn read_anything(bytes: &[u8]) {
     }
     let _ = error::read_refusal(Action::DescribeInstances, 400, bytes);
     let _ = error::read_refusal(Action::GetServiceQuota, 400, bytes);
+    let _ = error::read_refusal(Action::GetMetricData, 400, bytes);
     let _ = account::read_quota(bytes);
+    let _ = metrics::read_metrics(bytes, 300);
     if let Ok(text) = std::str::from_utf8(bytes) {
         let _ = from_profile(text, "default");
     }

@@ -2,6 +2,7 @@
 import base64
 import json
 import sys
+from datetime import datetime, timezone
 from urllib.parse import parse_qsl
 
 import boto3
@@ -59,7 +60,7 @@ def main() -> None:
         ],
         DryRun=True,
     )
-    call(ec2.describe_instances, Filters=FILTERS, MaxResults=1000)
+    call(ec2.describe_instances, Filters=FILTERS, MaxResults=200)
     call(ec2.terminate_instances, InstanceIds=[INSTANCE])
     call(
         ec2.describe_volumes,
@@ -71,6 +72,26 @@ def main() -> None:
     call(ec2.describe_images, ImageIds=["ami-04681a1dbd79675a5"])
     call(client("sts").get_caller_identity)
     call(client("service-quotas").get_service_quota, ServiceCode="ec2", QuotaCode="L-1216C47A")
+    queries = [
+        {
+            "Id": name,
+            "MetricStat": {
+                "Metric": {
+                    "Namespace": "AWS/EC2", "MetricName": metric,
+                    "Dimensions": [{"Name": "InstanceId", "Value": INSTANCE}],
+                },
+                "Period": 300, "Stat": statistic,
+            },
+        }
+        for name, metric, statistic in (
+            ("cpu", "CPUUtilization", "Average"), ("received", "NetworkIn", "Sum"), ("sent", "NetworkOut", "Sum"),
+        )
+    ]
+    hour = [datetime(2026, 1, 1, hour, tzinfo=timezone.utc) for hour in (0, 1)]
+    call(
+        client("cloudwatch").get_metric_data,
+        MetricDataQueries=queries, StartTime=hour[0], EndTime=hour[1], ScanBy="TimestampAscending",
+    )
     # boto3 encodes user data by itself; say so if that ever changes.
     assert base64.b64decode(sent["RunInstances"]["UserData"]) == b"#cloud-config\n{}"
     json.dump(sent, sys.stdout)

@@ -9,10 +9,12 @@ use std::time::Duration;
 
 use coalition_aws::*;
 use coalition_aws_double::{Double, Fault, Keys, Moto, Proxy, REGION};
-use coalition_cloud::ErrorKind;
+use coalition_cloud::{Counts, ErrorKind, Window};
 
 const POLICY: &str = include_str!("../../../docs/permissions/aws.json");
 const INSTANCE: &str = "i-0123456789abcdef0";
+/// An hour of 2026.
+const WINDOW: Window = Window { from_s: 1_767_225_600, to_s: 1_767_229_200 };
 
 fn client(endpoint: &str, keys: Keys) -> Ec2 {
     let credentials: CredentialSource = Arc::new(move || Credentials::new(&keys.id, &keys.secret, None));
@@ -135,6 +137,47 @@ async fn every_failure_has_its_kind() {
     assert_eq!(ec2.instances(&[("coalition:bridge", "b 2")]).await.unwrap().len(), 1, "one token, one machine");
 }
 
+/// Moto judges signature and permission; the numbers are the proxy's, in CloudWatch's form.
+#[tokio::test]
+async fn what_was_counted_of_a_machine_is_told_also_after_its_end() {
+    let Some(double) = Double::start(POLICY, None).await else { return };
+    let ec2 = client(&double.proxy.endpoint, double.moto.keys.clone());
+    let (tags, groups) = (tags("b 3"), [double.moto.security_group.clone()]);
+    let made = ec2.run_instance(&new_instance(&double, "t-3", &tags, &groups)).await.unwrap();
+    ec2.terminate(std::slice::from_ref(&made.id)).await.unwrap();
+    let over = ec2.instances(&[("coalition:bridge", "b 3")]).await.unwrap().remove(0);
+    assert!(over.launched.as_deref().is_some_and(|at| coalition_cloud::unix_s(at).is_some()), "{over:?}");
+    assert!(over.transition.as_deref().is_some_and(|why| why.contains("initiated")), "{over:?}");
+    let read = ec2.metrics(&made.id, WINDOW).await.unwrap();
+    let told: Vec<(&str, Counts, usize)> =
+        read.iter().map(|one| (one.metric.as_str(), one.counts, one.points.len())).collect();
+    let expected = [
+        ("CPUUtilization", Counts::CpuPercent, 2),
+        ("NetworkIn", Counts::NetBytes, 2),
+        ("NetworkOut", Counts::NetBytes, 2),
+    ];
+    assert_eq!(told, expected);
+    assert_eq!(read[2].points[0].value, "500000.5", "as it was told, digit by digit");
+    assert!(ec2.metrics(&INSTANCE.parse().unwrap(), WINDOW).await.unwrap().is_empty());
+    for (fault, kind) in [
+        (Fault::Refuse("AccessDeniedException", 400), ErrorKind::Auth),
+        (Fault::Refuse("ThrottlingException", 400), ErrorKind::Throttled),
+        (Fault::Garble, ErrorKind::Transient),
+    ] {
+        // Only what passes is asked again; an answer that cannot be read is read after that.
+        let times = if kind == ErrorKind::Throttled { 3 } else { 1 };
+        double.proxy.fail("GetMetricData", vec![fault.clone(); times]);
+        assert_eq!(ec2.metrics(&made.id, WINDOW).await.unwrap_err().kind(), kind, "{fault:?}");
+    }
+    double.proxy.fail("GetMetricData", vec![Fault::ShowNothing]);
+    assert!(ec2.metrics(&made.id, WINDOW).await.unwrap().is_empty());
+    // Without its permission, moto refuses it.
+    let without = POLICY.replace("cloudwatch:GetMetricData", "cloudwatch:GetDashboard");
+    let double = Double::start(&without, None).await.unwrap();
+    let error = client(&double.proxy.endpoint, double.moto.keys.clone()).metrics(&made.id, WINDOW).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Auth, "{error}");
+}
+
 #[tokio::test]
 async fn looking_is_repeated_and_an_outage_is_no_empty_list() {
     let Some(double) = Double::start(POLICY, None).await else { return };
@@ -169,7 +212,7 @@ async fn bodies_are_those_of_boto3() {
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/boto3_bodies.py");
     let output = Command::new(python).arg(script).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let theirs: BTreeMap<String, BTreeMap<String, String>> = serde_json::from_slice(&output.stdout).unwrap();
+    let theirs: BTreeMap<String, serde_json::Value> = serde_json::from_slice(&output.stdout).unwrap();
     // Nobody answers behind the proxy; it only writes down what was asked.
     let proxy = Proxy::start("http://127.0.0.1:9", None).await;
     let ec2 = client(&proxy.endpoint, Keys { id: "x".into(), secret: "y".into() });
@@ -200,11 +243,15 @@ async fn bodies_are_those_of_boto3() {
     let _ = ec2.image(Moto::IMAGE).await;
     let _ = ec2.caller().await;
     let _ = ec2.quota(STANDARD_VCPUS).await;
+    let _ = ec2.metrics(&id, WINDOW).await;
     let calls = proxy.calls();
     for action in Action::ALL {
         let call = calls.iter().find(|call| call.action == action.name()).unwrap_or_else(|| panic!("{action}"));
-        let ours =
-            if call.body.starts_with(b"{") { serde_json::from_slice(&call.body).unwrap() } else { call.params.clone() };
+        let ours: serde_json::Value = if call.body.starts_with(b"{") {
+            serde_json::from_slice(&call.body).unwrap()
+        } else {
+            serde_json::to_value(&call.params).unwrap()
+        };
         assert_eq!(ours, theirs[action.name()], "{action}");
     }
     assert_eq!(theirs.len(), Action::ALL.len());

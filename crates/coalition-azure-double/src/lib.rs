@@ -15,6 +15,7 @@ mod login;
 mod machines;
 mod rules;
 mod server;
+mod telemetry;
 mod things;
 mod tls;
 mod world;

@@ -6,9 +6,10 @@ use crate::answer::{Answer, Refusal};
 use crate::rules::{Wanted, judge};
 use crate::server::{Fault, Inner};
 use crate::world::{
-    ADDRESSES, DISKS, INTERFACES, MACHINES, Machine, Operation, Part, Stage, World, envelope, id, lock,
+    ADDRESSES, DISKS, INTERFACES, MACHINES, Machine, Operation, Part, Stage, World, envelope, id, lock, now_s,
 };
 use crate::{REGION, SUBSCRIPTION};
+use coalition_cloud::rfc3339;
 use coalition_cloud_double::next_address;
 
 fn missing(name: &str) -> Refusal {
@@ -29,6 +30,7 @@ pub(crate) fn operation_url(inner: &Inner, id: &str, monitor: bool) -> String {
 fn shown(inner: &Inner, name: &str, machine: &Machine, with_view: bool) -> Value {
     let mut properties = machine.properties.clone();
     properties["vmId"] = machine.unique.clone().into();
+    properties["timeCreated"] = rfc3339(machine.since_s).into();
     let state = match machine.stage {
         Stage::Creating => "Creating",
         Stage::Made => "Succeeded",
@@ -48,6 +50,7 @@ fn shown(inner: &Inner, name: &str, machine: &Machine, with_view: bool) -> Value
             })),
             _ => statuses.push(json!({
                 "code": format!("ProvisioningState/{}", state.to_lowercase()), "level": "Info", "displayStatus": "Provisioning",
+                "time": rfc3339(machine.since_s),
             })),
         }
         if inner.silent_failures() {
@@ -164,6 +167,7 @@ fn made(world: &mut World, inner: &Inner, name: &str, body: &Value, wanted: &Wan
         interface,
         disk,
         leaves: false,
+        since_s: now_s(),
     }
 }
 

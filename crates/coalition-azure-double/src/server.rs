@@ -3,29 +3,31 @@
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
 use axum::Router;
-use axum::body::to_bytes;
+use axum::body::{HttpBody, to_bytes};
 use axum::extract::{Request, State};
 use axum::http::HeaderMap;
 use axum::response::Response;
-use coalition_cloud_double::{Boot, Watcher, form};
+use coalition_cloud_double::{Boot, Counter, Watcher, form};
 use serde_json::{Value, json};
 
 use crate::answer::{Answer, Refusal};
 use crate::login::Login;
 use crate::tls::{TlsListener, authority};
 use crate::world::{MACHINES, World, lock};
-use crate::{GROUP, REGION, SUBSCRIPTION, catalogue, console, machines, things};
+use crate::{GROUP, REGION, SUBSCRIPTION, catalogue, console, machines, telemetry, things};
 
 /// Longest body taken.
 const MAX_BODY: usize = 1 << 20;
 /// Versions of the API that are served, by the newest part of their providers.
-const VERSIONS: [&str; 14] = [
+const VERSIONS: [&str; 15] = [
     "2021-04-01",
     "2021-07-01",
     "2022-09-01",
     "2022-12-01",
+    "2024-02-01",
     "2024-03-03",
     "2024-05-01",
     "2024-11-01",
@@ -81,6 +83,7 @@ pub(crate) struct Inner {
     faults: Mutex<Vec<(String, VecDeque<Fault>)>>,
     calls: Mutex<Vec<Call>>,
     watcher: Watcher,
+    served: Counter,
     blind: AtomicBool,
     no_addresses: AtomicBool,
     only_locations: AtomicBool,
@@ -155,6 +158,7 @@ impl Double {
             faults: Mutex::default(),
             calls: Mutex::default(),
             watcher: Watcher::default(),
+            served: Counter::default(),
             blind: AtomicBool::new(false),
             no_addresses: AtomicBool::new(false),
             only_locations: AtomicBool::new(false),
@@ -175,6 +179,12 @@ impl Double {
     /// The next calls of this name fail like this, one after the other.
     pub fn fail(&self, name: &str, faults: impl IntoIterator<Item = Fault>) {
         lock(&self.inner.faults).push((name.to_owned(), faults.into_iter().collect()));
+    }
+
+    /// Counts what is answered.
+    #[must_use]
+    pub fn served(&self) -> &Counter {
+        &self.inner.served
     }
 
     /// All calls fail from now on, tokens aside, or none any more: Azure has an outage.
@@ -311,6 +321,7 @@ enum Target {
     Machine(String),
     Machines,
     Console(String),
+    Metrics(String),
     Validate,
     Thing(&'static str, String),
     Things(&'static str),
@@ -370,6 +381,9 @@ fn in_group(verb: &str, rest: &str) -> Option<(String, Target)> {
         ("action", [_, "virtualMachines", name, "retrieveBootDiagnosticsData"]) => {
             Some((format!("{MACHINES}/retrieveBootDiagnosticsData/action"), Target::Console((*name).to_owned())))
         }
+        ("read", [_, "virtualMachines", name, "providers", "Microsoft.Insights", "metrics"]) => {
+            Some(("Microsoft.Insights/metrics/read".into(), Target::Metrics((*name).to_owned())))
+        }
         ("read", [_, "virtualMachines"]) => Some((format!("{MACHINES}/read"), Target::Machines)),
         ("read" | "write" | "delete", [_, "virtualMachines", name]) => {
             Some((format!("{MACHINES}/{verb}"), Target::Machine((*name).to_owned())))
@@ -393,6 +407,13 @@ fn strip<'a>(path: &'a str, prefix: &str) -> Option<&'a str> {
 }
 
 async fn handle(State(inner): State<Arc<Inner>>, request: Request) -> Response {
+    let (served, began) = (inner.served.clone(), Instant::now());
+    let response = answered(inner, request).await;
+    served.count(response.body().size_hint().lower(), began.elapsed());
+    response
+}
+
+async fn answered(inner: Arc<Inner>, request: Request) -> Response {
     let (head, body) = request.into_parts();
     let body = to_bytes(body, MAX_BODY).await.unwrap_or_default();
     let (method, path) = (head.method.as_str().to_owned(), head.uri.path().to_owned());
@@ -534,6 +555,7 @@ fn act(
         }
         Target::Machines => list(machines::list(inner)),
         Target::Console(vm) => console::place(inner, &vm),
+        Target::Metrics(vm) => telemetry::metrics(inner, &vm, query, hidden),
         Target::Validate => machines::validate(inner, body),
         Target::Thing(kind, thing) if name.ends_with("/delete") => things::delete(inner, kind, &thing),
         Target::Thing(..) if hidden => Err(gone()),

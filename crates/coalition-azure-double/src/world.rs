@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde_json::{Map, Value, json};
 
@@ -53,6 +54,13 @@ pub(crate) struct Machine {
     pub(crate) disk: Option<String>,
     /// At its end, its parts stay.
     pub(crate) leaves: bool,
+    /// When it was asked for, Unix seconds.
+    pub(crate) since_s: u64,
+}
+
+/// Unix seconds.
+pub(crate) fn now_s() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).expect("it is after 1970").as_secs()
 }
 
 /// A disk, an interface or an address.

@@ -47,11 +47,13 @@ pub enum Action {
     DeleteDisk,
     /// How a long-running operation stands.
     ReadOperation,
+    /// What Azure Monitor counted of a virtual machine.
+    ReadMetrics,
 }
 
 impl Action {
     /// All of them.
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 23] = [
         Self::GetSubscription,
         Self::GetGroup,
         Self::ListUsages,
@@ -74,6 +76,7 @@ impl Action {
         Self::ListDisks,
         Self::DeleteDisk,
         Self::ReadOperation,
+        Self::ReadMetrics,
     ];
 
     /// For messages.
@@ -102,6 +105,7 @@ impl Action {
             Self::ListDisks => "listing disks",
             Self::DeleteDisk => "deleting a disk",
             Self::ReadOperation => "following an operation",
+            Self::ReadMetrics => "reading metrics",
         }
     }
 
@@ -144,6 +148,7 @@ impl Action {
             Self::DeleteAddress => &["Microsoft.Network/publicIPAddresses/delete"],
             Self::ListDisks => &["Microsoft.Compute/disks/read"],
             Self::DeleteDisk => &["Microsoft.Compute/disks/delete"],
+            Self::ReadMetrics => &["Microsoft.Insights/metrics/read"],
             Self::ReadOperation => {
                 &["Microsoft.Compute/locations/operations/read", "Microsoft.Network/locations/operations/read"]
             }

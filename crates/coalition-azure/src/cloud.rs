@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use coalition_cloud::{
-    Cloud, CloudError, ErrorKind, Host, HostState, Image, Leftover, NewHost, Owner, Quota, SizeInfo,
+    Cloud, CloudError, ErrorKind, Host, HostState, Image, Leftover, Moment, NewHost, Owner, Quota, SizeInfo, Telemetry,
+    Window,
 };
 
 use crate::client::Azure;
@@ -84,5 +85,23 @@ impl Cloud for Azure {
 
     async fn console(&self, id: &str) -> Result<String, CloudError> {
         Ok(self.console_of(id).await?)
+    }
+
+    fn telemetry_moment(&self) -> Moment {
+        // With the machine goes all that was counted of it.
+        Moment::BeforeEnd
+    }
+
+    async fn telemetry(&self, _owner: Owner<'_>, instance: &str, window: Window) -> Result<Telemetry, CloudError> {
+        Ok(self.counted(instance, window).await?)
+    }
+
+    async fn may_read_telemetry(&self, window: Window) -> Result<String, CloudError> {
+        match self.metrics("c-nobody", window).await {
+            // Whoever may not ask is not told that there is no such machine.
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            asked => drop(asked?),
+        }
+        Ok("Microsoft.Insights/metrics/read is permitted; counted every minute".into())
     }
 }

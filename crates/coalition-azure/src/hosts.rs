@@ -38,7 +38,7 @@ const BLOBS: [&str; 4] = [
 ];
 
 impl Azure {
-    fn machine_url(&self, name: &str, query: &str) -> Url {
+    pub(crate) fn machine_url(&self, name: &str, query: &str) -> Url {
         self.in_group(&format!("/providers/Microsoft.Compute/virtualMachines/{name}?{query}api-version={COMPUTE_API}"))
     }
 
@@ -201,7 +201,7 @@ impl Azure {
         };
         let (id, size) = (name.to_owned(), String::new());
         let (instance, public_address, private_address) = (instance.to_owned(), None, None);
-        Ok(Some(Host { id, instance, state, size, public_address, private_address, reason }))
+        Ok(Some(Host { id, instance, state, size, public_address, private_address, since_s: None, reason }))
     }
 
     /// As a host, when it is the owner's.
@@ -401,6 +401,6 @@ impl Azure {
 }
 
 fn host(machine: Machine, instance: String, (public_address, private_address): HostAddresses) -> Host {
-    let Machine { name, size, state, reason, .. } = machine;
-    Host { id: name, instance, state, size, public_address, private_address, reason }
+    let Machine { name, size, state, since_s, reason, .. } = machine;
+    Host { id: name, instance, state, size, public_address, private_address, since_s, reason }
 }

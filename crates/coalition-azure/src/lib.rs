@@ -33,6 +33,7 @@ mod marks;
 mod memory;
 mod operation;
 mod setup;
+mod telemetry;
 mod transport;
 
 pub use action::Action;
@@ -53,6 +54,8 @@ pub fn read_anything(bytes: &[u8]) {
     let _ = leftovers::read_page(bytes);
     let _ = catalogue::read_sizes(bytes, "westeurope");
     let _ = account::read_usages(bytes);
+    let _ = telemetry::read_metrics(bytes, 60);
+    let _ = telemetry::read_facts(bytes);
     let _ = account::read_subscription(bytes);
     let _ = image::read_version(bytes, "westeurope");
     let _ = image::read_definition(bytes);

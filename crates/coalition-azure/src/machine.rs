@@ -20,6 +20,8 @@ pub(crate) struct Machine {
     /// Its own id, which no other machine ever has.
     pub(crate) unique: Option<String>,
     pub(crate) state: HostState,
+    /// When it was made, Unix seconds.
+    pub(crate) since_s: Option<u64>,
     /// Whether there was room for it.
     pub(crate) is_placed: bool,
     pub(crate) reason: Option<(ErrorKind, String)>,
@@ -57,6 +59,8 @@ struct Document {
 struct Properties {
     #[serde(default)]
     vm_id: Option<String>,
+    #[serde(default)]
+    time_created: Option<String>,
     provisioning_state: String,
     hardware_profile: Hardware,
     #[serde(default)]
@@ -182,6 +186,7 @@ pub(crate) fn read_machine(bytes: &[u8]) -> Result<Machine, String> {
         size: one_line(&properties.hardware_profile.vm_size, 60),
         zone: zones.unwrap_or_default().into_iter().next(),
         unique: properties.vm_id.filter(|id| is_guid(id)),
+        since_s: properties.time_created.as_deref().and_then(coalition_cloud::unix_s),
         state,
         is_placed,
         reason,

@@ -2,6 +2,7 @@
 
 mod boot;
 mod form;
+mod served;
 
 use std::net::Ipv4Addr;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -9,6 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 pub use boot::{Boot, Sshd};
 pub use form::form;
+pub use served::{Counter, Served};
 
 /// Where a call to a double stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

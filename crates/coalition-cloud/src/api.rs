@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
-use crate::{CloudError, Host, HostState, Image, Leftover, NewHost, Owner, Quota, SizeInfo};
+use crate::{CloudError, Host, HostState, Image, Leftover, Moment, NewHost, Owner, Quota, SizeInfo, Telemetry, Window};
 
 /// One region of one account.
 ///
@@ -69,4 +69,14 @@ pub trait Cloud: Send + Sync + 'static {
 
     /// What the host wrote to its console so far; empty when the cloud has none.
     async fn console(&self, id: &str) -> Result<String, CloudError>;
+
+    /// When the cloud has the most to tell of a host that ends.
+    fn telemetry_moment(&self) -> Moment;
+
+    /// What the cloud's own API counted of the host of this instance, and says of it. A host that the cloud does not know is
+    /// [`ErrorKind::NotFound`](crate::ErrorKind::NotFound); one of which nothing is counted yet has no series.
+    async fn telemetry(&self, owner: Owner<'_>, instance: &str, window: Window) -> Result<Telemetry, CloudError>;
+
+    /// Whether these credentials may read telemetry, asked about a host that does not exist; answers what was permitted.
+    async fn may_read_telemetry(&self, window: Window) -> Result<String, CloudError>;
 }

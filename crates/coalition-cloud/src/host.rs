@@ -102,6 +102,8 @@ pub struct Host {
     pub public_address: Option<IpAddr>,
     /// Address inside its network.
     pub private_address: Option<IpAddr>,
+    /// Since when it is there, Unix seconds, where the cloud says.
+    pub since_s: Option<u64>,
     /// Why it is in this state where the cloud says so: what kind of failure, and its words.
     pub reason: Option<(crate::ErrorKind, String)>,
 }

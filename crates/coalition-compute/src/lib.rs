@@ -52,3 +52,7 @@ pub use types::{
     Attestation, Challenge, EvidenceShape, MAX_EVIDENCE_BYTES, RootKind, expect_provider, expect_workload,
     provider_report_data, workload_report_data,
 };
+pub use types::{
+    MAX_TELEMETRY_BYTES, TelemetryCounts, TelemetryError, TelemetryFact, TelemetryPoint, TelemetrySeries,
+    TelemetrySnapshot, telemetry_pointer, telemetry_store,
+};

@@ -11,7 +11,7 @@ use crate::insert::{insert, permissions};
 use crate::world::{
     BASE, IMAGE_GIB, IMAGE_PROJECT, IMAGES, Image, SIZES, Size, Work, World, ZONES, region_of, zone_url,
 };
-use crate::{Fault, PROJECT, REGION};
+use crate::{Fault, PROJECT, REGION, telemetry};
 
 /// One call, by its name in the API and with what its path names.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,6 +25,10 @@ pub(crate) struct Route {
 /// The call that method and path mean.
 pub(crate) fn route(method: &str, path: &str) -> Option<Route> {
     let parts: Vec<&str> = path.trim_start_matches('/').split('/').collect();
+    if let ("GET", ["v3", "projects", project, "timeSeries"]) = (method, parts.as_slice()) {
+        let (project, zone, name) = ((*project).to_owned(), String::new(), String::new());
+        return Some(Route { call: "timeSeries.list", project, zone, name });
+    }
     let ["compute", "v1", "projects", project, rest @ ..] = parts.as_slice() else { return None };
     let (call, zone, name) = match (method, rest) {
         ("POST", ["zones", zone, "instances"]) => ("instances.insert", *zone, ""),
@@ -38,6 +42,7 @@ pub(crate) fn route(method: &str, path: &str) -> Option<Route> {
         ("GET", ["global", "images", "family", name]) => ("images.getFromFamily", "", *name),
         ("GET", ["zones", zone, "machineTypes", name]) => ("machineTypes.get", *zone, *name),
         ("GET", ["regions", name]) => ("regions.get", "", *name),
+        ("GET", ["zones", zone, "operations"]) => ("zoneOperations.list", *zone, ""),
         ("GET", ["zones", zone, "operations", name]) => ("zoneOperations.get", *zone, *name),
         _ => return None,
     };
@@ -55,6 +60,8 @@ fn needed(route: &Route, body: &Value) -> Vec<&'static str> {
         "disks.delete" => vec!["compute.disks.delete"],
         "machineTypes.get" => vec!["compute.machineTypes.get"],
         "regions.get" => vec!["compute.regions.get"],
+        "zoneOperations.list" => vec!["compute.zoneOperations.list"],
+        "timeSeries.list" => vec!["monitoring.timeSeries.list"],
         "zoneOperations.get" => vec!["compute.zoneOperations.get"],
         // Images of other projects are open to everybody here, as Google's public ones are.
         "images.get" if route.project == PROJECT => vec!["compute.images.get"],
@@ -110,6 +117,11 @@ pub(crate) fn call(
         "images.get" | "images.getFromFamily" => image(route),
         "machineTypes.get" => machine_type(route),
         "regions.get" => region(world, route),
+        "timeSeries.list" => {
+            auth.check_counting()?;
+            telemetry::series(world, query)
+        }
+        "zoneOperations.list" => telemetry::operations(world, &route.zone, query),
         _ => {
             let found = world.operations.get(&route.name).filter(|operation| operation.zone == route.zone);
             found.map(|operation| operation.shown()).ok_or_else(|| not_found(&resource))

@@ -1,7 +1,6 @@
 //! Who may ask: the token endpoint and the metadata server, tokens, and what IAM lets the service account do.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use base64::Engine;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
@@ -9,6 +8,7 @@ use ring::signature::{KeyPair as _, RSA_PKCS1_2048_8192_SHA256, RsaKeyPair, Unpa
 use serde_json::{Value, json};
 
 use crate::answer::{Refusal, refusal};
+use crate::world::now_s;
 use crate::{EMAIL, KEY_ID};
 
 /// The service account's key. Made for these tests; it opens nothing.
@@ -23,6 +23,9 @@ const SKEW_S: u64 = 300;
 /// Google's token endpoint.
 const GOOGLE: &str = "https://oauth2.googleapis.com/token";
 const SCOPES: [&str; 2] = ["https://www.googleapis.com/auth/compute", "https://www.googleapis.com/auth/cloud-platform"];
+
+const COUNTING: [&str; 2] =
+    ["https://www.googleapis.com/auth/monitoring.read", "https://www.googleapis.com/auth/cloud-platform"];
 
 /// The JSON text that Google would give for a key of the service account.
 pub(crate) fn key_file(token_uri: &str, is_stranger: bool) -> String {
@@ -47,12 +50,10 @@ pub(crate) struct Auth {
     /// By token, when it expires, Unix seconds.
     tokens: BTreeMap<String, u64>,
     given: u64,
+    /// Tokens are for Cloud Monitoring, too.
+    may_count: bool,
     /// The key was deleted.
     pub(crate) is_key_gone: bool,
-}
-
-fn now_s() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).expect("it is after 1970").as_secs()
 }
 
 impl Auth {
@@ -66,7 +67,7 @@ impl Auth {
         let der = STANDARD.decode(packed).expect("the key is base64");
         let pair = RsaKeyPair::from_pkcs8(&der).expect("the key is one");
         let public = pair.public_key().as_ref().to_vec();
-        Self { permissions, public, tokens: BTreeMap::new(), given: 0, is_key_gone: false }
+        Self { permissions, public, tokens: BTreeMap::new(), given: 0, may_count: false, is_key_gone: false }
     }
 
     /// A new token, as both endpoints answer.
@@ -99,7 +100,15 @@ impl Auth {
         if !is_scoped(&claims) {
             return no("invalid_scope", "Invalid OAuth scope or ID token audience provided.");
         }
+        let scopes = claims["scope"].as_str().unwrap_or_default();
+        self.may_count = scopes.split(' ').any(|scope| COUNTING.contains(&scope));
         Ok(self.give())
+    }
+
+    /// Whether the tokens given last are for Cloud Monitoring.
+    pub(crate) fn check_counting(&self) -> Result<(), Refusal> {
+        let words = "Request had insufficient authentication scopes.";
+        if self.may_count { Ok(()) } else { Err(refusal(403, "ACCESS_TOKEN_SCOPE_INSUFFICIENT", words)) }
     }
 
     /// The claims of a JWT that the service account's key signed and that is valid now.

@@ -8,8 +8,8 @@ use serde_json::{Value, json};
 
 use crate::answer::{Refusal, invalid, refusal};
 use crate::world::{
-    Disk, IMAGE_GIB, IMAGE_PROJECT, IMAGES, Machine, Operation, SIZES, Work, World, metric_of, number, region_of,
-    zone_url,
+    Disk, IMAGE_GIB, IMAGE_PROJECT, IMAGES, Machine, Operation, SIZES, Work, World, metric_of, now_s, number,
+    region_of, zone_url,
 };
 use crate::{PROJECT, REGION, SUBNETWORK, schema};
 
@@ -275,6 +275,7 @@ pub(crate) fn insert(
         since: world.now(),
         address: None,
         vcpus: named.vcpus,
+        made_s: now_s(),
     };
     world.machines.insert((zone.to_owned(), name), machine);
     Ok(operation)

@@ -16,6 +16,7 @@ mod auth;
 mod double;
 mod insert;
 mod schema;
+mod telemetry;
 mod world;
 
 pub use coalition_cloud_double::{Boot, Phase, Sshd, Watcher};

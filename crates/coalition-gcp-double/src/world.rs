@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use coalition_cloud::rfc3339;
 use coalition_cloud_double::{Boot, next_address};
 use serde_json::{Value, json};
 
@@ -76,6 +77,8 @@ pub(crate) struct Machine {
     pub(crate) since: Instant,
     pub(crate) address: Option<Ipv4Addr>,
     pub(crate) vcpus: u32,
+    /// When it was asked for, Unix seconds.
+    pub(crate) made_s: u64,
 }
 
 /// A disk.
@@ -109,6 +112,9 @@ pub(crate) struct Operation {
     pub(crate) target: String,
     pub(crate) work: Work,
     pub(crate) due: Instant,
+    /// When it was taken and when it was done, Unix seconds.
+    pub(crate) taken_s: u64,
+    pub(crate) done_s: Option<u64>,
     pub(crate) is_done: bool,
     /// Code, words, HTTP status.
     pub(crate) error: Option<(String, String, u16)>,
@@ -170,7 +176,19 @@ impl World {
         let id = self.next_id();
         let name = format!("operation-{id}-5f1e2d3c4b5a6-{:08x}", id % 0xffff_ffff);
         let (zone, target, due) = (zone.to_owned(), target.to_owned(), self.now() + takes);
-        let operation = Operation { id, name: name.clone(), zone, target, work, due, is_done: false, error: None };
+        let (taken_s, name_of) = (now_s(), name.clone());
+        let operation = Operation {
+            id,
+            name: name_of,
+            zone,
+            target,
+            work,
+            due,
+            taken_s,
+            done_s: None,
+            is_done: false,
+            error: None,
+        };
         self.operations.insert(name, operation.clone());
         operation
     }
@@ -185,6 +203,7 @@ impl World {
             self.finish(&operation);
             if let Some(kept) = self.operations.get_mut(&operation.name) {
                 kept.is_done = true;
+                kept.done_s = Some(now_s());
             }
         }
         self.expire(now);
@@ -258,6 +277,11 @@ impl World {
     }
 }
 
+/// Unix seconds.
+pub(crate) fn now_s() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).expect("it is after 1970").as_secs()
+}
+
 /// The quota in which a size counts.
 pub(crate) fn metric_of(size: &str) -> String {
     let family = size.split('-').next().unwrap_or_default().to_ascii_uppercase();
@@ -306,7 +330,7 @@ impl Machine {
             "zone": zone,
             "machineType": format!("{zone}/machineTypes/{size}"),
             "selfLink": format!("{zone}/instances/{}", self.name),
-            "creationTimestamp": "2026-01-01T00:00:00.000-08:00",
+            "creationTimestamp": rfc3339(self.made_s),
             "labelFingerprint": "42WmSpB8rSM=",
         });
         let own = own.as_object().cloned().unwrap_or_default();
@@ -357,9 +381,13 @@ impl Operation {
             "zone": zone,
             "targetLink": format!("{zone}/{kind}/{}", self.target),
             "user": crate::EMAIL,
-            "insertTime": "2026-01-01T00:00:00.000-08:00",
+            "insertTime": rfc3339(self.taken_s),
+            "startTime": rfc3339(self.taken_s),
             "selfLink": format!("{zone}/operations/{}", self.name),
         });
+        if let Some(done_s) = self.done_s {
+            shown["endTime"] = rfc3339(done_s).into();
+        }
         if let (true, Some((code, words, status))) = (self.is_done, &self.error) {
             shown["error"] = json!({ "errors": [{ "code": code, "message": words }] });
             shown["httpErrorStatusCode"] = (*status).into();

@@ -29,11 +29,15 @@ pub enum Action {
     GetRegion,
     /// `zoneOperations.get`.
     GetOperation,
+    /// `zoneOperations.list`.
+    ListOperations,
+    /// `projects.timeSeries.list` of Cloud Monitoring.
+    ListTimeSeries,
 }
 
 impl Action {
     /// Every call the client can make.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 15] = [
         Self::GetToken,
         Self::InsertInstance,
         Self::GetInstance,
@@ -47,6 +51,8 @@ impl Action {
         Self::GetMachineType,
         Self::GetRegion,
         Self::GetOperation,
+        Self::ListOperations,
+        Self::ListTimeSeries,
     ];
 
     /// Its name in the API.
@@ -66,6 +72,8 @@ impl Action {
             Self::GetMachineType => "machineTypes.get",
             Self::GetRegion => "regions.get",
             Self::GetOperation => "zoneOperations.get",
+            Self::ListOperations => "zoneOperations.list",
+            Self::ListTimeSeries => "timeSeries.list",
         }
     }
 
@@ -103,6 +111,8 @@ impl Action {
             Self::GetMachineType => &["compute.machineTypes.get"],
             Self::GetRegion => &["compute.regions.get"],
             Self::GetOperation => &["compute.zoneOperations.get"],
+            Self::ListOperations => &["compute.zoneOperations.list"],
+            Self::ListTimeSeries => &["monitoring.timeSeries.list"],
         }
     }
 }

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use coalition_cloud::{
-    Cloud, CloudError, ErrorKind, Host, HostState, Image, Leftover, NewHost, Owner, Quota, SizeInfo, one_line,
+    Cloud, CloudError, ErrorKind, Host, HostState, Image, Leftover, Moment, NewHost, Owner, Quota, SizeInfo, Telemetry,
+    Window, one_line,
 };
 
 use crate::action::Action;
@@ -133,5 +134,19 @@ impl Cloud for ComputeEngine {
 
     async fn console(&self, id: &str) -> Result<String, CloudError> {
         Ok(self.serial(id).await?)
+    }
+
+    fn telemetry_moment(&self) -> Moment {
+        // Cloud Monitoring goes by the host's name, and the operations know when it was made and deleted.
+        Moment::AfterEnd
+    }
+
+    async fn telemetry(&self, _owner: Owner<'_>, instance: &str, window: Window) -> Result<Telemetry, CloudError> {
+        Ok(self.counted(instance, window).await?)
+    }
+
+    async fn may_read_telemetry(&self, window: Window) -> Result<String, CloudError> {
+        self.try_counted(window).await?;
+        Ok("monitoring.timeSeries.list and compute.zoneOperations.list are permitted; counted every minute".into())
     }
 }

@@ -43,7 +43,7 @@ pub struct ComputeEngine {
     pub(crate) setup: Setup,
     pub(crate) names: Checked,
     common: Common,
-    transport: Arc<Transport>,
+    pub(crate) transport: Arc<Transport>,
     instances: Instances,
     disks: Disks,
     images: Images,

@@ -141,6 +141,7 @@ pub(crate) fn coming(new: &NewHost<'_>) -> Host {
         size: new.size.to_owned(),
         public_address: None,
         private_address: None,
+        since_s: None,
         reason: None,
     }
 }
@@ -180,6 +181,7 @@ pub(crate) fn read(region: &str, owner: Owner<'_>, instance: &Instance) -> Resul
         size: one_line(last(instance.machine_type.as_ref()), 63),
         public_address: address(interface.and_then(|nic| nic.access_configs.first()?.nat_ip.as_ref())),
         private_address: address(interface.and_then(|nic| nic.network_ip.as_ref())),
+        since_s: instance.creation_timestamp.as_deref().and_then(coalition_cloud::unix_s),
         reason: words.map(|words| (ErrorKind::Transient, one_line(words, 200))),
     }))
 }

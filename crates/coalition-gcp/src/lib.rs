@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! cloud ── the interface ── engine ── Google's own client (google-cloud-compute-v1): requests, answers, their types
-//!   host, catalogue, listing, operations ── what the answers mean      │
+//!   host, catalogue, listing, operations, telemetry ── what answers mean│
 //!   names ── checked before they go into paths, filters, labels        ▼
 //! error ── one taxonomy of failures           transport ── one attempt, limits, repetition ── token, credentials, http
 //! ```
@@ -24,6 +24,7 @@ mod listing;
 mod names;
 mod operations;
 mod setup;
+mod telemetry;
 mod token;
 mod transport;
 
@@ -64,6 +65,12 @@ pub fn read_anything(bytes: &[u8]) {
     }
     if let Ok(facts) = transport::read::<model::Region>(Action::GetRegion, bytes) {
         let _ = catalogue::read_quota(&["CPUS".to_owned()], &facts);
+    }
+    if let Ok(list) = transport::read(Action::ListTimeSeries, bytes) {
+        let _ = telemetry::read_series(&list, &telemetry::METRICS[0], 60);
+    }
+    if let Ok(list) = transport::read(Action::ListOperations, bytes) {
+        let _ = telemetry::read_operations(&list);
     }
     let _ = transport::read::<model::SerialPortOutput>(Action::GetSerialPortOutput, bytes);
     let _ = token::read_token(bytes);

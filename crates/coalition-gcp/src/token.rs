@@ -18,8 +18,8 @@ use crate::credentials::{Credentials, CredentialsError, MetadataServer, ServiceA
 use crate::error::GcpError;
 use crate::http::{Answer, Http};
 
-/// All that tokens are asked for: Compute Engine, within what the service account may do.
-const SCOPE: &str = "https://www.googleapis.com/auth/compute";
+/// All that tokens are asked for: Compute Engine and reading what was counted, within what the service account may do.
+const SCOPE: &str = "https://www.googleapis.com/auth/compute https://www.googleapis.com/auth/monitoring.read";
 /// How long a signed request for a token is good for; Google allows an hour.
 const ASSERTION_S: u64 = 3_600;
 /// A token that expires sooner is not used any more.

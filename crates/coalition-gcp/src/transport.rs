@@ -28,6 +28,8 @@ use coalition_cloud::ErrorKind;
 
 /// Where Google listens.
 const GOOGLE: &str = "https://compute.googleapis.com";
+/// Where Cloud Monitoring does.
+const MONITORING: &str = "https://monitoring.googleapis.com";
 /// The version of the API that Google's client is written for.
 const API_VERSION: &str = "2026-09-01";
 /// Times a repeatable call is made before its failure counts.
@@ -60,7 +62,8 @@ impl Transport {
         query: &[(&str, Option<String>)],
     ) -> std::result::Result<reqwest::Url, GcpError> {
         let unaskable = |problem: String| GcpError::Unaskable { action, problem };
-        let base = self.endpoint.as_deref().unwrap_or(GOOGLE);
+        let is_compute = action != Action::ListTimeSeries;
+        let base = self.endpoint.as_deref().unwrap_or(if is_compute { GOOGLE } else { MONITORING });
         let mut url: reqwest::Url = base.parse().map_err(|_| unaskable("the endpoint is no URL".into()))?;
         // Names were checked where they were made; what would leave its segment of the path goes nowhere.
         if let Some(wrong) =
@@ -73,7 +76,10 @@ impl Transport {
         for (key, value) in query {
             value.as_ref().map(|value| pairs.append_pair(key, value));
         }
-        pairs.append_pair("$alt", "json").append_pair("$apiVersion", API_VERSION);
+        pairs.append_pair("$alt", "json");
+        if is_compute {
+            pairs.append_pair("$apiVersion", API_VERSION);
+        }
         drop(pairs);
         Ok(url)
     }
@@ -102,6 +108,17 @@ impl Transport {
         query: &[(&str, Option<String>)],
     ) -> Result<Response<A>> {
         self.call((action, Method::GET), path, query, None::<&()>).await
+    }
+
+    /// One look at what Google's client has no part of here.
+    pub(crate) async fn look(
+        &self,
+        action: Action,
+        path: &[&str],
+        query: &[(&str, Option<String>)],
+    ) -> std::result::Result<serde_json::Value, GcpError> {
+        let ask = Ask { action, method: Method::GET, url: self.url(action, path, query)?, body: None };
+        read(action, &self.again(&ask).await?)
     }
 
     /// Repeats where that changes nothing.

@@ -88,6 +88,7 @@ async fn every_call_of_the_list_is_made_as_the_list_says() {
     running(&cloud, &marks).await;
     cloud.console(&host.id).await.unwrap();
     end(&cloud, &host.id).await;
+    cloud.telemetry(owner(&marks), &marks.instance, WINDOW).await.unwrap();
     let [left] = cloud.leftovers(owner(&marks), None).await.unwrap().try_into().unwrap();
     cloud.remove(&left).await.unwrap();
     let made: BTreeSet<String> = double.calls().into_iter().map(|call| call.action).collect();

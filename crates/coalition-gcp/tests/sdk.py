@@ -143,6 +143,10 @@ def main():
         "busy": fails(exceptions.BadRequest, disks.delete_unary, **at, disk=NAME),
     }
     assert not done(operations, instances.delete_unary(**at, instance=NAME)).error.errors
+    target = f"https://www.googleapis.com/compute/v1/projects/{PROJECT}/zones/{ZONE}/instances/{NAME}"
+    about = compute_v1.ListZoneOperationsRequest(**at, filter=f'targetLink = "{target}"', max_results=10)
+    verbs = {operation.operation_type for operation in operations.list(request=about)}
+    assert verbs == {"insert", "delete"}, verbs
     left = [disk for scope in paged(disks, compute_v1.AggregatedListDisksRequest) for disk in scope.disks]
     assert [disk.name for disk in left] == [NAME] and not left[0].users, left
     assert left[0].description.startswith("coalition-bridge=")

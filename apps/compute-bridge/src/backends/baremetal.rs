@@ -6,8 +6,9 @@
 //! for the end of a grant.
 
 mod lasting;
+mod owned;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
@@ -18,8 +19,7 @@ use coalition_compute::{
     Capabilities, ComputeGrant, DeclaredRates, MIN_CPU_MILLICORES, MIN_RAM_MIB, OfferName, Region,
 };
 use coalition_host::types::{
-    CleanReport, Egress, FORMAT_VERSION, IsolationLevel, ListReport, MachineSpec, Phase, ProbeReport, RunnerState,
-    WorkloadSpec,
+    CleanReport, Egress, FORMAT_VERSION, IsolationLevel, MachineSpec, Phase, ProbeReport, RunnerState, WorkloadSpec,
 };
 
 use zeroize::Zeroizing;
@@ -549,29 +549,7 @@ impl Backend for BareMetalBackend {
     }
 
     async fn list_owned(&self) -> Result<Vec<OwnedInstance>, BackendError> {
-        let listed = async {
-            let paths = self.runner.paths(&self.ssh).await?;
-            let report: ListReport =
-                self.runner.call(&self.ssh, "list", &[("--root", &paths.grants)], SMALL, true).await?;
-            let dirs =
-                self.ssh.exec_again("listing grants", &format!("ls -1 -- {}", quote(&paths.grants)), SMALL).await?;
-            Ok((report, String::from_utf8_lossy(&dirs.stdout).into_owned()))
-        };
-        let (report, dirs) = listed.await.map_err(|error| self.failed(&error, false))?;
-        let running: BTreeSet<&str> = report
-            .grants
-            .iter()
-            .filter(|grant| {
-                grant.state.as_ref().is_some_and(|state| matches!(state.phase, Phase::Starting | Phase::Ready { .. }))
-            })
-            .filter_map(|grant| grant.dir.file_name()?.to_str())
-            .collect();
-        let owned = |dir: &str| {
-            let name = InstanceName::try_from(dir.trim().to_owned()).ok()?;
-            let running = running.contains(name.as_str());
-            Some(OwnedInstance { name, running })
-        };
-        Ok(dirs.lines().filter_map(owned).collect())
+        self.owned().await
     }
 
     fn load(&self) -> u32 {

@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use async_trait::async_trait;
 use coalition::RequestId;
+use coalition_cloud::Moment;
 use coalition_compute::{ComputeGrant, Offer, OfferName};
 
 use crate::backend::{Backend, BackendError, FailureKind, InstanceName, Offering, Order, ProvisionedInstance, Unfit};
@@ -83,6 +84,8 @@ pub trait AttemptLog: Send {
     async fn intend(&mut self, backend: &OfferName) -> Result<InstanceName, JournalStop>;
     /// The try failed; what it may have left behind has been removed, or `cleaned` is false.
     async fn failed(&mut self, backend: &OfferName, error: &BackendError, cleaned: bool) -> Result<(), JournalStop>;
+    /// The try failed, and what it may have left behind is about to be removed, or has been.
+    async fn ending(&mut self, _: &OfferName, _: &InstanceName, _: &BackendError, _: Moment) {}
 }
 
 /// The journal could not be written; nothing may be created without it.
@@ -234,7 +237,9 @@ impl Fleet {
                 }
                 Err(error) => error,
             };
+            log.ending(&name, &instance, &error, Moment::BeforeEnd).await;
             let cleaned = backend.terminate(&instance).await.is_ok();
+            log.ending(&name, &instance, &error, Moment::AfterEnd).await;
             self.note(&name, |health| health.failed(&error, crate::now_ms()));
             if let Some(pause) = self.health(&name).describe(crate::now_ms()) {
                 tracing::warn!(backend = %name, "{pause}");

@@ -83,7 +83,7 @@ pub(super) async fn adopt(context: &Context, sight: &GrantSight, search: &Search
         }
     };
     context.record(id, Event::Granted(Box::new(sight.grant.clone()))).await?;
-    let Some((backend, OwnedInstance { name, running })) = found else {
+    let Some((backend, OwnedInstance { name, running, .. })) = found else {
         if sight.serving {
             tracing::warn!(grant = %id, "nothing runs for a grant the log has in service; it is logged as lost");
             context.record(id, Event::Stopping(LogEnd::BackendLost)).await?;

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use coalition::{AlmanacRange, AlmanacTick, RequestId};
+use coalition_cloud::Moment;
 use coalition_compute::{
     Command, ComputeLog, LogEnd, RefusalCode, RefusalReason, RefuseGrant, Signed, Statement, UsageMetrics,
 };
@@ -122,7 +123,10 @@ impl Work {
         backend: &coalition_compute::OfferName,
         instance: &InstanceName,
     ) -> Result<(), JournalError> {
+        let about = (backend, instance);
+        self.keep_telemetry(Moment::BeforeEnd, &state.grant, about, None).await;
         self.until_gone(state, backend, instance).await;
+        self.keep_telemetry(Moment::AfterEnd, &state.grant, about, None).await;
         self.record(Event::AttemptFailed(AttemptFailure::Interrupted)).await
     }
 
@@ -216,7 +220,10 @@ impl Work {
                 self.record(Event::Metered(measured)).await?;
                 used = Some(measured);
             }
+            let about = (backend, name);
+            self.keep_telemetry(Moment::BeforeEnd, &state.grant, about, used).await;
             self.remove(backend, name).await;
+            self.keep_telemetry(Moment::AfterEnd, &state.grant, about, used).await;
         }
         self.context.capacity.notify_one();
         let usage = used.unwrap_or_default();
@@ -288,7 +295,7 @@ impl Work {
             number: sight.map_or(0, |sight| sight.log_count).saturating_add(1),
             window: AlmanacRange { from, to: to.max(from) },
             usage,
-            evidence: None,
+            evidence: self.context.parts.evidence.newest(&self.id).map(|kept| kept.pointer()),
             ended: Some(end),
         }
     }

@@ -4,6 +4,7 @@ mod adopt;
 mod attest;
 mod card;
 pub(crate) mod clock;
+mod evidence;
 mod extend;
 mod grant;
 mod inventory;
@@ -24,6 +25,7 @@ use tokio::sync::{Notify, Semaphore, watch};
 use tokio::task::JoinSet;
 
 use crate::channel::{ReplySender, RequestOpener};
+use crate::evidence::EvidenceStore;
 use crate::fleet::Fleet;
 use crate::image::{ImageSource, ImageStore};
 use crate::journal::{Event, Journal, JournalError};
@@ -89,6 +91,8 @@ pub struct Parts {
     pub fleet: Fleet,
     /// Remembers.
     pub journal: Journal,
+    /// Keeps what clouds counted.
+    pub evidence: Arc<EvidenceStore>,
     /// Tells the operator.
     pub status: Arc<Status>,
     /// Times and limits.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use coalition_cloud::Moment;
 use coalition_compute::{
     Command, ComputeGrant, OfferName, RefusalCode, RefusalReason, ServeGrant, Signed, workload_report_data,
 };
@@ -273,6 +274,13 @@ impl AttemptLog for Attempts<'_> {
         let intent = Event::Provisioning { backend: backend.clone(), instance: instance.clone() };
         self.work.record(intent).await.map_err(JournalStop)?;
         Ok(instance)
+    }
+
+    async fn ending(&mut self, backend: &OfferName, instance: &InstanceName, error: &BackendError, moment: Moment) {
+        // Where nothing was made, nobody has anything to tell.
+        if error.remains {
+            self.work.keep_telemetry(moment, self.grant, (backend, instance), None).await;
+        }
     }
 
     async fn failed(&mut self, backend: &OfferName, error: &BackendError, cleaned: bool) -> Result<(), JournalStop> {

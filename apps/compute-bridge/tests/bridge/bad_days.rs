@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use coalition_cloud::{
-    Cloud, CloudError, ErrorKind, Host, HostState, Image, Leftover, NewHost, Owner, Quota, SizeInfo,
+    Cloud, CloudError, ErrorKind, Host, HostState, Image, Leftover, Moment, NewHost, Owner, Quota, SizeInfo, Telemetry,
+    Window,
 };
 use coalition_compute::{GrantEnd, LogEnd, RefusalReason};
 use coalition_host::types::IsolationLevel;
@@ -165,6 +166,18 @@ impl Cloud for Outage {
     }
 
     async fn console(&self, _id: &str) -> Result<String, CloudError> {
+        self.refuse()
+    }
+
+    fn telemetry_moment(&self) -> Moment {
+        Moment::AfterEnd
+    }
+
+    async fn telemetry(&self, _: Owner<'_>, _: &str, _: Window) -> Result<Telemetry, CloudError> {
+        self.refuse()
+    }
+
+    async fn may_read_telemetry(&self, _: Window) -> Result<String, CloudError> {
         self.refuse()
     }
 }

@@ -64,14 +64,10 @@ async fn whole_life(setup: BareMetalSetup, dir: &std::path::Path, image: &[u8]) 
     let said = ssh_into(&one.receipt, dir, "echo $GREETING; ls /; hello").await;
     let said = String::from_utf8_lossy(&said.stdout).into_owned();
     assert!(said.contains("good day") && said.contains("hello from"), "{said}");
-    let listed = backend.list_owned().await.unwrap();
-    assert_eq!(listed, [OwnedInstance { name: one.instance.name.clone(), running: true }]);
+    assert_eq!(held(&backend).await, [(one.instance.name.clone(), true)]);
     let exit = backend.stop(&one.instance.name).await.unwrap().unwrap();
     assert!(exit.usage.net_bytes > 0, "{exit:?}");
-    assert_eq!(
-        backend.list_owned().await.unwrap(),
-        [OwnedInstance { name: one.instance.name.clone(), running: false }]
-    );
+    assert_eq!(held(&backend).await, [(one.instance.name.clone(), false)]);
     backend.terminate(&one.instance.name).await.unwrap();
     backend.terminate(&one.instance.name).await.unwrap();
     assert_eq!(backend.stop(&one.instance.name).await.unwrap(), None);
@@ -202,9 +198,20 @@ async fn left_overs_of_an_interrupted_start_are_found_and_removed() {
     let dir = host.grants_dir().join(name.as_str());
     std::fs::create_dir(&dir).unwrap();
     std::fs::write(dir.join("spec.json.part-00"), "half a secret").unwrap();
-    assert_eq!(backend.list_owned().await.unwrap(), [OwnedInstance { name: name.clone(), running: false }]);
+    // What nobody made as a grant is nobody's to remove, whatever it looks like.
+    let others = ["disk.img", "0123456789ABCDEF0123456789ABCDEF", "0123456789abcdef0123456789abcdef0"];
+    others.iter().for_each(|other| std::fs::create_dir(host.grants_dir().join(other)).unwrap());
+    let listed = backend.list_owned().await.unwrap();
+    let [left] = listed.as_slice() else { panic!("{listed:?}") };
+    assert_eq!((&left.name, left.running), (&name, false));
+    // Where the file system knows when it was made, it is that old.
+    if let Ok(born) = std::fs::metadata(&dir).unwrap().created() {
+        let born_s = born.duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+        assert_eq!(left.since_ms, Some(born_s * 1_000));
+    }
     backend.terminate(&name).await.unwrap();
     assert!(!dir.exists());
+    assert!(others.iter().all(|other| host.grants_dir().join(other).exists()));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,7 +1,7 @@
 //! Google Cloud and Azure as backends, against our doubles; machines are real SSH servers. What all clouds share is tested
 //! against EC2's double in `ec2.rs`; here is what differs, and all four classes of backends behind one bridge.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use coalition_azure_double::Fault as AzureFault;
@@ -9,6 +9,8 @@ use coalition_compute::{GrantEnd, GrantStage, LogEnd};
 use coalition_gcp_double::Fault as GcpFault;
 use compute_bridge::backend::*;
 use compute_bridge::backends::{BareMetalBackend, BareMetalSetup, CloudBackend, CloudSetup};
+use compute_bridge::evidence::find;
+use compute_bridge::inventory::{CostBasis, Standing, look, take};
 use compute_bridge::now_ms;
 
 use super::accounts::{AzureAccount, Gcp, Hosts, Job};
@@ -33,7 +35,16 @@ async fn whole_life(hosts: &Hosts, backend: &dyn Fn() -> Arc<CloudBackend>, left
     assert_eq!(first.can_satisfy(&job.grant), Ok(()));
     let running = job.run(&first).await.unwrap();
     assert!(running.host.starts_with("127.77."), "{running:?}");
-    assert_eq!(first.list_owned().await.unwrap(), [OwnedInstance { name: job.name.clone(), running: true }]);
+    assert_eq!(held(first.as_ref()).await, [(job.name.clone(), true)]);
+    // What no grant explains has an age and a cost all the same: the cloud tells since when, and of which size.
+    let backends: Vec<Arc<dyn Backend>> = vec![first.clone()];
+    let found = take(&BTreeMap::new(), &look(&backends).await, &BTreeSet::new(), now_ms() + 3_600_000);
+    let [orphan] = found.items.as_slice() else { panic!("{found:?}") };
+    assert_eq!((orphan.standing, orphan.cost_basis), (Standing::Orphaned, Some(CostBasis::SizePrice)));
+    assert!(orphan.age_sec.is_some_and(|age| (3_600..3_700).contains(&age)), "{orphan:?}");
+    // A tenth of a dollar an hour.
+    assert_eq!(orphan.cost_hour.unwrap().0, 100_000);
+    assert!((100_000..103_000).contains(&orphan.cost_so_far.unwrap().0), "{orphan:?}");
     let heir = backend();
     heir.adopt(&job.grant, &job.name);
     let exit = heir.stop(&job.name).await.unwrap().unwrap();
@@ -224,6 +235,15 @@ async fn four_backends_behind_one_identity() {
         let record = world.market.record(&requester.id()).unwrap();
         assert_eq!((record.grant.region.as_str(), record.grant.provider), (*region, provider()));
         assert!(record.final_log && record.usage.net_bytes > 0, "{region}: {:?}", record.usage);
+        // Clouds count, too; the operator's own machine is nobody else's.
+        let log = world.market.last_log(&requester.id());
+        assert_eq!(log.evidence.is_some(), *region != "rack", "{region}: {:?}", log.evidence);
+        if let Some(evidence) = log.evidence {
+            let (kept, signed) = find(world.path(), &evidence.digest.to_string()).unwrap();
+            let about = &signed.statement;
+            assert_eq!((kept.pointer(), about.grant_id, about.metered), (evidence, requester.id(), Some(log.usage)));
+            assert!(about.cpu_core_ms().is_some() && about.net_bytes().is_some(), "{region}: {about:?}");
+        }
     }
     bridge.stop().await;
     assert!(aws.live().await.is_empty());

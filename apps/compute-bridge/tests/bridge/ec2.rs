@@ -49,7 +49,7 @@ async fn a_whole_life_and_what_another_process_finds_of_it() {
     assert_eq!(made.tags["coalition:instance"], job.name.as_str());
     assert_eq!(made.tags["coalition:grant"], job.grant.request_id.to_string());
     assert_eq!(made.instance_type, "m6a.large", "the cheapest it fits on");
-    assert_eq!(backend.list_owned().await.unwrap(), [OwnedInstance { name: job.name.clone(), running: true }]);
+    assert_eq!(held(backend.as_ref()).await, [(job.name.clone(), true)]);
     // A process with the same key and nothing else knows the machine, is let in, and reads its usage.
     let heir = cloud.backend();
     heir.adopt(&job.grant, &job.name);
@@ -312,7 +312,7 @@ async fn only_disks_with_our_tags_are_deleted() {
     ];
     let answer = || Fault::Answer(format!("<R><volumeSet>{}</volumeSet></R>", listed.concat()));
     cloud.double.proxy.fail("DescribeVolumes", [answer()]);
-    assert_eq!(backend.list_owned().await.unwrap(), [OwnedInstance { name: name.clone(), running: false }]);
+    assert_eq!(held(backend.as_ref()).await, [(name.clone(), false)]);
     cloud.double.proxy.fail("DescribeVolumes", [answer()]);
     backend.terminate(&name).await.unwrap();
     let deleted: Vec<String> = cloud

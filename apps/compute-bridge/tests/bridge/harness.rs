@@ -10,6 +10,7 @@ use coalition::{
     UniqueId,
 };
 use coalition_almanac::AlmanacParams;
+use coalition_cloud::{Moment, Window};
 use coalition_compute::*;
 use coalition_host::keys;
 use coalition_host::types::IsolationLevel;
@@ -19,6 +20,7 @@ use coalition_shuffle::{
 };
 use compute_bridge::backend::*;
 use compute_bridge::channel::{OpenError, ReplySender, RequestOpener};
+use compute_bridge::evidence::Taken;
 use compute_bridge::market::{Earnings, Market};
 use compute_bridge::now_ms;
 use compute_bridge::platform::Platform;
@@ -76,6 +78,11 @@ pub(crate) fn coalition_config() -> PublishedConfig {
         .module(ModuleKind::Compute, "compute", &compute)
         .build()
         .unwrap()
+}
+
+/// What a backend holds: each name, and whether it runs.
+pub(crate) async fn held(backend: &dyn Backend) -> Vec<(InstanceName, bool)> {
+    backend.list_owned().await.unwrap().into_iter().map(|one| (one.name, one.running)).collect()
 }
 
 /// A one-core grant on this offer in region `local`.
@@ -145,6 +152,8 @@ pub(crate) struct FakeBackend {
     pub(crate) exits: Mutex<Option<LogEnd>>,
     /// The guest its workloads count as running in.
     pub(crate) guest: Mutex<Option<Platform>>,
+    /// Whether an API beside it is to be asked what it counted, and never answers.
+    pub(crate) silent_api: Mutex<bool>,
     /// What it charges.
     pub(crate) core_hour: Mutex<RateQ64>,
 }
@@ -173,6 +182,7 @@ impl FakeBackend {
             unremovable: Mutex::default(),
             exits: Mutex::default(),
             guest: Mutex::default(),
+            silent_api: Mutex::default(),
             core_hour: Mutex::new("0.02".parse().unwrap()),
         })
     }
@@ -201,6 +211,14 @@ impl Backend for FakeBackend {
 
     fn rates(&self) -> DeclaredRates {
         DeclaredRates { core_hour: *self.core_hour.lock().unwrap(), gib_hour: RateQ64::ZERO }
+    }
+
+    fn telemetry_moment(&self) -> Option<Moment> {
+        self.silent_api.lock().unwrap().then_some(Moment::BeforeEnd)
+    }
+
+    async fn telemetry(&self, _: &InstanceName, _: Window) -> Result<Taken, BackendError> {
+        std::future::pending().await
     }
 
     fn load(&self) -> u32 {
@@ -310,7 +328,10 @@ impl Backend for FakeBackend {
     async fn list_owned(&self) -> Result<Vec<OwnedInstance>, BackendError> {
         self.seen()?;
         let running = self.running.lock().unwrap();
-        Ok(running.iter().map(|name| OwnedInstance { name: name.clone(), running: true }).collect())
+        Ok(running
+            .iter()
+            .map(|name| OwnedInstance { name: name.clone(), running: true, since_ms: None, size: None })
+            .collect())
     }
 }
 

@@ -120,6 +120,16 @@ impl MemoryMarket {
         book.entries.iter().filter(agreed).count()
     }
 
+    /// The newest log of a grant.
+    pub(crate) fn last_log(&self, id: &RequestId) -> ComputeLog {
+        let book = self.book.lock().unwrap();
+        let log = |entry: &Entry| match MarketEntry::decode(entry) {
+            Ok(Some(MarketEntry::Log(body))) if body.log.statement.grant_id == *id => Some(body.log.statement),
+            _ => None,
+        };
+        book.entries.iter().rev().find_map(log).expect("the grant has a log")
+    }
+
     /// How many entries of this kind there are.
     pub(crate) fn count(&self, kind: &str) -> usize {
         self.book.lock().unwrap().entries.iter().filter(|entry| entry.kind == kind).count()

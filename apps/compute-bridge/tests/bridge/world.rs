@@ -8,6 +8,7 @@ use coalition::ProviderId;
 use coalition_compute::{GrantEnd, GrantStage};
 use coalition_shuffle::WorkloadSpec;
 use compute_bridge::backend::Backend;
+use compute_bridge::evidence::EvidenceStore;
 use compute_bridge::fleet::Fleet;
 use compute_bridge::image::{ImageSource, ImageStore};
 use compute_bridge::journal::{Journal, JournalError, Outcome, Stage};
@@ -97,6 +98,7 @@ impl World {
             images: ImageStore::open(&self.path().join("images"), 1 << 30, 1 << 30).unwrap(),
             fleet: fleet.clone(),
             journal: journal.clone(),
+            evidence: Arc::new(EvidenceStore::open(self.path()).unwrap()),
             status: Arc::clone(&status),
             attestor: self.attestor.clone(),
             tuning: Tuning {

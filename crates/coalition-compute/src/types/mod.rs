@@ -11,6 +11,7 @@ mod log;
 mod names;
 mod report;
 mod request;
+mod telemetry;
 
 pub use attestation::{
     Attestation, Challenge, EvidenceShape, MAX_EVIDENCE_BYTES, RootKind, expect_provider, expect_workload,
@@ -29,3 +30,7 @@ pub use log::{ComputeLog, LogEnd, UsageMetrics};
 pub use names::{MAX_NAME_BYTES, OfferName, Region};
 pub use report::{Compared, CounterSource, ReportUsage, SUSPICIOUS_PERMILLE};
 pub use request::{ComputeRequest, MIN_CPU_MILLICORES, MIN_RAM_MIB, anonymous_requester, request_id};
+pub use telemetry::{
+    MAX_TELEMETRY_BYTES, TelemetryCounts, TelemetryError, TelemetryFact, TelemetryPoint, TelemetrySeries,
+    TelemetrySnapshot, telemetry_pointer, telemetry_store,
+};

@@ -9,3 +9,4 @@ mod lifecycle;
 mod properties;
 mod refusals;
 mod tampering;
+mod telemetry;

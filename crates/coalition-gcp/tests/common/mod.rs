@@ -10,6 +10,8 @@ use coalition_cloud_double::Boot;
 use coalition_gcp::{ComputeEngine, CredentialSource, Credentials, Setup};
 use coalition_gcp_double::{Double, IMAGE, PROJECT, REGION, SUBNETWORK};
 
+/// What telemetry is asked for, an hour of 2026.
+pub const WINDOW: coalition_cloud::Window = coalition_cloud::Window { from_s: 1_767_225_600, to_s: 1_767_229_200 };
 pub const ROLE: &str = include_str!("../../../../docs/permissions/gcp.json");
 pub const ZONE: &str = "europe-west4-a";
 pub const USER_DATA: &[u8] = b"#cloud-config\n{}";

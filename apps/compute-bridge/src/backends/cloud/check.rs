@@ -2,7 +2,7 @@
 //! asked, one machine made, logged in to and ended.
 
 use coalition::RequestId;
-use coalition_cloud::{CloudError, Confidential, NewHost};
+use coalition_cloud::{CloudError, Confidential, NewHost, Window};
 
 use super::ledger::Size;
 use super::{CloudBackend, CloudSetup, Wanted};
@@ -25,6 +25,7 @@ impl CloudBackend {
         findings.push(self.sight().await);
         findings.extend(self.permission().await);
         let all_well = findings.iter().all(|finding| finding.ok);
+        findings.push(self.telemetry_sight().await);
         findings.push(match (create, all_well) {
             (true, true) => self.round_trip().await,
             (true, false) => self.found("round trip", false, "not tried: see above".into()),
@@ -111,6 +112,20 @@ impl CloudBackend {
         match self.list_owned().await {
             Ok(owned) => self.found("inventory", true, format!("{} hosts or leftovers of this offer", owned.len())),
             Err(error) => self.found("inventory", false, error.message),
+        }
+    }
+
+    /// Grants are served without it, too; their logs have no evidence then.
+    async fn telemetry_sight(&self) -> Finding {
+        let to_s = crate::now_ms() / 1_000;
+        let window = Window { from_s: to_s.saturating_sub(600), to_s };
+        match self.setup.cloud.may_read_telemetry(window).await {
+            Ok(detail) => self.found("telemetry", true, detail),
+            Err(error) => self.found(
+                "telemetry",
+                false,
+                format!("{}; logs go without evidence until it may be read", chain(&error)),
+            ),
         }
     }
 

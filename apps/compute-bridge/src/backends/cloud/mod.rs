@@ -6,6 +6,7 @@
 //! Which cloud it is nobody knows here: that is behind [`Cloud`].
 
 mod check;
+mod counted;
 mod lasting;
 mod launch;
 pub mod ledger;
@@ -17,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use coalition::{ProviderId, UniqueId};
-use coalition_cloud::{Cloud, CloudError, ErrorKind, HostState, Image, Owner, Quota};
+use coalition_cloud::{Cloud, CloudError, ErrorKind, HostState, Image, Moment, Owner, Quota, Window};
 use coalition_compute::{
     Capabilities, ComputeGrant, DeclaredRates, LogEnd, MIN_CPU_MILLICORES, MIN_RAM_MIB, OfferName, Region, UsageMetrics,
 };
@@ -33,6 +34,7 @@ use crate::backend::{
     ProvisionedInstance, Unfit, UsageSeen,
 };
 use crate::check::Finding;
+use crate::evidence::Taken;
 use crate::fleet::chain;
 use crate::inventory::{CostBasis, Price};
 use crate::ssh::{LoginKey, SshTarget};
@@ -462,22 +464,41 @@ impl Backend for CloudBackend {
         self.end(name).await
     }
 
+    fn telemetry_moment(&self) -> Option<Moment> {
+        Some(self.setup.cloud.telemetry_moment())
+    }
+
+    async fn telemetry(&self, name: &InstanceName, window: Window) -> Result<Taken, BackendError> {
+        self.counted(name, window).await
+    }
+
     async fn list_owned(&self) -> Result<Vec<OwnedInstance>, BackendError> {
         let listing = self.listing(Duration::ZERO).await?;
         let leftovers = self.leftovers(None).await?;
-        let mut owned: BTreeMap<InstanceName, bool> = BTreeMap::new();
+        let mut owned: BTreeMap<InstanceName, OwnedInstance> = BTreeMap::new();
+        let left =
+            |name: &InstanceName| OwnedInstance { name: name.clone(), running: false, since_ms: None, size: None };
         for (name, host) in listing.hosts.iter().filter(|(_, host)| !host.state.is_over()) {
-            let running = matches!(host.state, HostState::Coming | HostState::Running);
-            *owned.entry(name.clone()).or_default() |= running;
+            let one = owned.entry(name.clone()).or_insert_with(|| left(name));
+            one.running |= matches!(host.state, HostState::Coming | HostState::Running);
+            let since_ms = host.since_s.map(|since_s| since_s.saturating_mul(1_000));
+            // Of several with one name, the oldest.
+            one.since_ms = [one.since_ms, since_ms].into_iter().flatten().min();
+            one.size.get_or_insert_with(|| host.size.clone());
         }
         for (name, _) in leftovers {
-            owned.entry(name).or_default();
+            owned.entry(name.clone()).or_insert_with(|| left(&name));
         }
-        Ok(owned.into_iter().map(|(name, running)| OwnedInstance { name, running }).collect())
+        Ok(owned.into_values().collect())
     }
 
     fn price(&self, grant: &ComputeGrant) -> Option<Price> {
         let size = choose(&self.setup.sizes, grant.cpu_millicores, grant.ram_mib)?;
+        Some(Price { core_hour: size.price_hour, cpu_millicores: 1_000, basis: CostBasis::SizePrice })
+    }
+
+    fn price_of(&self, owned: &OwnedInstance) -> Option<Price> {
+        let size = self.setup.sizes.iter().find(|size| Some(&size.name) == owned.size.as_ref())?;
         Some(Price { core_hour: size.price_hour, cpu_millicores: 1_000, basis: CostBasis::SizePrice })
     }
 

@@ -1,0 +1,52 @@
+//! What there is on a host: grants' directories, which of them run, and since when they are there.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use coalition_host::types::{ListReport, Phase};
+
+use super::BareMetalBackend;
+use crate::backend::{BackendError, InstanceName, OwnedInstance};
+use crate::backends::runner::SMALL;
+use crate::ssh::quote;
+
+impl BareMetalBackend {
+    pub(super) async fn owned(&self) -> Result<Vec<OwnedInstance>, BackendError> {
+        let listed = async {
+            let paths = self.runner.paths(&self.ssh).await?;
+            let report: ListReport =
+                self.runner.call(&self.ssh, "list", &[("--root", &paths.grants)], SMALL, true).await?;
+            let grants = quote(&paths.grants);
+            let dirs = self.ssh.exec_again("listing grants", &format!("ls -1 -- {grants}"), SMALL).await?;
+            // When each was made, where file system and `stat` know; `0` or nothing where they do not.
+            let births = format!("cd -- {grants} && for d in *; do stat -c '%W %n' -- \"$d\" 2>/dev/null; done; true");
+            let births = self.ssh.exec_again("dating grants", &births, SMALL).await?;
+            let text = |output: &[u8]| String::from_utf8_lossy(output).into_owned();
+            Ok((report, text(&dirs.stdout), born(&text(&births.stdout))))
+        };
+        let (report, dirs, born) = listed.await.map_err(|error| self.failed(&error, false))?;
+        let running: BTreeSet<&str> = report
+            .grants
+            .iter()
+            .filter(|grant| {
+                grant.state.as_ref().is_some_and(|state| matches!(state.phase, Phase::Starting | Phase::Ready { .. }))
+            })
+            .filter_map(|grant| grant.dir.file_name()?.to_str())
+            .collect();
+        let owned = |dir: &str| {
+            let name = InstanceName::try_from(dir.trim().to_owned()).ok()?;
+            let running = running.contains(name.as_str());
+            let since_ms = born.get(name.as_str()).map(|since_s| since_s.saturating_mul(1_000));
+            Some(OwnedInstance { name, running, since_ms, size: None })
+        };
+        Ok(dirs.lines().filter_map(owned).collect())
+    }
+}
+
+/// Unix seconds at which directories were made, from lines of `SECONDS NAME`.
+fn born(lines: &str) -> BTreeMap<String, u64> {
+    let line = |line: &str| {
+        let (since_s, name) = line.split_once(' ')?;
+        Some((name.to_owned(), since_s.parse::<u64>().ok().filter(|since_s| *since_s > 0)?))
+    };
+    lines.lines().filter_map(line).collect()
+}
