@@ -105,7 +105,7 @@ fn bad_input_gets_its_status_and_a_paragraph() {
         (words("request --image x --for 10m --max-rate cheap"), 2, "cheap"),
         (words("request --image x --for forever --max-rate 1"), 2, "forever"),
         (request("/nonexistent.tar"), 3, "cannot read image"),
-        (request(tar), 3, "neither a tar nor a gzipped tar"),
+        (request(tar), 3, "no tar, no gzipped tar, no raw disk"),
         (request(empty), 3, "is empty"),
         (request("/"), 3, "is not a file"),
         (words("market"), 4, "coalition up"),

@@ -1,6 +1,6 @@
 //! What readers see: the same fold the committee decides on, with more history, and the questions people ask of it.
 
-use coalition::{AlmanacTick, ProviderId, RequestId, UniqueId};
+use coalition::{ProviderId, RequestId, UniqueId};
 use coalition_log::{Contains, Entry, FromState, Persist, SnapshotError};
 use serde::{Deserialize, Serialize};
 

@@ -43,7 +43,7 @@ pub enum EvidenceError {
         source: io::Error,
     },
     /// It is not what it should be.
-    #[error("{path}: {source}")]
+    #[error("{path} is not what it should be")]
     Bad {
         /// The file.
         path: PathBuf,

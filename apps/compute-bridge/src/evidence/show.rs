@@ -46,9 +46,7 @@ impl Shown {
             vec![line("CPU", cpu, snapshot.cpu_core_ms(), 1_000), line("network", net, snapshot.net_bytes(), 1)];
         Self { kept, lines, snapshot }
     }
-}
 
-impl Shown {
     /// For an operator or a program.
     #[must_use]
     pub fn text(&self, json: bool) -> String {

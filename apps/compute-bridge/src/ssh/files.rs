@@ -4,9 +4,10 @@ use std::path::Path;
 use std::time::Duration;
 
 use futures::FutureExt;
-use russh_sftp::client::SftpSession;
 use russh_sftp::client::error::Error as SftpError;
-use russh_sftp::protocol::{FileAttributes, OpenFlags, StatusCode};
+use russh_sftp::client::{RawSftpSession, SftpSession};
+use russh_sftp::extensions::HardlinkExtension;
+use russh_sftp::protocol::{FileAttributes, OpenFlags, Packet, StatusCode};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::timeout;
@@ -17,8 +18,8 @@ use super::session::{OpenChannel, SshHost};
 const CHUNK: usize = 256 * 1024;
 /// Wait for one answer of the SFTP server.
 const SFTP_ANSWER_SECS: u64 = 60;
-/// Tries to put a file where another one is.
-const PLACINGS: u32 = 3;
+/// A rename that replaces.
+const POSIX_RENAME: &str = "posix-rename@openssh.com";
 
 /// A file that arrived.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -176,15 +177,13 @@ impl SshHost {
             let mut file = tokio::fs::File::open(local).await.map_err(unreadable)?;
             let sftp = self.sftp().await?;
             let draft = format!("{remote}.part-{:016x}", rand::random::<u64>());
-            let sent = self.stream(&sftp, &mut file, local, &draft, mode).await;
-            let placed = match sent {
-                Ok(uploaded) => self.place(&sftp, &draft, remote, uploaded).await,
-                Err(error) => Err(error),
-            };
-            if placed.is_err() {
-                let _ = sftp.remove_file(draft.as_str()).await;
+            match self.stream(&sftp, &mut file, local, &draft, mode).await {
+                Ok(uploaded) => self.place(sftp, &draft, remote).await.map(|()| uploaded),
+                Err(error) => {
+                    let _ = sftp.remove_file(draft.as_str()).await;
+                    Err(error)
+                }
             }
-            placed
         };
         self.within(&format!("uploading {remote}"), deadline, send).await
     }
@@ -242,21 +241,40 @@ impl SshHost {
         SshError::File { host: self.target().label(), what: "writing", path: path.into(), problem, disk_full }
     }
 
-    /// SFTP's rename refuses to replace. A target with the same bytes is as good, whoever put it there; another one is removed first.
-    /// So of several that put the same file at one time, none ever takes another's away.
-    async fn place(&self, sftp: &SftpSession, draft: &str, remote: &str, sent: Uploaded) -> Result<Uploaded, SshError> {
-        for _ in 0..PLACINGS {
-            if sftp.rename(draft, remote).await.is_ok() {
-                return Ok(sent);
-            }
-            if self.hash_of(sftp, remote).await.is_ok_and(|(hash, _)| hash == sent.hash) {
-                let _ = sftp.remove_file(draft).await;
-                return Ok(sent);
-            }
-            let _ = sftp.remove_file(remote).await;
+    /// Puts a file that has arrived where it belongs. SFTP's own rename refuses to replace.
+    async fn place(&self, sftp: Files, draft: &str, remote: &str) -> Result<(), SshError> {
+        if sftp.rename(draft, remote).await.is_ok() {
+            return Ok(());
         }
-        sftp.rename(draft, remote).await.map_err(|error| self.file_error("renaming to", remote, &error))?;
-        Ok(sent)
+        // The channel is given back before another one is asked for: there may be no more than one.
+        drop(sftp);
+        self.replace(draft, remote).await
+    }
+
+    /// Replaces a file at once where the server can, as OpenSSH's and ours: of several that put the same file there at one time,
+    /// none ever takes another's away. Elsewhere the old one is removed first.
+    async fn replace(&self, draft: &str, remote: &str) -> Result<(), SshError> {
+        let OpenChannel { channel, permit: _permit } = self.sftp_channel().await?;
+        let sftp = RawSftpSession::new(channel.into_stream());
+        sftp.set_timeout(SFTP_ANSWER_SECS);
+        let replaced = async {
+            if !sftp.init().await?.extensions.contains_key(POSIX_RENAME) {
+                let _ = sftp.remove(remote).await;
+                return sftp.rename(draft, remote).await.map(drop);
+            }
+            // The same two strings as a hard link's.
+            let names = HardlinkExtension { oldpath: draft.into(), newpath: remote.into() };
+            match sftp.extended(POSIX_RENAME, names.try_into()?).await? {
+                Packet::Status(status) if status.status_code == StatusCode::Ok => Ok(()),
+                Packet::Status(status) => Err(SftpError::Status(status)),
+                _ => Err(SftpError::UnexpectedBehavior("another answer than a status".into())),
+            }
+        };
+        let replaced = replaced.await.map_err(|error: SftpError| self.file_error("renaming to", remote, &error));
+        if replaced.is_err() {
+            let _ = sftp.remove(draft).await;
+        }
+        replaced
     }
 
     /// Writes a small file in one go, mode 600, whole or not at all.
@@ -268,8 +286,8 @@ impl SshHost {
             let sftp = self.sftp().await?;
             let draft = format!("{remote}.part-{:016x}", rand::random::<u64>());
             let mut from = bytes;
-            let sent = self.stream(&sftp, &mut from, Path::new("(memory)"), &draft, 0o600).await?;
-            self.place(&sftp, &draft, remote, sent).await.map(drop)
+            self.stream(&sftp, &mut from, Path::new("(memory)"), &draft, 0o600).await?;
+            self.place(sftp, &draft, remote).await
         };
         self.within(&format!("writing {remote}"), deadline, send).await
     }
@@ -279,21 +297,20 @@ impl SshHost {
     /// # Errors
     /// [`SshError`].
     pub async fn remote_blake3(&self, remote: &str, deadline: Duration) -> Result<(blake3::Hash, u64), SshError> {
-        let read = async { self.hash_of(&*self.sftp().await?, remote).await };
-        self.within(&format!("reading back {remote}"), deadline, read).await
-    }
-
-    async fn hash_of(&self, sftp: &SftpSession, remote: &str) -> Result<(blake3::Hash, u64), SshError> {
-        let mut file = sftp.open(remote).await.map_err(|error| self.file_error("opening", remote, &error))?;
-        let (mut hasher, mut size, mut buffer) = (blake3::Hasher::new(), 0_u64, vec![0; CHUNK]);
-        loop {
-            let count = file.read(&mut buffer).await.map_err(|error| self.read_error(remote, &error))?;
-            if count == 0 {
-                return Ok((hasher.finalize(), size));
+        let read = async {
+            let sftp = self.sftp().await?;
+            let mut file = sftp.open(remote).await.map_err(|error| self.file_error("opening", remote, &error))?;
+            let (mut hasher, mut size, mut buffer) = (blake3::Hasher::new(), 0_u64, vec![0; CHUNK]);
+            loop {
+                let count = file.read(&mut buffer).await.map_err(|error| self.read_error(remote, &error))?;
+                if count == 0 {
+                    return Ok((hasher.finalize(), size));
+                }
+                hasher.update(&buffer[..count]);
+                size += count as u64;
             }
-            hasher.update(&buffer[..count]);
-            size += count as u64;
-        }
+        };
+        self.within(&format!("reading back {remote}"), deadline, read).await
     }
 
     /// Files of a directory with size and time of last change (Unix seconds); empty when there is no such directory.
