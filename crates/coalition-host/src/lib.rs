@@ -7,9 +7,11 @@
 //! * [`counters`]: what a machine's own counters say from inside.
 //! * [`types`]: what provider and runner say to each other.
 //! * [`keys`]: SSH keys as texts.
+//! * [`cloud_config`]: keys for a system that takes them from cloud-init.
 //! * [`output`]: what a workload wrote, as it is kept and handed over.
 
 mod accepting;
+pub mod cloud_config;
 pub mod counters;
 pub mod error;
 pub mod image;

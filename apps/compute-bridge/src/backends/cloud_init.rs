@@ -4,8 +4,8 @@
 //! *host*, made for this one instance, and nothing of a requester: image, workload and the workload's own keys come over
 //! SSH once the host has shown the pinned key.
 
+use coalition_host::cloud_config::CloudConfig;
 use coalition_host::keys::KeyPair;
-use serde::Serialize;
 use zeroize::Zeroizing;
 
 /// What is decided of a host before it exists.
@@ -21,49 +21,17 @@ pub struct FirstBoot<'a> {
     pub longest_s: u64,
 }
 
-#[derive(Serialize)]
-struct CloudConfig<'a> {
-    bootcmd: [[&'a str; 3]; 1],
-    ssh_deletekeys: bool,
-    ssh_genkeytypes: [&'a str; 1],
-    ssh_keys: SshKeys<'a>,
-    users: [&'a str; 0],
-    disable_root: bool,
-    ssh_pwauth: bool,
-    ssh_authorized_keys: [&'a str; 1],
-    package_update: bool,
-    package_upgrade: bool,
-}
-
-#[derive(Serialize)]
-struct SshKeys<'a> {
-    ed25519_private: &'a str,
-    ed25519_public: &'a str,
-}
-
-/// The user data: a `#cloud-config` in JSON, which is YAML. Wiped when dropped, as it holds a private key.
+/// The user data: keys and timer. Wiped when dropped, as it holds a private key.
 #[must_use]
 pub fn user_data(boot: &FirstBoot<'_>) -> Zeroizing<Vec<u8>> {
     let timer = poweroff_timer(boot.poweroff_at_s, boot.longest_s);
     let config = CloudConfig {
-        bootcmd: [["sh", "-c", &timer]],
-        ssh_deletekeys: true,
-        ssh_genkeytypes: ["ed25519"],
-        ssh_keys: SshKeys {
-            ed25519_private: boot.host.private_openssh.expose(),
-            ed25519_public: boot.host.public_openssh.trim_end(),
-        },
-        users: [],
-        disable_root: false,
-        ssh_pwauth: false,
-        ssh_authorized_keys: [boot.login_public.trim_end()],
-        package_update: false,
-        package_upgrade: false,
+        host_private: boot.host.private_openssh.expose(),
+        host_public: &boot.host.public_openssh,
+        login_public: boot.login_public,
+        boot_command: Some(&timer),
     };
-    let mut text = Zeroizing::new(b"#cloud-config\n".to_vec());
-    serde_json::to_writer(&mut *text, &config).expect("plain data always serialises to memory");
-    text.push(b'\n');
-    text
+    config.document()
 }
 
 /// The dead-man's timer, armed early in every boot. The provider terminates instances that switch themselves off.

@@ -17,6 +17,8 @@ use coalition::{EvidencePointer, ProviderId, RequestId, UniqueId};
 use coalition_compute::{MAX_TELEMETRY_BYTES, Signed, TelemetryError, TelemetrySnapshot, telemetry_pointer};
 use serde::Serialize;
 
+use crate::journal::GrantState;
+
 pub use show::{Line, Shown};
 pub use take::{About, Taken, Untaken};
 
@@ -174,10 +176,14 @@ impl EvidenceStore {
         Ok(kept)
     }
 
-    /// The newest snapshot of a grant's machines.
+    /// What the log of a grant points to: the snapshot of the machine that ran for it, and of no other that was tried before; where
+    /// none ran, the newest of those that were tried.
     #[must_use]
-    pub fn newest(&self, grant: &RequestId) -> Option<Kept> {
-        self.with(|all| all.values().filter(|kept| kept.grant_id == *grant).max_by_key(|kept| kept.taken_ms).cloned())
+    pub fn of_log(&self, state: &GrantState) -> Option<Kept> {
+        let ran = state.attempts.last().filter(|last| last.failed.is_none()).map(|last| last.instance.as_str());
+        let grant = state.grant.request_id;
+        let is_meant = |kept: &&Kept| kept.grant_id == grant && ran.is_none_or(|name| kept.instance == name);
+        self.with(|all| all.values().filter(is_meant).max_by_key(|kept| kept.taken_ms).cloned())
     }
 
     fn drop_old(&self, now_ms: u64) -> Result<(), EvidenceError> {

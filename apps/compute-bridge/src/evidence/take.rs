@@ -55,6 +55,9 @@ pub enum Untaken {
     /// It could not be kept.
     #[error("it could not be kept")]
     Unkept(#[source] super::EvidenceError),
+    /// Keeping it did not come to an end.
+    #[error("it was not kept: the bridge stumbled over it")]
+    Broken,
 }
 
 impl Taken {

@@ -47,7 +47,7 @@ impl Work {
             Ok(signed) => {
                 let store = Arc::clone(&parts.evidence);
                 let keeping = tokio::task::spawn_blocking(move || store.keep(&signed)).await;
-                keeping.ok().map(|kept| kept.map_err(Untaken::Unkept)).unwrap_or(Err(Untaken::Nothing))
+                keeping.map_or(Err(Untaken::Broken), |kept| kept.map_err(Untaken::Unkept))
             }
             Err(untaken) => Err(untaken),
         };

@@ -295,7 +295,7 @@ impl Work {
             number: sight.map_or(0, |sight| sight.log_count).saturating_add(1),
             window: AlmanacRange { from, to: to.max(from) },
             usage,
-            evidence: self.context.parts.evidence.newest(&self.id).map(|kept| kept.pointer()),
+            evidence: self.context.parts.evidence.of_log(state).map(|kept| kept.pointer()),
             ended: Some(end),
         }
     }

@@ -12,6 +12,8 @@ use coalition_compute::*;
 use coalition_gcp_double::Fault as GcpFault;
 use compute_bridge::backend::{Backend, InstanceName};
 use compute_bridge::evidence::{About, EvidenceError, EvidenceStore, Shown, Taken, Untaken, find, list, verify};
+use compute_bridge::journal::state::AttemptFailure;
+use compute_bridge::journal::{Event, Journal, Record};
 use compute_bridge::now_ms;
 
 use super::accounts::{AzureAccount, Gcp};
@@ -56,10 +58,10 @@ fn what_is_kept_is_listed_shown_and_checked() {
     let dir = tempfile::tempdir().unwrap();
     let store = EvidenceStore::open(dir.path()).unwrap();
     let (one, two) = (store.keep(&snapshot(1, &name('a'))).unwrap(), store.keep(&snapshot(2, &name('b'))).unwrap());
-    assert_eq!(store.newest(&one.grant_id).unwrap(), one);
     // Another process sees the same, and so does the next start.
     assert_eq!(list(dir.path()).unwrap(), [one.clone(), two.clone()]);
-    assert_eq!(EvidenceStore::open(dir.path()).unwrap().newest(&two.grant_id), Some(two.clone()));
+    EvidenceStore::open(dir.path()).unwrap();
+    assert_eq!(list(dir.path()).unwrap(), [one.clone(), two.clone()]);
     let path = dir.path().join(format!("evidence/{}.telemetry", one.digest));
     assert_eq!(one.pointer(), telemetry_pointer(provider(), &std::fs::read(&path).unwrap()));
     for wanted in [one.digest.to_string(), one.grant_id.to_string()] {
@@ -89,6 +91,26 @@ fn what_is_kept_is_listed_shown_and_checked() {
     let own = UniqueId::hash(&bytes);
     assert!(!matches!(bad(verify(&path, own, provider())), TelemetryError::Digest { .. }));
     assert_eq!(list(dir.path()).unwrap(), [two]);
+}
+
+/// A try was interrupted and its machine counted; then another machine ran, of which the cloud told nothing: the log is of that one.
+#[test]
+fn a_log_points_to_the_machine_that_ran() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, journal) = (EvidenceStore::open(dir.path()).unwrap(), Journal::open(dir.path()).unwrap());
+    let id = coalition::RequestId(UniqueId::hash(&[1]));
+    let wrote =
+        |event: Event| store.of_log(&journal.append_blocking(&Record { grant: id, at_ms: now_ms(), event }).unwrap());
+    let tried = |machine: char| Event::Provisioning { backend: "metal".parse().unwrap(), instance: name(machine) };
+    wrote(Event::Granted(Box::new(ComputeGrant { request_id: id, ..grant("metal", 600_000) })));
+    wrote(Event::Opening);
+    assert_eq!(wrote(tried('a')), None);
+    let first = store.keep(&snapshot(1, &name('a'))).unwrap();
+    assert_eq!(wrote(Event::AttemptFailed(AttemptFailure::Interrupted)), Some(first), "where none ran, what was tried");
+    assert_eq!(wrote(tried('b')), None);
+    let second = store.keep(&snapshot(1, &name('b'))).unwrap();
+    store.keep(&snapshot(2, &name('b'))).unwrap();
+    assert_eq!(store.of_log(&journal.get(&id).unwrap()), Some(second));
 }
 
 #[test]

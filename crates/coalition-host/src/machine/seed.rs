@@ -12,6 +12,8 @@ use fatfs::{FatType, FileSystem, FormatVolumeOptions, FsOptions, format_volume};
 use serde::Serialize;
 use zeroize::Zeroizing;
 
+use crate::cloud_config::CloudConfig;
+
 /// Size of the disk: the smallest that every driver of FAT has seen before.
 const DISK_BYTES: usize = 1440 * 1024;
 /// The label by which cloud-init knows its disk.
@@ -20,7 +22,7 @@ const LABEL: [u8; 11] = *b"cidata     ";
 const HOST_KEY: &str = "/etc/ssh/ssh_host_ed25519_key";
 
 /// The keys of a grant, as texts.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy)]
 pub struct Keys<'a> {
     /// The grant.
     pub grant_id: &'a str,
@@ -41,26 +43,6 @@ struct MetaData<'a> {
     local_hostname: &'a str,
 }
 
-/// `user-data` of NoCloud.
-#[derive(Serialize)]
-struct UserData<'a> {
-    ssh_deletekeys: bool,
-    ssh_genkeytypes: [&'a str; 1],
-    ssh_keys: HostKeys<'a>,
-    users: [&'a str; 0],
-    disable_root: bool,
-    ssh_pwauth: bool,
-    ssh_authorized_keys: [&'a str; 1],
-    package_update: bool,
-    package_upgrade: bool,
-}
-
-#[derive(Serialize)]
-struct HostKeys<'a> {
-    ed25519_private: &'a str,
-    ed25519_public: &'a str,
-}
-
 /// A file's name and contents.
 type Document = (&'static str, Zeroizing<Vec<u8>>);
 
@@ -69,22 +51,8 @@ impl Keys<'_> {
     fn documents(&self) -> io::Result<[Document; 2]> {
         let host_name = format!("grant-{}", self.grant_id.get(..8).unwrap_or(self.grant_id));
         let meta = serde_json::to_vec(&MetaData { instance_id: self.grant_id, local_hostname: &host_name })?;
-        let mut user = Zeroizing::new(b"#cloud-config\n".to_vec());
-        serde_json::to_writer(
-            &mut *user,
-            &UserData {
-                ssh_deletekeys: true,
-                ssh_genkeytypes: ["ed25519"],
-                ssh_keys: HostKeys { ed25519_private: self.host_private, ed25519_public: self.host_public.trim_end() },
-                users: [],
-                disable_root: false,
-                ssh_pwauth: false,
-                ssh_authorized_keys: [self.login_public.trim_end()],
-                package_update: false,
-                package_upgrade: false,
-            },
-        )?;
-        user.push(b'\n');
+        let Self { host_private, host_public, login_public, .. } = *self;
+        let user = CloudConfig { host_private, host_public, login_public, boot_command: None }.document();
         Ok([("meta-data", Zeroizing::new(meta)), ("user-data", user)])
     }
 

@@ -9,6 +9,9 @@ use crate::backend::{BackendError, InstanceName, OwnedInstance};
 use crate::backends::runner::SMALL;
 use crate::ssh::quote;
 
+/// Between two lists; no file is called so.
+const APART: &str = "/";
+
 impl BareMetalBackend {
     pub(super) async fn owned(&self) -> Result<Vec<OwnedInstance>, BackendError> {
         let listed = async {
@@ -16,14 +19,15 @@ impl BareMetalBackend {
             let report: ListReport =
                 self.runner.call(&self.ssh, "list", &[("--root", &paths.grants)], SMALL, true).await?;
             let grants = quote(&paths.grants);
-            let dirs = self.ssh.exec_again("listing grants", &format!("ls -1 -- {grants}"), SMALL).await?;
-            // When each was made, where file system and `stat` know; `0` or nothing where they do not.
-            let births = format!("cd -- {grants} && for d in *; do stat -c '%W %n' -- \"$d\" 2>/dev/null; done; true");
-            let births = self.ssh.exec_again("dating grants", &births, SMALL).await?;
-            let text = |output: &[u8]| String::from_utf8_lossy(output).into_owned();
-            Ok((report, text(&dirs.stdout), born(&text(&births.stdout))))
+            // Names, which everything rests on; then when each was made, where file system and `stat` know.
+            let line =
+                format!("ls -1 -- {grants}; echo {APART}; cd -- {grants} && stat -c '%W %n' -- * 2>/dev/null; true");
+            let output = self.ssh.exec_again("listing grants", &line, SMALL).await?;
+            Ok((report, String::from_utf8_lossy(&output.stdout).into_owned()))
         };
-        let (report, dirs, born) = listed.await.map_err(|error| self.failed(&error, false))?;
+        let (report, said) = listed.await.map_err(|error| self.failed(&error, false))?;
+        let (dirs, births) = said.split_once(&format!("{APART}\n")).unwrap_or((said.as_str(), ""));
+        let born = born(births);
         let running: BTreeSet<&str> = report
             .grants
             .iter()
