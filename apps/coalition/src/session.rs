@@ -13,6 +13,7 @@ use coalition_unseal::ShuffleClient;
 use crate::{
     error::{CliError, Context, Kind, Result},
     home::Home,
+    output::Output,
     roles::config::{UniverseConfig, node_error},
     tickets::{self, Kept},
     view::{self, AlmanacPart, ComputePart},
@@ -20,6 +21,8 @@ use crate::{
 
 /// How long the coalition may take to answer a reader.
 pub const READ_WAIT: Duration = Duration::from_secs(30);
+/// How long a quorum may take before what one member knows has to do.
+const QUORUM_WAIT: Duration = Duration::from_secs(6);
 /// How long the relay may take to accept a connection; on loopback it is at once or never.
 const KNOCK: Duration = Duration::from_secs(3);
 /// How long a node's goodbyes may take.
@@ -88,14 +91,19 @@ impl Session {
         Ok(organism.showing(Arc::new(self.tickets.clone())))
     }
 
-    /// The market, verified and current as of the call; it goes on following.
+    /// The market, verified and current as of the call; it goes on following. Where too few members answer to be sure that it is
+    /// current, a warning says so.
     ///
     /// # Errors
     /// [`Kind::Unreachable`] when no member answers truthfully.
-    pub async fn market(&self) -> Result<Follower<MarketView>> {
+    pub async fn market(&self, output: &Output) -> Result<Follower<MarketView>> {
         let view = MarketView::new(self.compute.id, self.compute.params.clone());
         let follower = Follower::spawn(self.market_organism()?, view);
-        follower.caught_up(READ_WAIT).await.map_err(|error| unanswered(error, "market"))?;
+        let (_, unsettled) =
+            follower.caught_up_as_can_be(QUORUM_WAIT, READ_WAIT).await.map_err(|error| unanswered(error, "market"))?;
+        if let Some(why) = unsettled {
+            output.warn(format!("what follows may be behind: too few members of the market answer ({why})"));
+        }
         Ok(follower)
     }
 
@@ -115,7 +123,8 @@ impl Session {
         let started = tokio::time::Instant::now();
         loop {
             let left = READ_WAIT.saturating_sub(started.elapsed());
-            let size = clock.head(left).await.map_err(|error| unanswered(error, "clock"))?.size();
+            let head = clock.settled_head_or_any(QUORUM_WAIT, left).await;
+            let size = head.map_err(|error| unanswered(error, "clock"))?.0.size();
             if let Some(newest) = size.checked_sub(1) {
                 let evidence = clock.evidence(newest, left).await.map_err(|error| unanswered(error, "clock"))?;
                 return Ok(evidence.claimed_entry().clone());

@@ -14,6 +14,9 @@ use coalition_log::{Entry, Fold, FoldFault, Refusal, retirement::RETIRED_CODE};
 use coalition_organism::{Follower, Organism, WriteError, WriteId};
 use serde::{Deserialize, Serialize};
 
+/// How long a quorum may take before what one member knows has to do.
+const QUORUM_WAIT: Duration = Duration::from_secs(6);
+
 /// An extension of a grant, and the end it asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Extension {
@@ -240,14 +243,18 @@ impl LiveMarket {
         self.clock.as_ref()?.read(|ticks| ticks.0.latest().map(|tick| tick.time_ms))
     }
 
-    /// Waits until everything certified by now is folded.
+    /// Waits until everything committed by now is folded; without a quorum, what one member knows. The bridge has machines to look
+    /// after then, too, and goes on reading.
     ///
     /// # Errors
     /// [`coalition_organism::ReadError`].
     pub async fn caught_up(&self, deadline: Duration) -> Result<(), coalition_organism::ReadError> {
-        self.follower.caught_up(deadline).await?;
+        let (_, unsettled) = self.follower.caught_up_as_can_be(QUORUM_WAIT, deadline).await?;
+        if let Some(why) = unsettled {
+            tracing::warn!(%why, "too few members of the market answer: what this bridge knows of it may be behind");
+        }
         if let Some(clock) = &self.clock {
-            clock.caught_up(deadline).await?;
+            clock.caught_up_as_can_be(QUORUM_WAIT, deadline).await?;
         }
         Ok(())
     }

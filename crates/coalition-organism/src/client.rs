@@ -340,7 +340,7 @@ impl Organism {
         }
     }
 
-    /// The newest certified head that the member asked knows; others may know a newer one.
+    /// The newest certified head that the member asked knows; others may know a newer one, see [`settled_head`](Self::settled_head).
     ///
     /// # Errors
     /// [`ReadError::Deadline`] when no member gives one in time.
@@ -392,7 +392,7 @@ impl Organism {
         Ok(largest)
     }
 
-    fn certify(&self, bytes: &[u8]) -> Result<CertifiedCheckpoint, String> {
+    pub(crate) fn certify(&self, bytes: &[u8]) -> Result<CertifiedCheckpoint, String> {
         let answer: wire::HeadAnswer = wire::decode(bytes).map_err(|error| error.to_string())?;
         self.shared.learn(&answer.handovers)?;
         let note = answer.head.ok_or("nothing is certified yet")?;

@@ -33,6 +33,7 @@ mod pruned;
 mod receipt;
 mod retired;
 mod search;
+mod settled;
 #[cfg(test)]
 mod simulation;
 mod wire;

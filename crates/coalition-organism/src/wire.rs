@@ -35,6 +35,7 @@ pub(crate) const MAX_WAIT_MS: u32 = 20_000;
 pub(crate) mod method {
     pub(crate) const WRITE: &str = "organism.write";
     pub(crate) const HEAD: &str = "organism.head";
+    pub(crate) const SETTLED: &str = "organism.settled";
     pub(crate) const FOLLOW: &str = "organism.follow";
     pub(crate) const EVIDENCE: &str = "organism.evidence";
     pub(crate) const STATE: &str = "organism.state";
@@ -186,7 +187,16 @@ pub(crate) struct HeadRequest {
     pub(crate) wait_ms: u32,
 }
 
-/// Answer to [`HeadRequest`].
+/// `organism.settled`: a certificate that covers everything the member has signed, waiting for it.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct SettledRequest {
+    pub(crate) organism: UniqueId,
+    /// Handovers the reader knows.
+    pub(crate) epoch: u64,
+    pub(crate) wait_ms: u32,
+}
+
+/// Answer to [`HeadRequest`] and [`SettledRequest`].
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct HeadAnswer {
     /// The certified checkpoint as a signed note; `None` before the first.

@@ -322,6 +322,48 @@ async fn readers_leave_a_member_that_answers_and_never_advances() {
     committee.stop().await;
 }
 
+/// A member that has one head to tell, for ever.
+struct Behind(Vec<u8>);
+
+impl Service for Behind {
+    fn call(&self, _: PeerId, method: String, _: Vec<u8>) -> BoxFuture<'static, Result<Vec<u8>, Fault>> {
+        let is_asked = ["organism.settled", "organism.head"].contains(&method.as_str());
+        let answer = if is_asked { Ok(self.0.clone()) } else { Err(Fault::new("busy", "ask another")) };
+        Box::pin(std::future::ready(answer))
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_asks_a_quorum_finds_what_was_acknowledged() {
+    let mut committee = committee().await;
+    let client = committee.client().await;
+    let notes = committee.organism(&client, "notes");
+    write(&notes, 0..3, 0).await;
+    let question = postcard::to_stdvec(&(notes.id(), 0u64, 1_000u32)).unwrap();
+    let old = client.call(key(1, 3).peer_id(), "organism.settled", question, SOON).await.unwrap();
+    write(&notes, 3..8, 0).await;
+    committee.stop_member(0).await;
+    let behind = committee.node(key(0, 3)).await;
+    behind.serve(Arc::new(Behind(old)) as Arc<dyn Service>);
+    client.introduce(behind.address());
+    for number in 8..16 {
+        write(&notes, number..number + 1, 0).await;
+        // Whoever is asked first.
+        let reader = Follower::spawn(committee.organism(&client, "notes"), Notes::default());
+        let size = reader.caught_up(SOON).await.unwrap();
+        assert!(reader.read(|notes| notes.contains(name(number).as_str())), "{size} entries, note {number} is missing");
+    }
+    committee.stop_member(1).await;
+    committee.stop_member(2).await;
+    let error = notes.settled_head(Duration::from_secs(3)).await.unwrap_err();
+    assert!(error.to_string().contains("2 of the 3 members that have to answer did"), "{error}");
+    let (head, why) = notes.settled_head_or_any(Duration::from_millis(300), SOON).await.unwrap();
+    assert!(head.size() >= 3 && why.is_some(), "{} entries, {why:?}", head.size());
+    behind.stop().await;
+    client.stop().await;
+    committee.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn members_restart_from_states_and_name_a_damaged_one() {
     let mut committee = committee().await;

@@ -191,7 +191,7 @@ async fn log_in(grant: &Grant, steps: &mut Steps) -> Result<()> {
 async fn finish(home: &Home, grant: &mut Grant, steps: &mut Steps) -> Result<PathBuf> {
     let id = grant.file.grant;
     let session = Session::open(home).await?;
-    let market: Follower<MarketView> = session.market().await?;
+    let market: Follower<MarketView> = session.market(steps.output()).await?;
     let key = SigningKey::from_bytes(grant.request_key()?.expose());
     let end = Signed::sign(EndGrant { grant_id: id }, &key, &session.compute.id);
     let end = end.or_fault("internal", || "the statement cannot be signed".into())?;

@@ -31,7 +31,7 @@ pub async fn run(home: &Home, args: &EndArgs, output: &Output) -> Result<()> {
     let mut steps = output.steps();
     steps.begin("joining the coalition");
     let session = Session::open(home).await?;
-    let market = session.market().await?;
+    let market = session.market(output).await?;
     let id = grant.file.grant;
     if !args.no_measure {
         match measure::report(&session, &market, &grant).await {

@@ -33,7 +33,7 @@ pub async fn run(home: &Home, args: &ExtendArgs, output: &Output) -> Result<()> 
     let mut steps = output.steps();
     steps.begin("joining the coalition");
     let session = Session::open(home).await?;
-    let market = session.market().await?;
+    let market = session.market(output).await?;
     let (record, params) = market.read(|view| (running(view, &id), view.state().params().clone()));
     let record = record?;
     let asked = Asked::of(&record, extra_sec)?;

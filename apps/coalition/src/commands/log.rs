@@ -27,7 +27,7 @@ use crate::{
 pub async fn run(home: &Home, args: &LogArgs, output: &Output) -> Result<()> {
     let id = grants::find_id(home, args.grant.as_deref())?;
     let session = Session::open(home).await?;
-    let market = session.market().await?;
+    let market = session.market(output).await?;
     if args.measure {
         let own = grants::find(home, args.grant.as_deref())?;
         let number = measure::report(&session, &market, &own).await?.number;

@@ -20,7 +20,7 @@ use crate::{
 /// When the coalition cannot be reached.
 pub async fn run(home: &Home, args: &MarketArgs, output: &Output) -> Result<()> {
     let session = Session::open(home).await?;
-    let market = session.market().await?;
+    let market = session.market(output).await?;
     let now = session.now().await?;
     let cards: Vec<CardView> = market.read(|view| view.cards(now).collect());
     let open = market.read(|view| view.state().open_count());

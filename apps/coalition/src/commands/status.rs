@@ -26,7 +26,7 @@ const STILL_MS: u64 = 15_000;
 pub async fn run(home: &Home, output: &Output) -> Result<()> {
     let supervisor = home.running();
     let roles = supervisor.and_then(|_| read_roles(home)).unwrap_or_default();
-    let (network, problem) = match look(home).await {
+    let (network, problem) = match look(home, output).await {
         Ok(network) => (Some(network), None),
         Err(error) => (None, Some(error)),
     };
@@ -52,11 +52,11 @@ fn read_roles(home: &Home) -> Option<BTreeMap<String, RoleStatus>> {
     serde_json::from_slice(&std::fs::read(status_file(home)).ok()?).ok()
 }
 
-async fn look(home: &Home) -> Result<Value> {
+async fn look(home: &Home, output: &Output) -> Result<Value> {
     let session = Session::open(home).await?;
     let now = session.now().await?;
     let age_ms = now_ms().saturating_sub(now.time_ms);
-    let market = session.market().await?;
+    let market = session.market(output).await?;
     let (providers, open, live, waiting, posture) = market.read(|view| {
         let state = view.state();
         (

@@ -167,7 +167,7 @@ impl Coalition {
             }
         }
         steps.begin("waiting for the bridge's offer");
-        let offered = self.wait_offer().await?;
+        let offered = self.wait_offer(steps.output()).await?;
         match &offered {
             Some(offered) => steps.done("market", offered, json!({ "offers": 1, "offer": offered })),
             None => {
@@ -179,9 +179,9 @@ impl Coalition {
         Ok(offered)
     }
 
-    async fn wait_offer(&mut self) -> Result<Option<Offered>> {
+    async fn wait_offer(&mut self, output: &Output) -> Result<Option<Offered>> {
         let session = Session::open(&self.home).await?;
-        let market = session.market().await?;
+        let market = session.market(output).await?;
         let region = self.devnet.manifest.sale.region.clone();
         let found = market.wait_for(MARKET_WAIT, |view| {
             let known = view.state().providers().values().find(|known| known.card.is_some())?;

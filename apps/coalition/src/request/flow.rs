@@ -82,7 +82,7 @@ pub async fn run(home: &Home, request: &Request, steps: &mut Steps) -> Result<Gr
     home.ensure()?;
     steps.begin("joining the coalition");
     let session = Session::open(home).await?;
-    let market = session.market().await?;
+    let market = session.market(steps.output()).await?;
     if let Some((retirement, true)) = market.retirement() {
         return Err(retired(&retirement));
     }

@@ -37,7 +37,7 @@ pub async fn run(home: &Home, grant: Grant, patience: Duration, steps: &mut Step
     let file = grant.file.clone();
     steps.begin("joining the coalition");
     let session = Session::open_as(home, key).await?;
-    let market = session.market().await?;
+    let market = session.market(steps.output()).await?;
     let request = Request {
         ask: Ask {
             cpu_millicores: file.cpu_millicores,

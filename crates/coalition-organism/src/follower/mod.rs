@@ -178,14 +178,31 @@ impl<F: Fold> Follower<F> {
         found.unwrap_or_else(|_| Err(self.late(deadline)))
     }
 
-    /// Waits until everything is folded that one serving member knows to be certified; answers how many entries that is. A member that
-    /// was cut off a moment ago knows less than others: who has been told a place in the log waits for that with
-    /// [`When::folded`].
+    /// Waits until everything is folded that anybody had been told is committed when this was called; answers how many entries that
+    /// is. A quorum of the members is asked.
+    ///
+    /// # Errors
+    /// [`ReadError`] when no quorum answers or the entries do not come in time.
+    pub async fn caught_up(&self, deadline: Duration) -> Result<u64, ReadError> {
+        let size = self.organism.settled_head(deadline).await?.size();
+        self.folded(size, deadline).await
+    }
+
+    /// As [`caught_up`](Self::caught_up) where a quorum answers within `patience`; else up to what the first member to answer knows
+    /// to be certified, with the reason why that may be behind.
     ///
     /// # Errors
     /// [`ReadError`] when no member gives a head or the entries up to it in time.
-    pub async fn caught_up(&self, deadline: Duration) -> Result<u64, ReadError> {
-        let size = self.organism.head(deadline).await?.size();
+    pub async fn caught_up_as_can_be(
+        &self,
+        patience: Duration,
+        deadline: Duration,
+    ) -> Result<(u64, Option<ReadError>), ReadError> {
+        let (head, unsettled) = self.organism.settled_head_or_any(patience, deadline).await?;
+        Ok((self.folded(head.size(), deadline).await?, unsettled))
+    }
+
+    async fn folded(&self, size: u64, deadline: Duration) -> Result<u64, ReadError> {
         let reached = tokio::time::timeout(deadline, self.when().folded(size)).await;
         reached.unwrap_or_else(|_| Err(self.late(deadline)))
     }

@@ -116,6 +116,7 @@ pub(crate) fn sign_head(organism: &Hosted, cosigner: &Cosigner, time_ms: u64) ->
     organism.with_store(|store| {
         let head = store.head();
         let line = store.cosign(cosigner, time_ms / 1_000)?;
+        organism.note_signed(head.size);
         let checkpoint = Checkpoint { organism: organism.id, size: head.size, root: head.root };
         Ok(SignedCheckpoint { checkpoint, signatures: vec![line] })
     })

@@ -4,7 +4,10 @@ use std::{
     collections::BTreeMap,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering::Relaxed},
+        atomic::{
+            AtomicU64,
+            Ordering::{Relaxed, SeqCst},
+        },
     },
 };
 
@@ -43,6 +46,8 @@ pub(crate) struct Hosted {
     certified: watch::Sender<Option<CertifiedCheckpoint>>,
     /// Handovers in the log, proven or not.
     epoch: AtomicU64,
+    /// Entries under the newest head this member signed.
+    signed: AtomicU64,
     faults: Complaints,
     lies: Complaints,
     /// Entries kept at least; `None` keeps all.
@@ -77,6 +82,7 @@ impl Hosted {
         let known = newest_certificate(&log);
         let certifier = Certifier::new(log.chain().verifier().clone(), known.clone());
         let epoch = AtomicU64::new(execution.epoch());
+        let signed = AtomicU64::new(store.guarded().size);
         Self {
             id,
             name,
@@ -87,6 +93,7 @@ impl Hosted {
             waiters: Mutex::default(),
             certified: watch::Sender::new(known),
             epoch,
+            signed,
             faults: Complaints::default(),
             lies: Complaints::default(),
             retain,
@@ -111,6 +118,21 @@ impl Hosted {
     /// Whether the log waits for its predecessor's head.
     pub(crate) fn awaits_predecessor(&self) -> bool {
         lock(&self.execution).awaits_predecessor()
+    }
+
+    /// Entries under the newest head this member signed, in this life or before.
+    pub(crate) fn signed_size(&self) -> u64 {
+        self.signed.load(SeqCst)
+    }
+
+    /// Notes what is about to be signed, before anybody can have the signature.
+    pub(crate) fn note_signed(&self, size: u64) {
+        self.signed.fetch_max(size, SeqCst);
+    }
+
+    /// Whether every handover in the log is proven, and so known to whoever asks.
+    pub(crate) fn is_epoch_proven(&self) -> bool {
+        self.log.chain().epoch() >= self.epoch()
     }
 
     /// Watches the newest certificate.

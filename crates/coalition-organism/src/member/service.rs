@@ -30,7 +30,7 @@ use crate::{
     wire::{
         self, AdmitRequest, ChallengeRequest, EvidenceRequest, FollowAnswer, FollowRequest, HashesRequest, HeadAnswer,
         HeadRequest, MAX_COMMAND_BYTES, MAX_RANGE_BYTES, MAX_TILES, MAX_WAIT_MS, MAX_WRITES, Malformed, NO_STATE,
-        Ordered, StateAnswer, StatePartRequest, StateRequest, Write, WriteAnswer, WriteRequest, method,
+        Ordered, SettledRequest, StateAnswer, StatePartRequest, StateRequest, Write, WriteAnswer, WriteRequest, method,
     },
 };
 
@@ -68,6 +68,7 @@ impl Service for OrganismService {
                 }
                 method::FOLLOW => call.follow(read(&body)?).await,
                 method::HEAD => call.head(read(&body)?).await,
+                method::SETTLED => call.settled(read(&body)?).await,
                 method::EVIDENCE => call.evidence(&read(&body)?),
                 method::STATE => call.state(&read(&body)?),
                 method::STATE_PART => call.state_part(&read(&body)?),
@@ -178,6 +179,17 @@ impl Call {
         let head = head_when(organism, until(request.wait_ms), ready).await;
         let handovers = handovers(organism, request.epoch);
         Ok(wire::encode(&HeadAnswer { head: head.map(|head| head.note().to_string()), handovers }))
+    }
+
+    /// What was signed before the question may have been acknowledged elsewhere before the certificate came here.
+    async fn settled(&self, request: SettledRequest) -> Result<Vec<u8>, Fault> {
+        let organism = self.organism(request.organism)?;
+        let signed = organism.signed_size();
+        let head = head_when(organism, until(request.wait_ms), |size| size >= signed).await;
+        let settled = head.filter(|head| head.size() >= signed && organism.is_epoch_proven());
+        let unsettled = || Fault::new("unsettled", format!("{signed} entries are signed here, and not certified yet"));
+        let head = settled.ok_or_else(unsettled)?.note().to_string();
+        Ok(wire::encode(&HeadAnswer { head: Some(head), handovers: handovers(organism, request.epoch) }))
     }
 
     fn evidence(&self, request: &EvidenceRequest) -> Result<Vec<u8>, Fault> {

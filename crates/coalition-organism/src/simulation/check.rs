@@ -31,6 +31,8 @@ pub(super) mod invariant {
     pub(in super::super) const IDEMPOTENT: &str = "same-write-same-answer";
     /// A reader shows certified entries only, in order, each once.
     pub(in super::super) const READER: &str = "reader-shows-the-certified";
+    /// Who asks a quorum for the newest head finds everything under it that had been acknowledged before.
+    pub(in super::super) const FRESH: &str = "acknowledged-is-found";
     /// Nothing follows a retirement's last entry.
     pub(in super::super) const ENDED: &str = "nothing-after-the-end";
     /// A liar whose two heads met a correct member is proven guilty there.

@@ -154,6 +154,10 @@ impl Writer {
 }
 
 impl World {
+    pub(super) const fn auditor_node(&self) -> usize {
+        self.plan.members + self.plan.readers + self.plan.writers
+    }
+
     const fn reader_node(&self, reader: usize) -> usize {
         self.plan.members + reader
     }
@@ -162,7 +166,7 @@ impl World {
         self.plan.members + self.plan.readers + writer
     }
 
-    fn call(&mut self, from: usize, to: usize, wait: Ms, request: Request) -> u64 {
+    pub(super) fn call(&mut self, from: usize, to: usize, wait: Ms, request: Request) -> u64 {
         self.calls += 1;
         let call = self.calls;
         self.send(from, to, &Packet::Request(call, wait, request));
@@ -196,6 +200,8 @@ impl World {
             if self.readers[index].call == call {
                 self.reader_moves_on(index);
             }
+        } else if client == self.auditor_node() {
+            self.audit_is_late(call);
         } else if self.writers[index - self.plan.readers].call == call {
             self.writer_moves_on(index - self.plan.readers);
         }
@@ -217,6 +223,8 @@ impl World {
             if self.readers[index].call == call {
                 self.reader_told(index, from, &reply);
             }
+        } else if client == self.auditor_node() {
+            self.auditor_told(from, call, &reply);
         } else if self.writers[index - self.plan.readers].call == call {
             self.writer_told(index - self.plan.readers, from, reply);
         }
@@ -394,7 +402,7 @@ impl World {
         // What a member alone says is promised only if the member is correct.
         if self.plan.is_honest(from) || (believes && w.verifies) {
             let (organism, id) = (pending.organism, pending.write.bound_id());
-            self.acknowledged(from, organism, id, &entries);
+            self.promised(from, organism, id, &entries);
         } else {
             self.tally.count("liar's word taken by a writer that does not verify");
         }
@@ -427,8 +435,15 @@ impl World {
             return self.ask(writer);
         }
         let (pointers, from) = (std::mem::take(pointers), *from);
-        self.acknowledged(from, organism, id, &pointers);
+        self.promised(from, organism, id, &pointers);
         self.write_done(writer);
+    }
+
+    fn promised(&mut self, by: usize, organism: usize, id: WriteId, pointers: &[EvidencePointer]) {
+        self.acknowledged(by, organism, id, pointers);
+        if let Some(last) = pointers.iter().map(|pointer| pointer.index).max() {
+            self.saw_acknowledged(organism, last + 1);
+        }
     }
 
     fn write_done(&mut self, writer: usize) {

@@ -213,6 +213,7 @@ impl World {
                 self.tally.count("lie: false evidence");
                 Some(Reply::Evidence(bytes))
             }
+            Request::Settled(organism) => self.lie_about_settled(liar, *organism),
             Request::State(..) | Request::StatePart(..) => self.lie_about_state(liar, request),
         };
         if let Some(reply) = reply {
@@ -249,9 +250,14 @@ impl World {
         }
     }
 
+    /// Certified heads of an organism that a liar has, the older first.
+    pub(super) fn heads_of(&self, liar: usize, organism: usize) -> Vec<SignedCheckpoint> {
+        let known = self.liars[&liar].heads.iter().filter(|(at, _)| *at == organism);
+        known.map(|(_, head)| head.clone()).collect()
+    }
+
     fn lie_to_reader(&mut self, liar: usize, organism: usize, request: &FollowRequest) -> Option<Reply> {
-        let heads: Vec<SignedCheckpoint> =
-            self.liars[&liar].heads.iter().filter(|(at, _)| *at == organism).map(|(_, head)| head.clone()).collect();
+        let heads = self.heads_of(liar, organism);
         let newest = heads.last()?.clone();
         let log = &self.oracle.truths[organism].log;
         let mut answer = range(log, &newest, request, self.plan.range_bytes)?;

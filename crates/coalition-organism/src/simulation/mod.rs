@@ -28,6 +28,7 @@ mod regressions;
 mod report;
 mod rng;
 mod serve;
+mod settled;
 mod stage;
 mod states;
 mod world;
@@ -91,6 +92,9 @@ const AT_LEAST_IN_A_HUNDRED: &[(&str, u64)] = &[
     ("false answer refused by a reader", 20),
     ("false acknowledgement caught", 1),
     ("reader fails over", 100),
+    ("settled head", 200),
+    ("settled head is newer than acknowledged", 20),
+    ("lie: an old settled head", 10),
     ("reader restarted", 10),
     ("writer fails over", 100),
     ("write known already", 20),

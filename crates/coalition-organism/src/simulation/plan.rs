@@ -59,10 +59,14 @@ pub(super) enum Mutation {
     StateUnverified,
     /// A reader takes a state as it is served.
     ReaderTakesAnyState,
+    /// A member that is asked for what is settled answers at once, with what it knows to be certified.
+    SettledAtOnce,
+    /// Whoever asks what is settled is content with a member less than a quorum.
+    SettledByTooFew,
 }
 
 impl Mutation {
-    pub(super) const ALL: [Self; 24] = [
+    pub(super) const ALL: [Self; 26] = [
         Self::QuorumOffByOne,
         Self::AckBeforeCertified,
         Self::GuardNotDurable,
@@ -87,6 +91,8 @@ impl Mutation {
         Self::StateBeforeLastEntry,
         Self::StateUnverified,
         Self::ReaderTakesAnyState,
+        Self::SettledAtOnce,
+        Self::SettledByTooFew,
     ];
 }
 

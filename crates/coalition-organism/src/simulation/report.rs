@@ -32,6 +32,7 @@ pub(super) fn request(request: &Request) -> String {
         Request::Follow(organism, ask) => format!("follow {organism} from {} head {}", ask.next, ask.head_size),
         Request::Evidence(organism, ask) => format!("evidence {organism} {}", ask.index),
         Request::State(organism, ask) => format!("state {organism} from {} head {}", ask.next, ask.head_size),
+        Request::Settled(organism) => format!("settled {organism}"),
         Request::StatePart(organism, ask) => format!("state {organism} of {} at {}", ask.covers, ask.offset),
     }
 }
@@ -50,6 +51,7 @@ pub(super) fn reply(reply: &Reply) -> String {
         Reply::Evidence(bytes) => format!("evidence of {} bytes", bytes.len()),
         Reply::State(bytes) => format!("state offered in {} bytes", bytes.len()),
         Reply::StatePart(bytes) => format!("{} bytes of a state", bytes.len()),
+        Reply::Settled(note) => format!("settled {}", note.lines().nth(1).unwrap_or("?")),
         Reply::Fault(code) => (*code).into(),
     }
 }

@@ -32,6 +32,7 @@ pub(super) struct Call {
 pub(super) enum Waiting {
     Write { organism: usize, id: WriteId, outcome: Option<Outcome> },
     Follow { organism: usize, request: Rc<FollowRequest> },
+    Settled { organism: usize, signed: u64 },
 }
 
 impl World {
@@ -58,6 +59,10 @@ impl World {
                 Waiting::Write { organism, id: bound, outcome }
             }
             Request::Follow(organism, request) => Waiting::Follow { organism, request },
+            Request::Settled(organism) => {
+                let signed = self.members[member].disks[organism].guard.size;
+                Waiting::Settled { organism, signed: if self.plan.has(Mutation::SettledAtOnce) { 0 } else { signed } }
+            }
             Request::Evidence(organism, request) => {
                 let evidence = evidence(&p.organisms[organism], request.index);
                 let reply = evidence.map_or(Reply::Fault("no_such_entry"), Reply::Evidence);
@@ -111,6 +116,11 @@ impl World {
                     None if is_due => Some(Reply::Fault("nothing_certified")),
                     _ => None,
                 }
+            }
+            Waiting::Settled { organism, signed } => {
+                let head = p.organisms[*organism].head.as_ref().filter(|head| head.checkpoint.size >= *signed);
+                let settled = head.map(|head| Reply::Settled(head.to_string()));
+                settled.or(is_due.then_some(Reply::Fault("unsettled")))
             }
         }
     }

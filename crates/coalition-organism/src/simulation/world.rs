@@ -16,6 +16,7 @@ use super::{
     order::Oracle,
     plan::{Ms, Plan},
     rng::Rng,
+    settled::Auditor,
 };
 use crate::wire::{EvidenceRequest, FollowRequest, StatePartRequest, StateRequest, Write, WriteAnswer};
 
@@ -48,6 +49,8 @@ pub(super) enum Event {
     Poll(usize, u64),
     ReaderRestart,
     Write(usize, u64),
+    /// The newest head is asked of a quorum.
+    Audit,
     /// A client's call has taken too long.
     Late(usize, u64),
 }
@@ -66,6 +69,7 @@ pub(super) enum Request {
     Evidence(usize, Rc<EvidenceRequest>),
     State(usize, Rc<StateRequest>),
     StatePart(usize, Rc<StatePartRequest>),
+    Settled(usize),
 }
 
 #[derive(Clone, Debug)]
@@ -75,6 +79,7 @@ pub(super) enum Reply {
     Evidence(Vec<u8>),
     State(Vec<u8>),
     StatePart(Vec<u8>),
+    Settled(String),
     Fault(&'static str),
 }
 
@@ -123,6 +128,7 @@ pub(super) struct World {
     pub(super) liars: BTreeMap<usize, Liar>,
     pub(super) readers: Vec<Reader>,
     pub(super) writers: Vec<Writer>,
+    pub(super) auditor: Auditor,
     pub(super) records: Vec<Vec<Record>>,
     pub(super) answers: Answers,
     pub(super) calls: u64,
@@ -137,7 +143,7 @@ pub(super) struct World {
 impl World {
     pub(super) fn new(plan: Plan, story: bool) -> Self {
         let committee = Committee::of(plan.members);
-        let clients = plan.readers + plan.writers;
+        let clients = plan.readers + plan.writers + 1;
         let mut rng = Rng::new(plan.seed);
         let readers = (0..plan.readers).map(|i| Reader::new(&plan, committee, i, &mut rng)).collect();
         let writers = (0..plan.writers).map(|i| Writer::new(&plan, i, &mut rng)).collect();
@@ -157,6 +163,7 @@ impl World {
             pending: Vec::new(),
             readers,
             writers,
+            auditor: Auditor::default(),
             answers: Answers::default(),
             calls: 0,
             tally: Tally::default(),
@@ -180,6 +187,7 @@ impl World {
             let pause = self.rng.range(1, 300);
             self.after(pause, Event::Write(writer, 0));
         }
+        self.after(100, Event::Audit);
         for liar in self.plan.liars.clone() {
             self.after(100, Event::Lie(liar));
         }
@@ -278,6 +286,7 @@ impl World {
             Event::Heal(partition) => self.network.heal(partition),
             Event::Poll(reader, call) => self.poll(reader, call),
             Event::Write(writer, call) => self.next_write(writer, call),
+            Event::Audit => self.audit(),
             Event::Late(client, call) => self.late(client, call),
             Event::Lie(liar) => self.lie(liar),
             _ if self.calm_since.is_some() => {}
@@ -376,6 +385,9 @@ impl World {
     fn missing(&self) -> Option<String> {
         if let Some(writer) = self.writers.iter().position(|writer| !writer.is_done()) {
             return Some(format!("writer {writer} has no answer"));
+        }
+        if !self.auditor.answered_in_calm {
+            return Some("no quorum told what is settled".into());
         }
         for (organism, truth) in self.oracle.truths.iter().enumerate() {
             let size = truth.log.size();

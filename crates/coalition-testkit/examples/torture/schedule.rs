@@ -284,16 +284,13 @@ async fn partition(rng: &mut Rng, committee: &Committee, outcome: &mut Outcome) 
 }
 
 async fn conclude(outcome: &mut Outcome, history: &History, reader: &Follower<Shown>, committee: &mut Committee) {
-    // All that was acknowledged, not what some member happens to know that was cut off a moment ago.
-    let size = history.highest().map_or(0, |index| index + 1);
-    match tokio::time::timeout(RECOVERY, reader.when().folded(size)).await {
-        Ok(Ok(_)) => {}
-        Ok(Err(error)) => outcome.violations.push(format!("the reader does not catch up: {error}")),
-        Err(_) => outcome.violations.push(format!(
-            "the reader is shown {} of {size} entries, {} s after the last write",
-            reader.certified_size(),
-            RECOVERY.as_secs()
+    let acknowledged = history.highest().map_or(0, |index| index + 1);
+    match reader.caught_up(RECOVERY).await {
+        Ok(size) if size >= acknowledged => {}
+        Ok(size) => outcome.violations.push(format!(
+            "a quorum knows of {size} entries, and {acknowledged} were acknowledged before it was asked"
         )),
+        Err(error) => outcome.violations.push(format!("the reader does not catch up: {error}")),
     }
     let log: Vec<Entry> = reader.read(|shown| shown.0.clone());
     outcome.acknowledged = history.acknowledged();
