@@ -34,7 +34,9 @@ impl Guest {
             found.flatten().map(|f| f.path()).find(|path| path.to_string_lossy().contains("/vmlinuz-"))
         });
         let (Some(kernel), Some(qemu), true) = (kernel, tools::qemu(), made.join("made").exists()) else {
-            eprintln!("SKIPPED: no kernel, qemu-system-x86_64 or Debian with systemd here; run .ci/setup and .ci/systemd-guest");
+            eprintln!(
+                "SKIPPED: no kernel, qemu-system-x86_64 or Debian with systemd here; run .ci/setup and .ci/systemd-guest"
+            );
             return None;
         };
         let dir = tempfile::tempdir().unwrap();

@@ -235,9 +235,12 @@ async fn a_unit_that_outlives_its_directory_is_found(site: &Site<'_>) {
 
 async fn a_logout_ends_nothing(site: &Site<'_>, one: &Provisioned) {
     let main = site.property(one, "MainPID").await;
-    let cut = "systemd-run --quiet --collect sh -c 'systemctl restart ssh; loginctl terminate-user root'";
+    let started = "systemctl show ssh --property=ActiveEnterTimestampMonotonic --value";
+    let before = site.guest.run(started).await;
+    let cut = "systemd-run --quiet --collect --unit=cut sh -c 'systemctl restart ssh; loginctl terminate-user root'";
     let _ = site.guest.try_run(cut).await;
-    site.guest.until("a new login", "true").await;
+    let done = format!("! systemctl --quiet is-active cut && test $({started}) -gt {before}");
+    site.guest.until("a restart of sshd", &done).await;
     assert_eq!(site.property(one, "MainPID").await, main);
     eventually_held(site, one).await;
     assert_eq!(site.inside(one, "echo here").await, "here");
