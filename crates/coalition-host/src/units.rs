@@ -120,7 +120,7 @@ pub const SHOWN: &str = "--property=Id,Description,ActiveState";
 #[must_use]
 pub fn parse_shown(text: &str) -> Vec<Shown> {
     let shown = |block: &str| {
-        let value = |name: &str| block.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('='));
+        let value = |name: &str| block.split('\n').find_map(|line| line.strip_prefix(name)?.strip_prefix('='));
         let name = value("Id")?;
         let grant_id = name.strip_prefix(GRANT)?.strip_suffix(SERVICE)?;
         let dir = value("Description")?.strip_prefix(&describe_grant(grant_id, ""))?;
@@ -199,7 +199,7 @@ mod tests {
 
         #[test]
         fn whatever_is_shown_is_no_panic(text in "\\PC*") {
-            parse_shown(&text);
+            prop_assert!(parse_shown(&text).iter().all(|shown| is_ours(&shown.name) && shown.dir.is_absolute()));
         }
     }
 }

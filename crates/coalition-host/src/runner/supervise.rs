@@ -261,7 +261,10 @@ impl Grant {
     fn stopped(&self) -> End {
         let detail = self.dir.read_stop_reason();
         if detail.is_none() && self.place.unit.is_some() && Own::is_shutting_down() {
-            return End { reason: EndReason::Lost, detail: Some("the host is shutting down".into()) };
+            return End {
+                reason: EndReason::Lost,
+                detail: Some("the host, or its user's manager, is shutting down".into()),
+            };
         }
         End { reason: EndReason::Stopped, detail }
     }
