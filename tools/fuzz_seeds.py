@@ -256,6 +256,8 @@ def edges():
     net = "@net\n  eth0: 5 1 0 0 0 0 0 0 7 1 0 0 0 0 0 0\n@end\n"
     group = "@group\n0::/\n@cpu\nusage_usec 1234567\n@ram\n3145729\n@page\n4096\n"
     put("guest_counters", (group + stat + net).encode(), ("@group\n@cpu\n@ram\n@page\n" + stat + net).encode())
+    shown = "Id=coalition-grant-00aa11bb.service\nDescription=coalition grant 00aa11bb in /g\nActiveState=active\n"
+    put("host_units", shown.encode(), (shown + "\n" + shown.replace("active", "failed")).encode())
     instance = (
         "<item><instanceId>i-0123456789abcdef0</instanceId><instanceState><name>running</name></instanceState>"
         "<ipAddress>192.0.2.7</ipAddress><tagSet><item><key>a</key><value>b &amp; c</value></item></tagSet></item>"

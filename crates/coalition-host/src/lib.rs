@@ -9,6 +9,7 @@
 //! * [`keys`]: SSH keys as texts.
 //! * [`cloud_config`]: keys for a system that takes them from cloud-init.
 //! * [`output`]: what a workload wrote, as it is kept and handed over.
+//! * [`units`]: grants as units of systemd.
 
 mod accepting;
 pub mod cloud_config;
@@ -27,6 +28,7 @@ mod ssh;
 pub mod sshd;
 pub mod state;
 pub mod types;
+pub mod units;
 pub mod usage;
 
 pub use runner::runner_main;
@@ -34,5 +36,5 @@ pub use ssh::keys;
 pub use types::{
     BootReport, CleanReport, Egress, EndReason, ExitOutcome, Failure, FailureReport, GuestUsage, Isolation,
     IsolationLevel, ListReport, ListedGrant, MachineProbe, MachineSpec, Mechanism, Phase, ProbeReport, ProcessRef,
-    RunnerState, SecretText, TdxSpec, UsageReport, WorkloadSpec, parse_answer,
+    RunnerState, SecretText, ServiceManager, Supervision, TdxSpec, UsageReport, WorkloadSpec, parse_answer,
 };

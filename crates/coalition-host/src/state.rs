@@ -68,6 +68,11 @@ impl GrantDir {
         self.path.join("runner.log")
     }
 
+    /// The pipe on which a supervisor that systemd started says its first word.
+    pub fn answer(&self) -> PathBuf {
+        self.path.join("answer")
+    }
+
     fn file(&self, name: &str) -> PathBuf {
         self.path.join(name)
     }
@@ -232,6 +237,7 @@ mod tests {
             supervisor: ProcessRef { pid: 1, start_ticks: 2, boot_id: "b".into() },
             init: None,
             cgroups: vec![],
+            unit: None,
             usage_so_far: None,
             phase,
         }

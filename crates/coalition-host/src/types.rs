@@ -302,6 +302,9 @@ pub struct RunnerState {
     pub init: Option<ProcessRef>,
     /// cgroup directories made for it.
     pub cgroups: Vec<PathBuf>,
+    /// The unit of systemd's that it is, where it is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unit: Option<String>,
     /// Reported while it runs, never written: usage as of the last sample.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub usage_so_far: Option<UsageReport>,
@@ -347,6 +350,27 @@ pub enum Phase {
     },
 }
 
+/// Who looks after grants' supervisors on a host.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Supervision {
+    /// The service manager whose units grants are; none: each supervisor is on its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub manager: Option<ServiceManager>,
+    /// Why there is none, on a host that systemd runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
+}
+
+/// One of systemd's service managers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ServiceManager {
+    /// The host's: process 1.
+    System,
+    /// The user's own.
+    User,
+}
+
 /// Answer of `runner probe`: what this host offers, before any grant.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProbeReport {
@@ -364,6 +388,9 @@ pub struct ProbeReport {
     pub user_namespaces: bool,
     /// The isolation a workload would get here, with its losses.
     pub isolation: Isolation,
+    /// Who looks after grants' supervisors.
+    #[serde(default)]
+    pub supervision: Supervision,
     /// cgroup v1 controllers this runner may use.
     pub cgroup_v1: Vec<String>,
     /// cgroup v2 controllers this runner may use.
@@ -431,6 +458,9 @@ pub struct ListedGrant {
     pub state: Option<RunnerState>,
     /// Why there is no state.
     pub problem: Option<String>,
+    /// The unit that runs on although the directory is gone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unit: Option<String>,
 }
 
 /// Answer of `runner list`.

@@ -36,8 +36,8 @@ use crate::fleet::chain;
 use crate::platform::Platform;
 use crate::ssh::{SshHost, SshTarget, quote};
 
-/// Wait for a probe: it makes and removes namespaces and cgroups.
-const PROBE: Duration = Duration::from_secs(30);
+/// Wait for a probe: it makes and removes namespaces and cgroups, where systemd runs in a unit of its own.
+const PROBE: Duration = Duration::from_secs(60);
 /// Wait for `runner stop` and `runner clean`; stopping waits up to 20 s for the supervisor and 5 s for the kernel.
 const STOP: Duration = Duration::from_secs(60);
 /// Images kept on the machine after use.
@@ -335,7 +335,9 @@ impl BareMetalBackend {
     }
 
     async fn remove(&self, name: &InstanceName) -> Result<(), RunnerCallError> {
-        let Some(dir) = self.dir_of(name).await? else { return Ok(()) };
+        let paths = self.runner.paths(&self.ssh).await?;
+        // Also where it is not there any more: a unit of systemd's may have outlived it.
+        let dir = join(&paths.grants, name.as_str());
         let cleaned: Result<CleanReport, _> =
             self.runner.call(&self.ssh, "clean", &[("--dir", &dir)], STOP, true).await;
         match cleaned {

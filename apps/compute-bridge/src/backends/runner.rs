@@ -4,7 +4,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use coalition_compute::{LogEnd, UsageMetrics};
-use coalition_host::types::{EndReason, Failure, Isolation, Phase, ProbeReport, UsageReport, parse_answer};
+use coalition_host::types::{
+    EndReason, Failure, Isolation, Phase, ProbeReport, ServiceManager, UsageReport, parse_answer,
+};
 use serde::de::DeserializeOwned;
 use tokio::sync::Mutex;
 
@@ -247,6 +249,11 @@ pub(super) fn kind_of(error: &RunnerCallError) -> FailureKind {
 /// What a probe says of isolation, virtual machines first.
 pub(super) fn offered_text(probe: &ProbeReport) -> String {
     let outer = isolation_text(&probe.isolation);
+    let outer = match probe.supervision.manager {
+        Some(ServiceManager::System) => format!("{outer}; grants are units of the host's systemd"),
+        Some(ServiceManager::User) => format!("{outer}; grants are units of the user's systemd"),
+        None => outer,
+    };
     match &probe.machine {
         None => outer,
         Some(found) => match &found.kvm_problem {

@@ -77,19 +77,24 @@ impl Host {
     }
 
     pub(crate) fn setup(&self) -> BareMetalSetup {
-        BareMetalSetup {
-            guest: None,
-            name: "metal".parse().unwrap(),
-            target: self.target.clone(),
-            region: "local".parse().unwrap(),
-            cpu_millicores: 2_000,
-            ram_mib: 512,
-            max_instances: 4,
-            rates: DeclaredRates { core_hour: "0.02".parse().unwrap(), gib_hour: RateQ64::ZERO },
-            public_host: "127.0.0.1".into(),
-            listen: Some("127.0.0.1".parse().unwrap()),
-            host: host_setup(".coalition-host"),
-        }
+        BareMetalSetup { listen: Some("127.0.0.1".parse().unwrap()), ..setup_for(self.target.clone()) }
+    }
+}
+
+/// A machine that is reached there.
+pub(crate) fn setup_for(target: SshTarget) -> BareMetalSetup {
+    BareMetalSetup {
+        guest: None,
+        name: "metal".parse().unwrap(),
+        target,
+        region: "local".parse().unwrap(),
+        cpu_millicores: 2_000,
+        ram_mib: 512,
+        max_instances: 4,
+        rates: DeclaredRates { core_hour: "0.02".parse().unwrap(), gib_hour: RateQ64::ZERO },
+        public_host: "127.0.0.1".into(),
+        listen: None,
+        host: host_setup(".coalition-host"),
     }
 }
 

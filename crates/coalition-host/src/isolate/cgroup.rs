@@ -5,6 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::types::Mechanism;
+use crate::units;
 
 /// What `/proc/self/mountinfo` and `/proc/self/cgroup` say about cgroups.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -50,20 +51,57 @@ impl Hierarchies {
         self.v1.iter().find(|(c, _)| c.iter().any(|c| c == controller)).map(|(_, path)| path.as_path())
     }
 
-    /// Version 2 directories under which we might make a group, best first: a top-level one for root, and whatever
-    /// part of our own branch was delegated to us.
-    fn v2_parents(&self, root: bool) -> Vec<PathBuf> {
+    /// Version 2 directories under which we might make a group, best first: our own unit of systemd's where we are one,
+    /// else a top-level one for root, and whatever part of our own branch was delegated to a user.
+    fn v2_parents(&self, root: bool) -> Vec<Parent> {
         let Some(mount) = &self.v2 else { return vec![] };
-        let mut parents = Vec::new();
+        if let Some(unit) = self.own_unit() {
+            return vec![Parent::Unit(mount.join(unit))];
+        }
         if root {
-            parents.push(mount.join(TOP));
+            return vec![Parent::Top(mount.join(TOP))];
         }
         let mut branch: Vec<PathBuf> = self.own_v2.ancestors().map(|a| mount.join(a)).collect();
         branch.retain(|path| path != mount && path.join("cgroup.procs").exists());
-        if !root {
-            parents.extend(branch);
+        branch.into_iter().map(Parent::Delegated).collect()
+    }
+
+    /// Our own unit's group, relative to the mount.
+    fn own_unit(&self) -> Option<&Path> {
+        let ours = |path: &&Path| path.file_name().and_then(|name| name.to_str()).is_some_and(units::is_ours);
+        self.own_v2.ancestors().find(ours)
+    }
+
+    /// Moves this process into a group of its own below its unit `name`'s, so that others there can have limits.
+    pub(crate) fn leave_unit_free(&self, name: &str) -> Result<(), String> {
+        let unit = self.own_unit().filter(|unit| unit.ends_with(name));
+        let (Some(mount), Some(unit)) = (&self.v2, unit) else {
+            return Err(format!("we are in {}, not in the group of {name}", self.own_v2.display()));
+        };
+        let dir = mount.join(unit).join("supervisor");
+        let moved = fs::create_dir_all(&dir).and_then(|()| put(&dir, "cgroup.procs", &std::process::id()));
+        moved.map_err(|e| format!("cannot move to {}: {e}", dir.display()))
+    }
+}
+
+/// Where version 2 groups of grants may be made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Parent {
+    /// Our directory at the top, which is root's to make.
+    Top(PathBuf),
+    /// A part of our own branch.
+    Delegated(PathBuf),
+    /// The group of our own unit, whose controllers systemd passes on and which is there already.
+    Unit(PathBuf),
+}
+
+impl Parent {
+    /// Where a grant's group is.
+    fn group(&self, name: &str) -> PathBuf {
+        match self {
+            Self::Top(dir) | Self::Unit(dir) => dir.join(name),
+            Self::Delegated(dir) => dir.join(format!("{TOP}-{name}")),
         }
-        parents
     }
 }
 
@@ -117,7 +155,7 @@ impl Groups {
 
     fn create_v2(&mut self, hierarchies: &Hierarchies, root: bool, name: &str, limits: Limits) {
         for parent in hierarchies.v2_parents(root) {
-            let Some(dir) = make_v2(&parent, root, name) else { continue };
+            let Some(dir) = make_v2(&parent, name) else { continue };
             self.dirs.push(dir.clone());
             let quota = u64::from(limits.cpu_millicores) * 100;
             if put(&dir, "cpu.max", &format!("{quota} 100000")).is_ok() {
@@ -178,7 +216,7 @@ impl Groups {
     /// Groups of that name that exist, however they came to be: a supervisor killed early wrote none down.
     pub(crate) fn find(hierarchies: &Hierarchies, root: bool, name: &str) -> Vec<PathBuf> {
         let v1 = hierarchies.v1.iter().map(|(_, mount)| mount.join(TOP).join(name));
-        let v2 = hierarchies.v2_parents(root).into_iter().map(|parent| v2_dir(&parent, root, name));
+        let v2 = hierarchies.v2_parents(root).into_iter().map(|parent| parent.group(name));
         let mut found: Vec<PathBuf> = v1.chain(v2).filter(|dir| dir.is_dir()).collect();
         found.sort();
         found.dedup();
@@ -271,30 +309,29 @@ fn pids_with_init(limits: Limits) -> u32 {
 }
 
 /// Makes a version 2 group with as many of our controllers as the parent can pass on.
-fn make_v2(parent: &Path, root: bool, name: &str) -> Option<PathBuf> {
-    if root {
-        let top = parent.parent()?;
-        fs::create_dir_all(parent).ok()?;
-        enable(top);
+fn make_v2(parent: &Parent, name: &str) -> Option<PathBuf> {
+    match parent {
+        Parent::Top(dir) => {
+            fs::create_dir_all(dir).ok()?;
+            enable(dir.parent()?);
+            enable(dir);
+        }
+        Parent::Delegated(dir) | Parent::Unit(dir) => enable(dir),
     }
-    enable(parent);
-    let dir = v2_dir(parent, root, name);
+    let dir = parent.group(name);
     match fs::create_dir(&dir) {
         Ok(()) => {}
         Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
         Err(_) => return None,
     }
-    // A parent that passes nothing on is only worth having for root, whose counters it still keeps.
+    // A parent that passes nothing on is only worth having for its counters: at the top, and in a unit.
     let controllers = fs::read_to_string(dir.join("cgroup.controllers")).unwrap_or_default();
-    if !root && !controllers.split_ascii_whitespace().any(|c| CONTROLLERS.contains(&c)) {
+    let delegated = matches!(parent, Parent::Delegated(_));
+    if delegated && !controllers.split_ascii_whitespace().any(|c| CONTROLLERS.contains(&c)) {
         let _ = fs::remove_dir(&dir);
         return None;
     }
     Some(dir)
-}
-
-fn v2_dir(parent: &Path, root: bool, name: &str) -> PathBuf {
-    parent.join(if root { name.to_owned() } else { format!("{TOP}-{name}") })
 }
 
 fn enable(dir: &Path) {
@@ -334,7 +371,31 @@ mod tests {
         assert_eq!(found.v1_mount("pids"), None);
         assert_eq!(found.v2, Some("/sys/fs/cgroup/unified".into()));
         assert_eq!(found.own_v2, PathBuf::from("user.slice/x.scope"));
-        assert_eq!(found.v2_parents(true), [PathBuf::from("/sys/fs/cgroup/unified/coalition")]);
+        assert_eq!(found.v2_parents(true), [Parent::Top("/sys/fs/cgroup/unified/coalition".into())]);
+    }
+
+    #[test]
+    fn who_is_a_unit_makes_groups_in_it_and_touches_nothing_above() {
+        let temp = tempfile::tempdir().unwrap();
+        let unit = temp.path().join("coalition.slice/coalition-grant-aabb.service");
+        fs::create_dir_all(&unit).unwrap();
+        let own_v2 = "coalition.slice/coalition-grant-aabb.service".into();
+        let before = Hierarchies { v2: Some(temp.path().into()), own_v2, ..Hierarchies::default() };
+        assert!(before.leave_unit_free("coalition-grant-cc.service").unwrap_err().contains("not in the group of"));
+        before.leave_unit_free("coalition-grant-aabb.service").unwrap();
+        assert_eq!(fs::read_to_string(unit.join("supervisor/cgroup.procs")).unwrap(), std::process::id().to_string());
+        let after = Hierarchies { own_v2: before.own_v2.join("supervisor"), ..before };
+        let limits = Limits { cpu_millicores: 1500, ram_mib: 64, pids_max: 9 };
+        for root in [true, false] {
+            assert_eq!(after.v2_parents(root), [Parent::Unit(unit.clone())]);
+            let groups = Groups::create(&after, root, "aabb", limits);
+            assert_eq!(groups.dirs(), [unit.join("aabb")]);
+            assert_eq!(fs::read_to_string(unit.join("aabb/memory.max")).unwrap(), "67108864");
+        }
+        assert_eq!(fs::read_to_string(unit.join("cgroup.subtree_control")).unwrap(), "+pids");
+        assert!(!unit.parent().unwrap().join("cgroup.subtree_control").exists());
+        let elsewhere = Hierarchies { own_v2: "user.slice/coalition-bridge.service".into(), ..after };
+        assert_eq!(elsewhere.v2_parents(true), [Parent::Top(temp.path().join("coalition"))]);
     }
 
     #[test]
@@ -366,7 +427,8 @@ mod tests {
         }
         let hierarchies =
             Hierarchies { v2: Some(temp.path().into()), own_v2: "user.slice/x.scope".into(), ..Hierarchies::default() };
-        assert_eq!(hierarchies.v2_parents(false), [own, temp.path().join("user.slice")]);
+        let parents = [own, temp.path().join("user.slice")].map(Parent::Delegated);
+        assert_eq!(hierarchies.v2_parents(false), parents);
         let limits = Limits { cpu_millicores: 1500, ram_mib: 64, pids_max: 9 };
         assert!(!Groups::create(&hierarchies, false, "aa", limits).any());
     }

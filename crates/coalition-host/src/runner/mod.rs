@@ -12,6 +12,7 @@ mod probe;
 mod relay;
 mod start;
 mod supervise;
+mod unit;
 mod workload;
 
 use std::ffi::OsString;
@@ -36,7 +37,7 @@ pub fn runner_main(args: &[OsString]) -> ExitCode {
     match words.first().copied() {
         Some("init") => return inside(&words[1..]),
         Some("guest") => return guest::guest_main(),
-        Some("supervise") => return supervise::supervise_main(args.get(1).map(PathBuf::from)),
+        Some("supervise") => return supervise::supervise_main(Options::parse(&args[1..])),
         _ => {}
     }
     match command(args) {
@@ -71,7 +72,7 @@ fn command(args: &[OsString]) -> Result<String> {
     let options = Options::parse(rest)?;
     let dir = || options.dir.clone().ok_or_else(|| usage("--dir DIR is missing".into()));
     match verb.to_str() {
-        Some("probe") => to_line(&probe::probe(options.dir.as_deref(), options.machine.as_ref())),
+        Some("probe") => to_line(&probe::probe(&options)?),
         Some("boot-files") => to_line(&probe::boot_files(&dir()?, options.machine.as_ref())?),
         Some("start") => to_line(&start::start(&dir()?)?),
         Some("status") => to_line(&ops::status(&dir()?)?),
@@ -96,6 +97,10 @@ struct Options {
     reason: Option<String>,
     until: Option<u64>,
     machine: Option<MachineSpec>,
+    /// The unit that this process is.
+    unit: Option<String>,
+    /// Why it is none, on a host that systemd runs.
+    no_unit: Option<String>,
 }
 
 impl Options {
@@ -116,6 +121,8 @@ impl Options {
                             RunnerError::Usage(format!("--until takes Unix milliseconds, not {text:?}"))
                         })?);
                 }
+                Some("--unit") => options.unit = Some(value()?.to_string_lossy().into_owned()),
+                Some("--no-unit") => options.no_unit = Some(value()?.to_string_lossy().into_owned()),
                 Some("--reason") => options.reason = Some(value()?.to_string_lossy().into_owned()),
                 Some("--machine") => options.machine = Some(machine(&value()?.to_string_lossy())?),
                 _ => return Err(RunnerError::Usage(format!("unknown option {}", name.display()))),

@@ -8,7 +8,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use super::environment::kill_all;
-use super::log;
+use super::{log, unit};
 use crate::error::{Result, RunnerError};
 use crate::isolate::cgroup::{Groups, Hierarchies};
 use crate::proc;
@@ -113,7 +113,10 @@ fn wait_for_end(dir: &GrantDir, state: RunnerState, reason: Option<&str>) -> Res
     while began.elapsed() < STOP_LIMIT {
         let now = dir.read_state()?.map_or(Ok(state.clone()), |s| judge(dir, s))?;
         match now.phase {
-            Phase::Ended { .. } if !alive(&now.supervisor)? => return Ok(now),
+            Phase::Ended { .. } if !alive(&now.supervisor)? => {
+                unit::end(now.unit.as_deref())?;
+                return Ok(now);
+            }
             Phase::Lost { ref usage } => return settle(dir, &now, usage.clone(), EndReason::Lost, reason),
             _ => std::thread::sleep(Duration::from_millis(3)),
         }
@@ -143,6 +146,7 @@ fn settle(
         Some(init) if alive(init)? => Some(init.pid),
         _ => None,
     };
+    unit::end(state.unit.as_deref())?;
     let root = nix::unistd::geteuid().is_root();
     let mut dirs = Groups::find(&Hierarchies::discover(), root, &state.grant_id);
     dirs.extend(state.cgroups.iter().filter(|d| !dirs.contains(d)).cloned().collect::<Vec<_>>());
@@ -179,8 +183,9 @@ pub(super) fn clean(dir: &Path) -> Result<CleanReport> {
     let mut removed = Vec::new();
     let path = match dir.canonicalize() {
         Ok(path) => path,
-        // Cleaning twice is fine.
+        // Cleaning twice is fine. What a unit whose directory somebody else removed still does is not.
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+            removed.extend(unit::end_stray(dir)?);
             return Ok(CleanReport { version: FORMAT_VERSION, dir: dir.into(), removed });
         }
         Err(e) => return Err(RunnerError::io(format!("cannot look at {}", dir.display()), e)),
@@ -207,7 +212,7 @@ fn looks_like_a_grant(dir: &Path) -> bool {
     ["spec.json", "state.json", "supervisor.lock"].iter().any(|f| dir.join(f).exists())
 }
 
-/// Every grant directory directly below `root`.
+/// Every grant directory directly below `root`, and units that outlived theirs.
 pub(super) fn list(root: &Path) -> Result<ListReport> {
     let context = |e| RunnerError::io(format!("cannot list {}", root.display()), e);
     let entries = match fs::read_dir(root) {
@@ -228,8 +233,14 @@ pub(super) fn list(root: &Path) -> Result<ListReport> {
             Ok(state) => (Some(state), None),
             Err(e) => (None, Some(e.to_failure().to_string())),
         };
-        grants.push(ListedGrant { dir: path, state, problem });
+        grants.push(ListedGrant { dir: path, state, problem, unit: None });
     }
+    grants.extend(unit::strays(root).into_iter().map(|stray| ListedGrant {
+        problem: Some(format!("the directory is gone, and {} still runs", stray.name)),
+        dir: stray.dir,
+        state: None,
+        unit: Some(stray.name),
+    }));
     grants.sort_by(|a, b| a.dir.cmp(&b.dir));
     Ok(ListReport { version: FORMAT_VERSION, grants })
 }

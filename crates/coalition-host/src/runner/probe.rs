@@ -1,20 +1,76 @@
 //! `runner probe`: what this host offers.
 
 use std::fs;
-use std::path::Path;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use nix::sys::statvfs::statvfs;
 
+use super::Options;
+use super::unit::{self, Own, Systemd};
 use crate::error::{Result, RunnerError};
 use crate::isolate::cgroup::{self, Groups, Hierarchies, Limits};
 use crate::isolate::discover::{Abilities, available_cpus, describe};
 use crate::machine::boot::{BootFiles, COMMAND_LINE};
 use crate::machine::tools;
 use crate::state::now_unix_ms;
-use crate::types::{BootReport, FORMAT_VERSION, MachineSpec, ProbeReport};
+use crate::types::{BootReport, FORMAT_VERSION, MachineSpec, ProbeReport, Supervision, parse_answer};
+use crate::units::{self, Unit};
 
-/// Finds out; `dir` is where grants would live (the temporary directory when not given).
-pub(super) fn probe(dir: Option<&Path>, machine: Option<&MachineSpec>) -> ProbeReport {
+/// Longest that a unit may take to probe.
+const PROBE_LIMIT: Duration = Duration::from_secs(60);
+
+/// Finds out; `dir` is where grants would live (the temporary directory when not given). Where grants are units of
+/// systemd's, a unit is what finds out: what it may do is what grants may.
+pub(super) fn probe(options: &Options) -> Result<ProbeReport> {
+    if let Some(name) = &options.unit {
+        Own::enter(name);
+        return Ok(look(options));
+    }
+    let systemd = Systemd::find();
+    let asked = systemd.and_then(|systemd| ask_unit(&systemd, options).map_err(Some));
+    Ok(asked.unwrap_or_else(|problem| {
+        let mut report = look(options);
+        report.supervision = Supervision { manager: None, problem };
+        report.isolation.losses.extend(unit::loss(&report.supervision));
+        report
+    }))
+}
+
+/// Has a unit probe.
+fn ask_unit(systemd: &Systemd, options: &Options) -> std::result::Result<ProbeReport, String> {
+    let temporary = std::env::temp_dir().join(format!("coalition-probe-{}", std::process::id()));
+    let failed = |e: std::io::Error| format!("{}: {e}", temporary.display());
+    fs::DirBuilder::new().mode(0o700).create(&temporary).map_err(failed)?;
+    let line = probing(options, temporary.join("answer")).and_then(|unit| {
+        let mut answer = systemd.start(&unit)?;
+        unit::first_line(&mut answer).ok_or_else(|| format!("{} ended without an answer", unit.name))
+    });
+    fs::remove_dir_all(&temporary).map_err(failed)?;
+    let mut report: ProbeReport = parse_answer(&line?).map_err(|failure| failure.to_string())?;
+    report.supervision = Supervision { manager: Some(systemd.manager), problem: None };
+    Ok(report)
+}
+
+fn probing(options: &Options, output: PathBuf) -> std::result::Result<Unit, String> {
+    let name = units::of_probe(std::process::id());
+    let mut command = [&unit::own_program()?, "runner", "probe", "--unit", &name].map(str::to_owned).to_vec();
+    if let Some(dir) = &options.dir {
+        let dir = dir.to_str().ok_or_else(|| format!("{dir:?} is not UTF-8"))?;
+        command.extend(["--dir", dir].map(str::to_owned));
+    }
+    if let Some(machine) = &options.machine {
+        let json = serde_json::to_string(machine).map_err(|e| e.to_string())?;
+        command.extend(["--machine".to_owned(), json]);
+    }
+    let (description, log) = ("coalition: what grants get on this host".to_owned(), "/dev/null".into());
+    Ok(Unit { name, description, command, env: unit::variables(), output, log, lasts: PROBE_LIMIT })
+}
+
+/// What this very process may do.
+fn look(options: &Options) -> ProbeReport {
+    let (dir, machine) = (options.dir.as_deref(), options.machine.as_ref());
     let abilities = Abilities::discover();
     let (cgroup_v1, cgroup_v2) = cgroup::usable(abilities.root);
     let name = format!("probe-{}", std::process::id());
@@ -35,6 +91,7 @@ pub(super) fn probe(dir: Option<&Path>, machine: Option<&MachineSpec>) -> ProbeR
         root: abilities.root,
         user_namespaces: abilities.user_namespaces,
         isolation,
+        supervision: Supervision::default(),
         cgroup_v1,
         cgroup_v2,
         cpu_millicores: u32::try_from(available_cpus().len()).unwrap_or(1).saturating_mul(1000),

@@ -12,15 +12,18 @@ use tokio::sync::mpsc;
 use super::environment::{Holdings, Up, Work, bring_up, remove_rootfs};
 use super::machine::{Event, remove_disk};
 use super::meter::Sampler;
+use super::unit::{self, Own};
 use super::workload::Output;
-use super::{fail, log, print, to_line};
+use super::{Options, fail, log, print, to_line};
 use crate::error::{Result, RunnerError};
 use crate::proc;
 use crate::rootfs::disk_bytes;
 use crate::spec::{self, CheckedSpec};
 use crate::ssh::Traffic;
 use crate::state::{GrantDir, now_unix_ms, phase_name};
-use crate::types::{EndReason, ExitOutcome, FORMAT_VERSION, GuestUsage, Phase, ProcessRef, RunnerState, UsageReport};
+use crate::types::{
+    EndReason, ExitOutcome, FORMAT_VERSION, GuestUsage, Phase, ProcessRef, RunnerState, Supervision, UsageReport,
+};
 use crate::usage::Meter;
 
 const SAMPLE_EVERY: Duration = Duration::from_secs(1);
@@ -29,8 +32,13 @@ const SWEEP_EVERY: Duration = Duration::from_secs(5);
 /// Signals whose default would be to die.
 const STOP_SIGNALS: [SignalKind; 2] = [SignalKind::terminate(), SignalKind::interrupt()];
 
-/// `runner supervise DIR`: prints one line when ready or failed, then lives as long as the grant.
-pub(super) fn supervise_main(dir: Option<PathBuf>) -> ExitCode {
+/// `runner supervise --dir DIR [--unit NAME | --no-unit WHY]`: prints one line when ready or failed, then lives as long as
+/// the grant.
+pub(super) fn supervise_main(options: Result<Options>) -> ExitCode {
+    let Options { dir, unit, no_unit, .. } = match options {
+        Ok(options) => options,
+        Err(error) => return fail(&error),
+    };
     let Some(dir) = dir else { return fail(&RunnerError::Usage("supervise needs a directory".into())) };
     // Fails only for a process group leader, which a spawned child is not; and then there is nothing to leave.
     let _ = nix::unistd::setsid();
@@ -39,7 +47,9 @@ pub(super) fn supervise_main(dir: Option<PathBuf>) -> ExitCode {
         Ok(runtime) => runtime,
         Err(e) => return fail(&RunnerError::io("cannot start the supervisor's runtime", e)),
     };
-    match runtime.block_on(supervise(GrantDir::new(dir))) {
+    // Before there is anybody else in our cgroup.
+    let place = Place { unit: unit.as_deref().map(Own::enter), problem: no_unit };
+    match runtime.block_on(supervise(GrantDir::new(dir), place)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             log(&format!("supervisor: {}", error.to_failure()));
@@ -48,7 +58,14 @@ pub(super) fn supervise_main(dir: Option<PathBuf>) -> ExitCode {
     }
 }
 
-async fn supervise(dir: GrantDir) -> Result<()> {
+/// What this supervisor is to the host's systemd.
+struct Place {
+    unit: Option<Own>,
+    /// Why it is no unit, where there are units.
+    problem: Option<String>,
+}
+
+async fn supervise(dir: GrantDir, place: Place) -> Result<()> {
     let dir = dir.prepare()?;
     let Some(_lock) = dir.lock()? else {
         return Err(RunnerError::Occupied { dir: dir.path().into(), state: "running".into() });
@@ -61,7 +78,7 @@ async fn supervise(dir: GrantDir) -> Result<()> {
     let checked = spec::parse(&dir.read_spec()?, now_unix_ms())?;
     dir.erase_host_key(&checked.spec)?;
     nix::sys::prctl::set_child_subreaper(true).map_err(|e| RunnerError::io("cannot adopt orphans", e))?;
-    let mut grant = Grant::begin(dir, checked)?;
+    let mut grant = Grant::begin(dir, checked, place)?;
     let up = match grant.bring_up(&mut stops).await {
         Ok(up) => up,
         Err(error) => {
@@ -113,6 +130,7 @@ struct End {
 struct Grant {
     dir: GrantDir,
     checked: CheckedSpec,
+    place: Place,
     state: RunnerState,
     holdings: Holdings,
     traffic: Arc<Traffic>,
@@ -125,7 +143,7 @@ struct Grant {
 }
 
 impl Grant {
-    fn begin(dir: GrantDir, checked: CheckedSpec) -> Result<Self> {
+    fn begin(dir: GrantDir, checked: CheckedSpec, place: Place) -> Result<Self> {
         let own = i32::try_from(std::process::id()).unwrap_or(0);
         let supervisor = process_ref(own)?
             .ok_or_else(|| RunnerError::Environment(format!("there is no process {own}, which is this one")))?;
@@ -136,6 +154,7 @@ impl Grant {
             supervisor,
             init: None,
             cgroups: Vec::new(),
+            unit: place.unit.as_ref().map(|unit| unit.name.clone()),
             usage_so_far: None,
             phase: Phase::Starting,
         };
@@ -144,7 +163,7 @@ impl Grant {
         let deadline = Instant::now() + left;
         let output = Output::new(dir.path().to_owned());
         let (holdings, traffic) = (Holdings::default(), Arc::default());
-        Ok(Self { dir, checked, state, holdings, traffic, output, meter: None, guest: None, deadline })
+        Ok(Self { dir, checked, place, state, holdings, traffic, output, meter: None, guest: None, deadline })
     }
 
     fn advance(&mut self, phase: Phase) -> Result<()> {
@@ -155,11 +174,16 @@ impl Grant {
     }
 
     async fn bring_up(&mut self, stops: &mut Stops) -> Result<Up> {
-        let up = tokio::select! {
+        let mut up = tokio::select! {
             up = bring_up(&self.checked, &self.dir, (&self.traffic, &self.output), &mut self.holdings) => up?,
             () = stops.wait() => return Err(RunnerError::Environment("told to stop before it was ready".into())),
             () = sleep_until(self.deadline) => return Err(RunnerError::Environment("the grant ended before it was ready".into())),
         };
+        let supervision = Supervision { manager: None, problem: self.place.problem.clone() };
+        up.isolation.losses.extend(unit::loss(&supervision));
+        if let Some(unit) = &self.place.unit {
+            unit.says(&format!("SSH on {}", up.address));
+        }
         let meter = Meter::new(&self.checked.spec.grant_id, now_unix_ms());
         self.meter = Some((meter, Sampler::new(self.holdings.groups.clone(), up.init)));
         self.state.init = process_ref(up.init)?;
@@ -194,9 +218,7 @@ impl Grant {
         loop {
             tokio::select! {
                 () = sleep_until(self.deadline) => return End { reason: EndReason::Deadline, detail: None },
-                () = stops.wait() => {
-                    return End { reason: EndReason::Stopped, detail: self.dir.read_stop_reason() };
-                }
+                () = stops.wait() => return self.stopped(),
                 _ = &mut environment => {
                     let detail = (self.holdings.groups.oom_kills() > 0).then(|| "it was out of memory".to_owned());
                     return End { reason: EndReason::EnvironmentDied, detail };
@@ -235,6 +257,18 @@ impl Grant {
         }
     }
 
+    /// Why we were told to stop: by somebody, or because the host is, which is no wish of anybody's for this grant.
+    fn stopped(&self) -> End {
+        let detail = self.dir.read_stop_reason();
+        if detail.is_none() && self.place.unit.is_some() && Own::is_shutting_down() {
+            return End {
+                reason: EndReason::Lost,
+                detail: Some("the host, or its user's manager, is shutting down".into()),
+            };
+        }
+        End { reason: EndReason::Stopped, detail }
+    }
+
     /// Tells everything else that would end the grant of another end: a virtual machine's guest, then the environment.
     fn move_end(&self, until: u64) -> Option<Moving> {
         let (control, orders) = (self.holdings.control.clone()?, self.holdings.orders.clone());
@@ -254,11 +288,15 @@ impl Grant {
 
     /// Takes up a new end that the environment has taken up already, once it is on disk.
     fn take_end(&mut self, until: u64) -> Result<()> {
+        let left = Duration::from_millis(until.saturating_sub(now_unix_ms()));
+        if let Some(unit) = &self.place.unit {
+            unit.lasts(left)?;
+        }
         let next = RunnerState { valid_to_unix_ms: until, ..self.state.clone() };
         self.dir.write_state(Some(&self.state), &next)?;
         let before = std::mem::replace(&mut self.state, next).valid_to_unix_ms;
         self.checked.spec.valid_to_unix_ms = until;
-        self.deadline = Instant::now() + Duration::from_millis(until.saturating_sub(now_unix_ms()));
+        self.deadline = Instant::now() + left;
         log(&format!("the grant ends at {until} instead of {before}"));
         Ok(())
     }

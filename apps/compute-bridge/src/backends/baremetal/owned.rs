@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use coalition_host::types::{ListReport, Phase};
+use coalition_host::types::{ListReport, ListedGrant, Phase};
 
 use super::BareMetalBackend;
 use crate::backend::{BackendError, InstanceName, OwnedInstance};
@@ -28,22 +28,24 @@ impl BareMetalBackend {
         let (report, said) = listed.await.map_err(|error| self.failed(&error, false))?;
         let (dirs, births) = said.split_once(&format!("{APART}\n")).unwrap_or((said.as_str(), ""));
         let born = born(births);
-        let running: BTreeSet<&str> = report
-            .grants
-            .iter()
-            .filter(|grant| {
-                grant.state.as_ref().is_some_and(|state| matches!(state.phase, Phase::Starting | Phase::Ready { .. }))
-            })
-            .filter_map(|grant| grant.dir.file_name()?.to_str())
-            .collect();
+        let name_of = |grant: &ListedGrant| grant.dir.file_name()?.to_str().map(str::to_owned);
+        let running: BTreeSet<String> = report.grants.iter().filter(|grant| runs(grant)).filter_map(name_of).collect();
+        // Whose directory somebody else removed is still there as long as its unit is.
+        let strays: Vec<String> =
+            report.grants.iter().filter(|grant| grant.unit.is_some()).filter_map(name_of).collect();
         let owned = |dir: &str| {
             let name = InstanceName::try_from(dir.trim().to_owned()).ok()?;
             let running = running.contains(name.as_str());
             let since_ms = born.get(name.as_str()).map(|since_s| since_s.saturating_mul(1_000));
             Some(OwnedInstance { name, running, since_ms, size: None })
         };
-        Ok(dirs.lines().filter_map(owned).collect())
+        Ok(dirs.lines().chain(strays.iter().map(String::as_str)).filter_map(owned).collect())
     }
+}
+
+fn runs(grant: &ListedGrant) -> bool {
+    let phase = grant.state.as_ref().map(|state| &state.phase);
+    grant.unit.is_some() || matches!(phase, Some(Phase::Starting | Phase::Ready { .. }))
 }
 
 /// Unix seconds at which directories were made, from lines of `SECONDS NAME`.
