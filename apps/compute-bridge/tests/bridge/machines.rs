@@ -156,6 +156,7 @@ fn plain_spec() -> coalition_host::WorkloadSpec {
         env: std::collections::BTreeMap::new(),
         minimum_isolation: IsolationLevel::ProcessLimits,
         egress: Default::default(),
+        network_mbit: None,
         machine: None,
     }
 }
