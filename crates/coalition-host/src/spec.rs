@@ -159,7 +159,9 @@ pub fn check_rules(rules: &[Rule]) -> Result<(), String> {
     match rules.len() {
         0 => Err("there is no rule in the list; \"none\" opens nothing".into()),
         1..=MAX_RULES => Ok(()),
-        many => Err(format!("{many} rules, at most {MAX_RULES} are kept; networks take in many addresses, *.NAME many names")),
+        many => Err(format!(
+            "{many} rules, at most {MAX_RULES} are kept; networks take in many addresses, *.NAME many names"
+        )),
     }
 }
 

@@ -108,7 +108,8 @@ fn every_mistake_names_file_line_key_and_remedy() {
 
 #[test]
 fn rules_of_egress_are_read() {
-    let (text, _) = with("egress", "egress = [\"public:443\", \"*.debian.org:80\", \"10.0.7.0/24:5432\", \"1.1.1.1:53/udp\"]");
+    let (text, _) =
+        with("egress", "egress = [\"public:443\", \"*.debian.org:80\", \"10.0.7.0/24:5432\", \"1.1.1.1:53/udp\"]");
     let egress = parse(&text).unwrap().machines().next().unwrap().egress.clone();
     assert_eq!(
         serde_json::to_value(&egress).unwrap(),

@@ -93,9 +93,7 @@ pub fn is_closed(address: IpAddr) -> bool {
     let v4_closed = |v4: Ipv4Addr| CLOSED_V4.iter().any(|network| network.contains(&v4));
     match address {
         IpAddr::V4(v4) => v4_closed(v4),
-        IpAddr::V6(v6) => {
-            CLOSED_V6.iter().any(|network| network.contains(&v6)) || embedded(v6).is_some_and(v4_closed)
-        }
+        IpAddr::V6(v6) => CLOSED_V6.iter().any(|network| network.contains(&v6)) || embedded(v6).is_some_and(v4_closed),
     }
 }
 

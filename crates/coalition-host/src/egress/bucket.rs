@@ -44,7 +44,10 @@ pub(crate) struct Throttle {
 impl Throttle {
     pub(crate) fn new(mbit: u32) -> Self {
         // As if there had been a rest before.
-        Self { bucket: Mutex::new(Bucket::new(mbit)), began: Instant::now().checked_sub(BURST).unwrap_or_else(Instant::now) }
+        Self {
+            bucket: Mutex::new(Bucket::new(mbit)),
+            began: Instant::now().checked_sub(BURST).unwrap_or_else(Instant::now),
+        }
     }
 
     /// Takes bytes that have passed; answers how long to rest.

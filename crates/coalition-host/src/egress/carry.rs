@@ -126,7 +126,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Carry<S> {
 }
 
 /// From the workload to the host's side; 0 once the workload has said its last and the host's side has been told.
-fn out<S: AsyncWrite + Unpin>(socket: &mut tcp::Socket<'_>, stream: &mut S, cx: &mut Context<'_>) -> Poll<std::io::Result<usize>> {
+fn out<S: AsyncWrite + Unpin>(
+    socket: &mut tcp::Socket<'_>,
+    stream: &mut S,
+    cx: &mut Context<'_>,
+) -> Poll<std::io::Result<usize>> {
     if !socket.can_recv() {
         return match socket.may_recv() {
             true => Poll::Pending,
@@ -146,7 +150,11 @@ fn out<S: AsyncWrite + Unpin>(socket: &mut tcp::Socket<'_>, stream: &mut S, cx: 
 }
 
 /// From the host's side to the workload; 0 at its end.
-fn back<S: AsyncRead + Unpin>(socket: &mut tcp::Socket<'_>, stream: &mut S, cx: &mut Context<'_>) -> Poll<std::io::Result<usize>> {
+fn back<S: AsyncRead + Unpin>(
+    socket: &mut tcp::Socket<'_>,
+    stream: &mut S,
+    cx: &mut Context<'_>,
+) -> Poll<std::io::Result<usize>> {
     let read = socket.send(|room| {
         let length = room.len().min(PIECE);
         let mut piece = ReadBuf::new(&mut room[..length]);

@@ -61,7 +61,11 @@ pub fn ask(bytes: &[u8], rules: &[Rule], id: u16) -> Result<Asked, NotAsked> {
     let Ok(packet) = Packet::parse(bytes) else {
         let [high, low, flags, ..] = bytes else { return Err(NotAsked::Nothing) };
         let query = flags & 0x80 == 0;
-        return Err(if query { NotAsked::Odd(bare(u16::from_be_bytes([*high, *low]), None, RCODE::FormatError)) } else { NotAsked::Nothing });
+        return Err(if query {
+            NotAsked::Odd(bare(u16::from_be_bytes([*high, *low]), None, RCODE::FormatError))
+        } else {
+            NotAsked::Nothing
+        });
     };
     if packet.has_flags(PacketFlag::RESPONSE) {
         return Err(NotAsked::Nothing);
@@ -123,7 +127,8 @@ impl Asked {
     pub fn hear(&self, bytes: &[u8]) -> Heard {
         let Ok(packet) = Packet::parse(bytes) else { return Heard::Noise };
         let same = |question: &Question<'_>| {
-            u16::from(question.qtype) == u16::from(self.question.qtype) && text(&question.qname) == text(&self.question.qname)
+            u16::from(question.qtype) == u16::from(self.question.qtype)
+                && text(&question.qname) == text(&self.question.qname)
         };
         let ours = packet.id() == self.ids.1 && packet.has_flags(PacketFlag::RESPONSE);
         if !ours || !matches!(packet.questions.as_slice(), [question] if same(question)) {
@@ -151,7 +156,8 @@ impl Asked {
 
     /// The addresses of the name that was asked about, also by way of other names for it; nobody else's.
     fn addresses(&self, packet: &Packet<'_>) -> Vec<(IpAddr, u32)> {
-        let mut names: Vec<(String, u32)> = text(&self.question.qname).map(|name| (name, u32::MAX)).into_iter().collect();
+        let mut names: Vec<(String, u32)> =
+            text(&self.question.qname).map(|name| (name, u32::MAX)).into_iter().collect();
         let mut at = 0;
         while at < names.len().min(CHAIN) {
             let (name, ttl) = names[at].clone();
@@ -233,7 +239,11 @@ mod tests {
         assert_eq!(asked.rules, [1, 2]);
         let sent = Packet::parse(&asked.packet).unwrap();
         assert!(sent.id() == 99 && sent.has_flags(PacketFlag::RECURSION_DESIRED) && sent.opt().is_none());
-        let came = answer(&asked, &[("crates.io", "cdn.example")], &[("cdn.example", [9, 9, 9, 9], 300), ("other.example", [8; 4], 5)]);
+        let came = answer(
+            &asked,
+            &[("crates.io", "cdn.example")],
+            &[("cdn.example", [9, 9, 9, 9], 300), ("other.example", [8; 4], 5)],
+        );
         let Heard::Answer(told, found) = asked.hear(&came) else { panic!() };
         assert_eq!(found, [(IpAddr::V4([9, 9, 9, 9].into()), 100)]);
         assert_eq!((&told[..2], &told[2..]), (&[0, 7][..], &came[2..]));

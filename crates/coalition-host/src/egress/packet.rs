@@ -4,8 +4,8 @@ use std::net::{IpAddr, SocketAddr};
 
 use smoltcp::phy::ChecksumCapabilities;
 use smoltcp::wire::{
-    Icmpv4DstUnreachable, Icmpv4Packet, Icmpv4Repr, Icmpv6DstUnreachable, Icmpv6Packet, Icmpv6Repr, IpAddress, IpProtocol,
-    IpRepr, IpVersion, Ipv4Packet, Ipv4Repr, Ipv6Packet, Ipv6Repr, TcpPacket, UdpPacket, UdpRepr,
+    Icmpv4DstUnreachable, Icmpv4Packet, Icmpv4Repr, Icmpv6DstUnreachable, Icmpv6Packet, Icmpv6Repr, IpAddress,
+    IpProtocol, IpRepr, IpVersion, Ipv4Packet, Ipv4Repr, Ipv6Packet, Ipv6Repr, TcpPacket, UdpPacket, UdpRepr,
 };
 
 use super::addresses::{GATEWAY, GATEWAY_V6};
@@ -142,7 +142,8 @@ pub fn unreachable(packet: &[u8], why: Unreachable) -> Option<Vec<u8>> {
                 Unreachable::Port => Icmpv6DstUnreachable::PortUnreachable,
             };
             let icmp = Icmpv6Repr::DstUnreachable { reason, header, data };
-            let (mut packet, at) = enclose(GATEWAY_V6.into(), header.src_addr.into(), IpProtocol::Icmpv6, icmp.buffer_len());
+            let (mut packet, at) =
+                enclose(GATEWAY_V6.into(), header.src_addr.into(), IpProtocol::Icmpv6, icmp.buffer_len());
             let mut inner = Icmpv6Packet::new_unchecked(&mut packet[at..]);
             icmp.emit(&GATEWAY_V6, &header.src_addr, &mut inner, &all);
             Some(packet)

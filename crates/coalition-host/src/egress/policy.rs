@@ -88,7 +88,9 @@ pub fn decide(
     let public = is_public(address) && !own;
     let opens = |(at, rule): (usize, &Rule)| match &rule.place {
         _ if !rule.covers(transport, to.port()) => false,
-        Place::Network(network) => network.contains(&address) && (!own || network.prefix_len() == network.max_prefix_len()),
+        Place::Network(network) => {
+            network.contains(&address) && (!own || network.prefix_len() == network.max_prefix_len())
+        }
         Place::Public => public,
         Place::Name { .. } => public && pins.holds(at, address, now_ms),
     };
@@ -127,7 +129,8 @@ mod tests {
 
     #[test]
     fn each_rule_opens_what_it_says_and_no_more() {
-        let (rules, pins) = (rules(&["public:443", "10.0.7.0/24:5432", "1.1.1.1:53/udp", "192.168.1.9"]), Pins::default());
+        let (rules, pins) =
+            (rules(&["public:443", "10.0.7.0/24:5432", "1.1.1.1:53/udp", "192.168.1.9"]), Pins::default());
         let verdict = |to: &str| decide(&rules, &pins, tcp(to), false, 0);
         assert_eq!(verdict("93.184.216.34:443"), Ok(()));
         assert_eq!(verdict("[2606:4700::1111]:443"), Ok(()));
@@ -138,7 +141,9 @@ mod tests {
         assert_eq!(verdict("192.168.1.9:1"), Ok(()));
         assert_eq!(verdict("1.1.1.1:53"), Err(Refusal::NoRule));
         assert_eq!(decide(&rules, &pins, ("1.1.1.1:53".parse().unwrap(), Transport::Udp), false, 0), Ok(()));
-        for closed in ["169.254.169.254:443", "127.0.0.1:443", "[::1]:443", "[::ffff:93.184.216.34]:443", "192.0.0.1:443"] {
+        for closed in
+            ["169.254.169.254:443", "127.0.0.1:443", "[::1]:443", "[::ffff:93.184.216.34]:443", "192.0.0.1:443"]
+        {
             assert_eq!(verdict(closed), Err(Refusal::Closed), "{closed}");
         }
     }

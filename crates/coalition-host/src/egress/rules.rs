@@ -83,7 +83,9 @@ pub enum RuleProblem {
     #[error("has {0} bytes; a rule is WHERE[:PORTS][/tcp|/udp|/any] of 1 to {MAX_TEXT}, like \"public:443\"")]
     Length(usize),
     /// Neither `public` nor an address, a network or a name.
-    #[error("names {0:?}, which is neither public, an address, a network (10.0.7.0/24) nor a host name with a dot in it")]
+    #[error(
+        "names {0:?}, which is neither public, an address, a network (10.0.7.0/24) nor a host name with a dot in it"
+    )]
     Place(String),
     /// An IPv6 address or network followed by something, without brackets.
     #[error("has an IPv6 address with something behind it; write it in brackets, like \"[2001:db8::/32]:443\"")]
@@ -92,7 +94,9 @@ pub enum RuleProblem {
     #[error("has the ports {0:?}; write one from 1 to 65535, or the first and the last like \"8000-8080\"")]
     Ports(String),
     /// A network with bits set behind its prefix.
-    #[error("names {given}, which is an address inside a network; write {meant} for the network or {alone} for the address")]
+    #[error(
+        "names {given}, which is an address inside a network; write {meant} for the network or {alone} for the address"
+    )]
     HostBits {
         /// As given.
         given: String,
@@ -102,7 +106,9 @@ pub enum RuleProblem {
         alone: String,
     },
     /// An address that no rule opens.
-    #[error("names {0}, which no rule can open: loopback, link-local and multicast addresses, and those at which clouds hand out credentials")]
+    #[error(
+        "names {0}, which no rule can open: loopback, link-local and multicast addresses, and those at which clouds hand out credentials"
+    )]
     Closed(String),
     /// An IPv4 address as an IPv6 one.
     #[error("names an IPv4 address in IPv6's form; write {0}")]
@@ -126,7 +132,9 @@ impl Rule {
     pub fn is_of(&self, asked: &str) -> bool {
         match &self.place {
             Place::Name { name, below: false } => asked == name,
-            Place::Name { name, below: true } => asked.strip_suffix(name.as_str()).is_some_and(|front| front.ends_with('.')),
+            Place::Name { name, below: true } => {
+                asked.strip_suffix(name.as_str()).is_some_and(|front| front.ends_with('.'))
+            }
             Place::Public | Place::Network(_) => false,
         }
     }
@@ -182,7 +190,11 @@ fn parse_place(text: &str) -> Result<Place, RuleProblem> {
     let lower = text.to_ascii_lowercase();
     let lower = lower.strip_suffix('.').unwrap_or(&lower);
     let (name, below) = lower.strip_prefix("*.").map_or((lower, false), |name| (name, true));
-    if is_name(name) { Ok(Place::Name { name: name.to_owned(), below }) } else { Err(RuleProblem::Place(text.to_owned())) }
+    if is_name(name) {
+        Ok(Place::Name { name: name.to_owned(), below })
+    } else {
+        Err(RuleProblem::Place(text.to_owned()))
+    }
 }
 
 fn check_network(given: &str, network: IpNet) -> Result<IpNet, RuleProblem> {
@@ -207,10 +219,16 @@ fn check_network(given: &str, network: IpNet) -> Result<IpNet, RuleProblem> {
 fn is_name(name: &str) -> bool {
     let allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'-' | b'_');
     let label = |label: &str| {
-        (1..=63).contains(&label.len()) && label.bytes().all(allowed) && !label.starts_with('-') && !label.ends_with('-')
+        (1..=63).contains(&label.len())
+            && label.bytes().all(allowed)
+            && !label.starts_with('-')
+            && !label.ends_with('-')
     };
     let last = name.rsplit('.').next().unwrap_or_default();
-    name.len() <= 253 && name.contains('.') && name.split('.').all(label) && !last.bytes().all(|byte| byte.is_ascii_digit())
+    name.len() <= 253
+        && name.contains('.')
+        && name.split('.').all(label)
+        && !last.bytes().all(|byte| byte.is_ascii_digit())
 }
 
 impl FromStr for Rule {
@@ -334,7 +352,9 @@ mod tests {
         assert!(below.is_of("deb.debian.org") && below.is_of("a.b.debian.org"));
         assert!(!below.is_of("debian.org") && !below.is_of("notdebian.org") && !below.is_of("debian.org.evil.example"));
         assert!(rule("debian.org").is_of("debian.org") && !rule("debian.org").is_of("deb.debian.org"));
-        assert!(below.covers(Transport::Tcp, 81) && !below.covers(Transport::Tcp, 82) && !below.covers(Transport::Udp, 80));
+        assert!(
+            below.covers(Transport::Tcp, 81) && !below.covers(Transport::Tcp, 82) && !below.covers(Transport::Udp, 80)
+        );
         assert!(rule("public/udp").covers(Transport::Udp, 9) && !rule("public/udp").covers(Transport::Tcp, 9));
         assert!(rule("public/any").covers(Transport::Udp, 9) && rule("public/any").covers(Transport::Tcp, 9));
     }

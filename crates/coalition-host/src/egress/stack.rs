@@ -125,7 +125,8 @@ impl Inner {
     pub(super) fn send(&mut self, now: StackInstant) {
         self.interface.poll_maintenance(now);
         for _ in 0..BATCH {
-            if self.interface.poll_egress(now, &mut self.device, &mut self.sockets) == smoltcp::iface::PollResult::None {
+            if self.interface.poll_egress(now, &mut self.device, &mut self.sockets) == smoltcp::iface::PollResult::None
+            {
                 break;
             }
         }

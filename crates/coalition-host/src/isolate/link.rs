@@ -70,7 +70,8 @@ pub(crate) fn tunnel() -> Result<OwnedFd, String> {
     let mut request = named(TUNNEL);
     request.ifr_ifru.ifru_flags = TUNNEL_FLAGS;
     // SAFETY: the kernel reads and writes within one ifreq, which this is.
-    done(unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF as _, &raw mut request) }).map_err(at("make a tunnel"))?;
+    done(unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF as _, &raw mut request) })
+        .map_err(at("make a tunnel"))?;
     let made = || -> io::Result<()> {
         let socket = ask(AddressFamily::Inet)?;
         let mut request = named(TUNNEL);

@@ -245,10 +245,12 @@ pub(super) async fn build_environment(
 fn opened(spec: &WorkloadSpec, level: IsolationLevel, tunnel: bool) -> Option<String> {
     match &spec.egress {
         Egress::Host if level == IsolationLevel::ProcessLimits => Some(
-            "the workload may use the host's network: the host's own services, neighbours, a cloud's metadata".to_owned(),
+            "the workload may use the host's network: the host's own services, neighbours, a cloud's metadata"
+                .to_owned(),
         ),
         Egress::Rules(_) if level == IsolationLevel::ProcessLimits => Some(
-            "the rules of egress open nothing, because the workload has no network of its own to enforce them on".to_owned(),
+            "the rules of egress open nothing, because the workload has no network of its own to enforce them on"
+                .to_owned(),
         ),
         Egress::Rules(rules) if tunnel => {
             let (named, rest) = rules.split_at(rules.len().min(TOLD_RULES));
@@ -277,9 +279,7 @@ impl Holdings {
             egress.into_iter().for_each(Egressing::shutdown);
             kill_all(init, &groups, &grant_id)
         };
-        tokio::task::spawn_blocking(work)
-            .await
-            .map_err(|e| RunnerError::Environment(format!("killing: {e}")))?
+        tokio::task::spawn_blocking(work).await.map_err(|e| RunnerError::Environment(format!("killing: {e}")))?
     }
 
     /// Removes what only empty environments can lose.

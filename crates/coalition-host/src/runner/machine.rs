@@ -32,7 +32,8 @@ use crate::spec::{CheckedSpec, image_path};
 use crate::ssh::Traffic;
 use crate::state::GrantDir;
 use crate::types::{
-    Egress, ExitOutcome, Failure, GuestUsage, Isolation, IsolationLevel, MachineSpec, Mechanism, SecretText, WorkloadSpec,
+    Egress, ExitOutcome, Failure, GuestUsage, Isolation, IsolationLevel, MachineSpec, Mechanism, SecretText,
+    WorkloadSpec,
 };
 
 /// Longest a guest may take from its first instruction to SSH, on the processor and emulated; one of ours, and one that is
