@@ -271,7 +271,7 @@ mod tests {
         for wrong in [number, query, answer(&other, &[], &[("a.example", [9; 4], 60)]), right[..20].to_vec(), vec![]] {
             assert_eq!(asked.hear(&wrong), Heard::Noise);
         }
-        let mut cut = right.clone();
+        let mut cut = right;
         cut[2] |= 2;
         assert_eq!(asked.hear(&cut), Heard::Truncated);
         let told = Packet::parse(&asked.failure()).unwrap().rcode();

@@ -209,7 +209,7 @@ mod tests {
     fn pins_are_bounded_and_the_shortest_lived_goes_first() {
         let rules = rules(&["a.example"]);
         let mut pins = Pins::default();
-        for number in 0..MAX_PINS as u32 + 50 {
+        for number in 0..u32::try_from(MAX_PINS).unwrap() + 50 {
             pins.add(&[0], IpAddr::V4((0x0800_0000 + number).into()), 60 + number, 0);
         }
         assert_eq!(pins.0.len(), MAX_PINS);

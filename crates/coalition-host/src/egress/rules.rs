@@ -374,7 +374,8 @@ mod tests {
             match text.parse::<Rule>() {
                 Ok(rule) => {
                     prop_assert_eq!(&rule.place, &Place::Network(IpNet::V4(network)));
-                    prop_assert!(rule.covers(if udp { Transport::Udp } else { Transport::Tcp }, port));
+                    let covered = rule.covers(if udp { Transport::Udp } else { Transport::Tcp }, port);
+                    prop_assert!(covered);
                 }
                 Err(error) => prop_assert!(matches!(error.problem, RuleProblem::Closed(_)), "{error}"),
             }
