@@ -58,6 +58,8 @@ struct Parts<'p> {
 
 /// Takes an IP packet apart; none when it is damaged, a fragment, or from or to nobody in particular.
 fn parts(packet: &[u8]) -> Option<Parts<'_>> {
+    // smoltcp looks at the first byte without looking whether there is one.
+    packet.first()?;
     let (ip, payload) = match IpVersion::of_packet(packet).ok()? {
         IpVersion::Ipv4 => {
             let packet = Ipv4Packet::new_checked(packet).ok()?;
