@@ -332,6 +332,17 @@ def edges():
         b"\x01" + record(6, 0, b""),
         b"\x09coalition-logs --follow --since 1700000000000",
     )
+    v4 = struct.pack(">BBHHHBBH4s4s", 0x45, 0, 36, 0, 0, 64, 17, 0, bytes([192, 0, 0, 2]), bytes([9, 9, 9, 9]))
+    syn = struct.pack(">BBHHHBBH4s4s", 0x45, 0, 40, 0, 0, 64, 6, 0, bytes([192, 0, 0, 2]), bytes([9, 9, 9, 9]))
+    question = struct.pack(">HHHHHH", 5, 0x100, 1, 0, 0, 0) + b"\x01b\x07example\0" + struct.pack(">HH", 1, 1)
+    answer = struct.pack(">HHHHHH", 7, 0x8180, 1, 1, 0, 0) + question[12:] + b"\xc0\x0c" + struct.pack(">HHIH", 1, 1, 60, 4) + b"\x09" * 4
+    put(
+        "host_egress",
+        *(b"\0" + rule for rule in (b"public:443", b"*.debian.org:80-81/any", b"[2001:db8::/32]:443/udp", b"10.0.7.0/24:5432")),
+        b"\x01" + v4 + struct.pack(">HHHH", 4000, 53, 16, 0) + b"question",
+        b"\x01" + syn + struct.pack(">HHIIBBHHH", 4000, 80, 1, 0, 0x50, 2, 65535, 0, 0),
+        b"\x02" + bytes([len(question)]) + question + answer,
+    )
     put("host_answer", b"\x02" + json.dumps({"version": 1, "grants": []}).encode(), b"\x00" + json.dumps(failure).encode())
 
 

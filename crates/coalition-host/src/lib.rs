@@ -5,6 +5,7 @@
 //! * [`sshd`]: an SSH and SFTP server that needs no root and no setup, so that this machine can be such a host.
 //! * [`image`]: an example image, and a look at an image before it is sent anywhere.
 //! * [`counters`]: what a machine's own counters say from inside.
+//! * [`egress`]: where workloads may connect to.
 //! * [`types`]: what provider and runner say to each other.
 //! * [`keys`]: SSH keys as texts.
 //! * [`cloud_config`]: keys for a system that takes them from cloud-init.
@@ -14,6 +15,7 @@
 mod accepting;
 pub mod cloud_config;
 pub mod counters;
+pub mod egress;
 pub mod error;
 pub mod image;
 mod isolate;

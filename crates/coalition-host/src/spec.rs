@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use russh::keys::{PrivateKey, PublicKey};
 
+use crate::egress::rules::{MAX_RULES, Rule};
 use crate::error::{Result, RunnerError};
 use crate::types::{FORMAT_VERSION, MachineSpec, WorkloadSpec};
 
@@ -50,6 +51,7 @@ pub fn check(spec: WorkloadSpec, now_unix_ms: u64) -> Result<CheckedSpec> {
     check_deadline(&spec, now_unix_ms)?;
     check_command(&spec)?;
     spec.machine.iter().try_for_each(check_machine)?;
+    check_network(&spec)?;
     let host_key = PrivateKey::from_openssh(spec.ssh_host_key.expose())
         .map_err(|_| bad("ssh_host_key", "not an OpenSSH private key (its text is not shown)"))?;
     if host_key.is_encrypted() {
@@ -145,6 +147,33 @@ pub fn check_machine(machine: &MachineSpec) -> Result<()> {
     Ok(())
 }
 
+fn check_network(spec: &WorkloadSpec) -> Result<()> {
+    if let Some(rules) = spec.egress.rules() {
+        check_rules(rules).map_err(|problem| bad("egress", problem))?;
+    }
+    spec.network_mbit.map_or(Ok(()), |mbit| check_mbit(mbit).map_err(|problem| bad("network_mbit", problem)))
+}
+
+/// Checks how many rules there are. The error says what is wrong.
+pub fn check_rules(rules: &[Rule]) -> Result<(), String> {
+    match rules.len() {
+        0 => Err("there is no rule in the list; \"none\" opens nothing".into()),
+        1..=MAX_RULES => Ok(()),
+        many => Err(format!(
+            "{many} rules, at most {MAX_RULES} are kept; networks take in many addresses, *.NAME many names"
+        )),
+    }
+}
+
+/// Checks a limit of bandwidth. The error says what is wrong.
+pub fn check_mbit(mbit: u32) -> Result<(), String> {
+    let (low, high) = (1, 1_000_000);
+    if (low..=high).contains(&mbit) {
+        return Ok(());
+    }
+    Err(format!("{mbit} is not between {low} and {high} millions of bits a second; leave it out for no limit"))
+}
+
 /// Checks one environment variable: a shell-like name, no zero byte, at most 4 KiB. The error says what is wrong.
 pub fn check_env(name: &str, value: &str) -> Result<(), String> {
     let mut bytes = name.bytes();
@@ -168,7 +197,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::types::{IsolationLevel, SecretText};
+    use crate::types::{Egress, IsolationLevel, SecretText};
 
     fn spec() -> WorkloadSpec {
         let host = crate::ssh::keys::generate("host");
@@ -191,6 +220,7 @@ mod tests {
             env: Default::default(),
             minimum_isolation: IsolationLevel::ProcessLimits,
             egress: Default::default(),
+            network_mbit: None,
             machine: None,
         }
     }
@@ -235,6 +265,10 @@ mod tests {
                 s.machine = Some(MachineSpec { kernel: "vmlinuz".into(), overhead_mib: 288, ..Default::default() })
             }),
             ("machine", |s| s.machine = Some(MachineSpec { kernel: "/vmlinuz".into(), ..Default::default() })),
+            ("egress", |s| s.egress = Egress::Rules(vec![])),
+            ("egress", |s| s.egress = Egress::Rules(vec!["public".parse().unwrap(); MAX_RULES + 1])),
+            ("network_mbit", |s| s.network_mbit = Some(0)),
+            ("network_mbit", |s| s.network_mbit = Some(1_000_001)),
             ("env", |s| s.env = [("A=B".to_owned(), "x".to_owned())].into()),
         ];
         for (field, change) in cases {
@@ -254,6 +288,29 @@ mod tests {
         secret.ssh_host_key = SecretText::new("hunter2");
         let shown = format!("{secret:?} {}", check(secret.clone(), 0).unwrap_err());
         assert!(!shown.contains("hunter2"), "{shown}");
+    }
+
+    #[test]
+    fn egress_as_it_is_written() {
+        for (egress, written) in [
+            (Egress::None, serde_json::json!("none")),
+            (Egress::Host, serde_json::json!("host")),
+            (Egress::Rules(vec!["Crates.io:443".parse().unwrap()]), serde_json::json!({ "rules": ["crates.io:443"] })),
+        ] {
+            assert_eq!(serde_json::to_value(&egress).unwrap(), written);
+            assert_eq!(serde_json::from_value::<Egress>(written).unwrap(), egress);
+        }
+        let mut value = serde_json::to_value(spec()).unwrap();
+        assert!(value.get("network_mbit").is_none());
+        for (wrong, told) in [
+            (serde_json::json!("all"), "unknown variant `all`"),
+            (serde_json::json!({ "rules": ["127.0.0.1:80"] }), "no rule can open"),
+            (serde_json::json!({ "wishes": [] }), "unknown variant `wishes`"),
+        ] {
+            value["egress"] = wrong;
+            let error = parse(value.to_string().as_bytes(), 0).unwrap_err();
+            assert!(error.to_string().contains(told), "{error}");
+        }
     }
 
     proptest! {

@@ -8,6 +8,8 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroize;
 
+use crate::egress::rules::Rule;
+
 /// Version of every document in this module; a runner refuses another one.
 pub const FORMAT_VERSION: u16 = 1;
 
@@ -85,23 +87,39 @@ pub struct WorkloadSpec {
     /// The weakest isolation the provider accepts; a host that offers less refuses to start.
     #[serde(default)]
     pub minimum_isolation: IsolationLevel,
-    /// What of the host's network the workload may use.
+    /// Where the workload may connect to.
     #[serde(default)]
     pub egress: Egress,
+    /// Most that passes the grant's walls, millions of bits a second, both directions together; none for no limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network_mbit: Option<u32>,
     /// Runs the grant in a virtual machine of its own, inside the isolation that the host offers.
     #[serde(default)]
     pub machine: Option<MachineSpec>,
 }
 
-/// What of its host's network a workload may use.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+/// Where a workload may connect to.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Egress {
     /// Nothing. A workload with a network of its own has nobody else in it; one without may open no network socket.
     #[default]
     None,
-    /// All of it, where the workload has no network of its own; elsewhere as [`Egress::None`].
+    /// All of the host's network, where the workload has none of its own; elsewhere as [`Egress::None`].
     Host,
+    /// Where these lead, from the host's address, where the workload has a network of its own; elsewhere as [`Egress::None`].
+    Rules(Vec<Rule>),
+}
+
+impl Egress {
+    /// The rules; none where there are none.
+    #[must_use]
+    pub fn rules(&self) -> Option<&[Rule]> {
+        match self {
+            Self::Rules(rules) => Some(rules),
+            Self::None | Self::Host => None,
+        }
+    }
 }
 
 /// How virtual machines are made on a host.
@@ -270,7 +288,7 @@ pub struct UsageReport {
     pub cpu_core_ms: u64,
     /// Memory over time, MiB × milliseconds (trapezoid over the samples; working set, see docs/ISOLATION.md).
     pub ram_mib_ms: u64,
-    /// Bytes through the grant's SSH server (channel payload, both directions).
+    /// Bytes through the grant's SSH server (channel payload, both directions), and of its connections to outside.
     pub net_bytes: u64,
     /// Largest memory sample, MiB rounded up.
     pub ram_peak_mib: u64,
@@ -282,9 +300,17 @@ pub struct UsageReport {
     pub updated_unix_ms: u64,
     /// True for the last report of a grant.
     pub is_final: bool,
+    /// Connections, flows of datagrams and questions about names that the rules of its egress did not let out.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub egress_refused: u64,
     /// What the machine's own kernel counted, as it says; nothing is billed by it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub guest: Option<GuestUsage>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes references")]
+const fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 /// Where a grant stands; `state.json` in its directory, replaced atomically.
@@ -405,6 +431,9 @@ pub struct ProbeReport {
     pub disk_available_mib: u64,
     /// The host's clock, milliseconds since 1970.
     pub clock_unix_ms: u64,
+    /// Why rules of egress open nothing here; none when they do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub egress_problem: Option<String>,
     /// What it has for virtual machines; only when asked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub machine: Option<MachineProbe>,

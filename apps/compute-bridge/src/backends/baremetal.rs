@@ -52,8 +52,10 @@ pub struct HostSetup {
     pub owner: String,
     /// The weakest isolation sold.
     pub minimum_isolation: IsolationLevel,
-    /// What of a host's network workloads may use.
+    /// Where workloads may connect to.
     pub egress: Egress,
+    /// Most that one workload sends and receives, millions of bits a second.
+    pub network_mbit: Option<u32>,
     /// Processes and threads of one workload.
     pub pids_max: u32,
     /// The program to install; this process's own when absent.
@@ -242,7 +244,8 @@ impl BareMetalBackend {
             command: order.workload.command.clone(),
             env: order.workload.env.iter().cloned().collect(),
             minimum_isolation: self.setup.host.minimum_isolation,
-            egress: self.setup.host.egress,
+            egress: self.setup.host.egress.clone(),
+            network_mbit: self.setup.host.network_mbit,
             machine: self.setup.host.machine.clone(),
         }
     }
@@ -369,6 +372,9 @@ impl BareMetalBackend {
             Err(problem) => return (capabilities, problem),
         };
         let mut detail = offered_text(probe);
+        if let (Some(_), Some(problem)) = (self.setup.host.egress.rules(), &probe.egress_problem) {
+            detail = format!("egress rules open nothing here ({problem}); {detail}");
+        }
         if self.level(probe) < self.setup.host.minimum_isolation {
             let (offers, wants) = (self.level(probe), self.setup.host.minimum_isolation);
             return (

@@ -87,7 +87,7 @@ fn cloud_setup(
         keys,
         provider: id,
         coalition: resolved.coalition.fingerprint(),
-        host: host(resolved, id, offer.dir, (offer.minimum_isolation, Egress::None), offer.runner, None),
+        host: host(resolved, id, offer.dir, (offer.minimum_isolation, Egress::None, None), offer.runner, None),
         boot_timeout: seconds(offer.boot_timeout_sec),
         poweroff_after: seconds(offer.poweroff_after_sec),
         look: LOOK,

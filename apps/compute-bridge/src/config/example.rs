@@ -59,7 +59,9 @@ ram_mib = 131072
 max_instances = 64
 tdx_capable = false             # this version cannot start workloads inside TDX (guest_mrtd is for development)
 minimum_isolation = "process_limits"  # or "user_namespaces", "root_namespaces": refuse hosts that offer less
-egress = "none"                 # or "host": workloads without a network of their own may use this machine's
+egress = "none"                 # or rules: where workloads may connect to; docs/OPERATORS.md, where workloads may connect to
+# egress = ["public:443", "*.debian.org:80", "10.0.7.0/24:5432", "1.1.1.1:53/udp"]
+# network_mbit = 100                   # most that one workload sends and receives together, millions of bits a second
 # isolation = "machine"         # a virtual machine for every workload; docs/OPERATORS.md says what the host needs
 # machine = { kernel = "/boot/vmlinuz-6.1.0-cloud-amd64", modules = "/lib/modules/6.1.0-cloud-amd64", overhead_mib = 288 }
 # public_host = "rack-01.example.net"  # where requesters reach workloads; `host` when absent

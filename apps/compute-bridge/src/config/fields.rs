@@ -225,9 +225,12 @@ pub struct MachineConfig {
     /// The weakest isolation the operator sells.
     #[serde(default)]
     pub minimum_isolation: IsolationLevel,
-    /// What of the machine's network workloads may use.
-    #[serde(default)]
+    /// Where workloads may connect to: `"none"`, `"host"`, or a list of rules.
+    #[serde(default, deserialize_with = "super::values::egress")]
     pub egress: Egress,
+    /// Most that one workload sends and receives, millions of bits a second.
+    #[serde(default, deserialize_with = "super::values::network_mbit")]
+    pub network_mbit: Option<u32>,
     /// What every workload runs in.
     #[serde(default)]
     pub isolation: WorkloadIsolation,

@@ -4,6 +4,9 @@ use std::fmt;
 use std::str::FromStr;
 
 use coalition::RateQ64;
+use coalition_host::egress::rules::Rule;
+use coalition_host::spec::{check_mbit, check_rules};
+use coalition_host::types::Egress;
 use russh::keys::{Algorithm, HashAlg, PublicKey};
 use serde::de::{self, Deserialize, Deserializer, Visitor};
 
@@ -39,6 +42,46 @@ impl<'de> Deserialize<'de> for Rate {
         }
         deserializer.deserialize_any(Decimal)
     }
+}
+
+/// Reads where workloads may connect to: `"none"`, `"host"`, or a list of rules.
+pub(super) fn egress<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Egress, D::Error> {
+    struct Written;
+    impl<'de> Visitor<'de> for Written {
+        type Value = Egress;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("\"none\", \"host\", or a list of rules like [\"public:443\", \"*.debian.org:80\"]")
+        }
+
+        fn visit_str<E: de::Error>(self, text: &str) -> Result<Egress, E> {
+            match text {
+                "none" => Ok(Egress::None),
+                "host" => Ok(Egress::Host),
+                _ if text.parse::<Rule>().is_ok() => {
+                    Err(E::custom(format!("one rule is a list, too: egress = [\"{text}\"]")))
+                }
+                _ => Err(E::invalid_value(de::Unexpected::Str(text), &self)),
+            }
+        }
+
+        fn visit_seq<A: de::SeqAccess<'de>>(self, mut list: A) -> Result<Egress, A::Error> {
+            let mut rules = Vec::new();
+            while let Some(rule) = list.next_element::<Rule>()? {
+                rules.push(rule);
+            }
+            check_rules(&rules).map_err(de::Error::custom)?;
+            Ok(Egress::Rules(rules))
+        }
+    }
+    deserializer.deserialize_any(Written)
+}
+
+/// Reads a limit of bandwidth, millions of bits a second.
+pub(super) fn network_mbit<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u32>, D::Error> {
+    let mbit = u32::deserialize(deserializer)?;
+    check_mbit(mbit).map_err(de::Error::custom)?;
+    Ok(Some(mbit))
 }
 
 /// The one host key a machine may show: Ed25519, as one line of `known_hosts` without the name.

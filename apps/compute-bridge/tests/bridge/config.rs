@@ -73,6 +73,13 @@ fn every_mistake_names_file_line_key_and_remedy() {
         ("[dashboard]", "[attestation]\nsource = \"development\"\n[dashboard]", &["attestation", "development_root"]),
         ("fingerprint", "attestation = { source = \"any\" }", &["attestation", "any", "tdx"]),
         ("minimum_isolation", "minimum_isolation = \"total\"", &["minimum_isolation", "user_namespaces"]),
+        ("egress", "egress = \"all\"", &["egress", "\"none\", \"host\", or a list of rules"]),
+        ("egress", "egress = \"public:443\"", &["egress", "egress = [\"public:443\"]"]),
+        ("egress", "egress = []", &["egress", "\"none\" opens nothing"]),
+        ("egress", "egress = [\"publc:443\"]", &["egress", "the rule \"publc:443\"", "neither public"]),
+        ("egress", "egress = [\"public\", \"10.0.7.1/24:80\"]", &["\"10.0.7.1/24:80\"", "write 10.0.7.0/24"]),
+        ("egress", "egress = [\"169.254.169.254:80\"]", &["169.254.169.254", "no rule can open"]),
+        ("# network_mbit", "network_mbit = 0", &["network_mbit", "0 is not between 1 and 1000000"]),
         ("# isolation", "isolation = \"machine\"", &["machine", "kernel", "modules"]),
         ("# machine", "machine = { kernel = \"/boot/vmlinuz\" }", &["machine", "isolation = \"machine\""]),
         ("on_shutdown", "on_shutdown = \"explode\"", &["on_shutdown", "keep", "drain"]),
@@ -97,6 +104,19 @@ fn every_mistake_names_file_line_key_and_remedy() {
             "{by:?} stands in line {at}, named was {named}: {message}"
         );
     }
+}
+
+#[test]
+fn rules_of_egress_are_read() {
+    let (text, _) =
+        with("egress", "egress = [\"public:443\", \"*.debian.org:80\", \"10.0.7.0/24:5432\", \"1.1.1.1:53/udp\"]");
+    let egress = parse(&text).unwrap().machines().next().unwrap().egress.clone();
+    assert_eq!(
+        serde_json::to_value(&egress).unwrap(),
+        serde_json::json!({ "rules": ["public:443", "*.debian.org:80", "10.0.7.0/24:5432", "1.1.1.1:53/udp"] })
+    );
+    let (text, _) = with("egress", "egress = \"host\"");
+    assert_eq!(parse(&text).unwrap().machines().next().unwrap().egress, coalition_host::Egress::Host);
 }
 
 #[test]

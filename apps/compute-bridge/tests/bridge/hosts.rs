@@ -105,6 +105,7 @@ pub(crate) fn host_setup(dir: &str) -> HostSetup {
         owner: "owner".into(),
         minimum_isolation: IsolationLevel::ProcessLimits,
         egress: Default::default(),
+        network_mbit: None,
         pids_max: 64,
         program: Some(program()),
         image_timeout: SOON,

@@ -116,6 +116,7 @@ async fn what_is_predicted_is_what_is_run() {
         disks: vec![],
         console_fd: 103,
         tdx: Some(declared(&spec, "ssh-ed25519 AAAA comment", 4050)),
+        egress: false,
     }
     .arguments();
     let after = |name: &str| line.iter().skip_while(|word| *word != name).nth(1).unwrap().as_str();
@@ -156,6 +157,7 @@ fn plain_spec() -> coalition_host::WorkloadSpec {
         env: std::collections::BTreeMap::new(),
         minimum_isolation: IsolationLevel::ProcessLimits,
         egress: Default::default(),
+        network_mbit: None,
         machine: None,
     }
 }

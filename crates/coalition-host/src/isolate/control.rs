@@ -48,6 +48,8 @@ pub(crate) struct Built {
     /// Host pid of its first process.
     pub(crate) pid: i32,
     pub(crate) losses: Vec<String>,
+    /// The other end of its tunnel, where it has one.
+    pub(crate) tunnel: Option<OwnedFd>,
 }
 
 fn broken(problem: impl std::fmt::Display) -> RunnerError {
@@ -71,7 +73,7 @@ pub(crate) async fn build(enclose: impl FnOnce(i32) -> Setup, born: &mut Option<
     let setup = enclose(i32::try_from(child.id()).unwrap_or(0));
     let control = Control::new(ours).map_err(|e| RunnerError::io("cannot watch the control socket", e))?;
     control.send(&ToInit::Setup(Box::new(setup.clone())), &[]).await.map_err(broken)?;
-    let pid = match control.next().await? {
+    let pid = match control.next().await?.0 {
         FromInit::Born { pid } => pid,
         FromInit::Broken { problem } => {
             reap(child);
@@ -85,12 +87,13 @@ pub(crate) async fn build(enclose: impl FnOnce(i32) -> Setup, born: &mut Option<
         control.send(&ToInit::Setup(Box::new(setup.clone())), &[]).await.map_err(broken)?;
     }
     loop {
-        match control.next().await? {
+        let (message, mut fds) = control.next().await?;
+        match message {
             FromInit::WantsMaps => {
                 write_maps(pid, setup.uid_base.unwrap_or(0))?;
                 control.send(&ToInit::Mapped, &[]).await.map_err(broken)?;
             }
-            FromInit::Ready { losses } => return Ok(Built { control, pid, losses }),
+            FromInit::Ready { losses } => return Ok(Built { control, pid, losses, tunnel: fds.pop() }),
             FromInit::Broken { problem } => return Err(broken(problem)),
             other => return Err(broken(format!("unexpected {other:?}"))),
         }
@@ -129,9 +132,9 @@ impl Control {
         self.socket.async_io(Interest::READABLE, proto::receive::<FromInit>).await
     }
 
-    async fn next(&self) -> Result<FromInit> {
+    async fn next(&self) -> Result<(FromInit, Vec<OwnedFd>)> {
         match self.receive().await {
-            Ok(Some((message, _))) => Ok(message),
+            Ok(Some(message)) => Ok(message),
             Ok(None) => Err(broken("its first process died; see runner.log")),
             Err(e) => Err(RunnerError::io("cannot hear from the environment's first process", e)),
         }

@@ -43,6 +43,19 @@ impl Abilities {
     }
 }
 
+/// Why there can be no tunnel where workloads of this level run; none when there can.
+pub(crate) fn tunnel_problem(level: IsolationLevel) -> Option<String> {
+    let what = match level {
+        IsolationLevel::RootNamespaces => "namespaces+tunnel",
+        IsolationLevel::UserNamespaces => "user+tunnel",
+        IsolationLevel::ProcessLimits | IsolationLevel::Machine => {
+            return Some("workloads here have no network of their own".into());
+        }
+    };
+    let hint = "`modprobe tun`, and let the runner's user open /dev/net/tun";
+    (!check(what)).then(|| format!("no tunnel can be made in a network of its own; {hint}"))
+}
+
 fn check(what: &str) -> bool {
     Command::new("/proc/self/exe")
         .args(["runner", "init", "--check", what])

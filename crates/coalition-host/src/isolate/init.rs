@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::fs;
 use std::io;
+use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
@@ -17,8 +18,9 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, connect, s
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Gid, Pid, Uid};
 
-use super::proto::{self, FromInit, Launch, Setup, ToInit};
-use super::{filter, mounts, sys};
+use super::proto::{self, FromInit, Launch, Network, Setup, ToInit};
+use super::{filter, link, mounts, sys};
+use crate::egress::addresses::GATEWAY;
 use crate::isolate::launch;
 use crate::state::now_unix_ms;
 use crate::types::{ExitOutcome, IsolationLevel};
@@ -45,12 +47,16 @@ fn namespaces() -> CloneFlags {
         | CloneFlags::CLONE_NEWNET
 }
 
-/// Tries what `discover` wants to know: exit status 0 when it works.
+/// Tries what `discover` wants to know: "namespaces" or "user", whether these can be made; with "+tunnel", whether a tunnel can be
+/// made in them.
 pub(crate) fn check(what: &str) -> Result<(), Problem> {
-    if what == "user" {
+    if what.starts_with("user") {
         enter_user_namespace(namespaces())?;
     } else {
         at("unshare", unshare(namespaces()))?;
+    }
+    if what.ends_with("tunnel") {
+        return link::tunnel().map(drop);
     }
     use nix::mount::{MsFlags, mount};
     let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
@@ -74,8 +80,8 @@ pub(crate) fn first_stage() -> Result<(), Problem> {
     let outcome = match setup.level {
         IsolationLevel::ProcessLimits => return serve_unisolated(&control, &setup),
         IsolationLevel::Machine => Err("a virtual machine runs in an environment, it is none".into()),
-        IsolationLevel::UserNamespaces => enter_user_namespace(namespaces() | cgroup_flag(&setup)),
-        IsolationLevel::RootNamespaces => at("create namespaces", unshare(namespaces() | cgroup_flag(&setup))),
+        IsolationLevel::UserNamespaces => enter_user_namespace(own_namespaces(&setup)),
+        IsolationLevel::RootNamespaces => at("create namespaces", unshare(own_namespaces(&setup))),
     };
     let born = outcome.and_then(|()| {
         let stdin = at("copy the control socket", control.try_clone())?;
@@ -95,8 +101,11 @@ pub(crate) fn first_stage() -> Result<(), Problem> {
     at("report", proto::send(control.as_fd(), &message, &[]))
 }
 
-fn cgroup_flag(setup: &Setup) -> CloneFlags {
-    if setup.cgroup_namespace { CloneFlags::CLONE_NEWCGROUP } else { CloneFlags::empty() }
+fn own_namespaces(setup: &Setup) -> CloneFlags {
+    let mut flags = namespaces();
+    flags.set(CloneFlags::CLONE_NEWCGROUP, setup.cgroup_namespace);
+    flags.set(CloneFlags::CLONE_NEWNET, !matches!(setup.network, Network::Kept(_)));
+    flags
 }
 
 /// Second stage: pid 1 inside.
@@ -104,7 +113,7 @@ pub(crate) fn second_stage() -> Result<(), Problem> {
     let control = take_control()?;
     let Some(setup) = receive_setup(&control)? else { return Ok(()) };
     match build(&control, &setup) {
-        Ok(losses) => serve(control, &setup, losses),
+        Ok((losses, tunnel)) => serve(control, &setup, losses, tunnel),
         Err(problem) => at("report", proto::send(control.as_fd(), &FromInit::Broken { problem }, &[])),
     }
 }
@@ -125,9 +134,22 @@ fn receive_setup(control: &OwnedFd) -> Result<Option<Setup>, Problem> {
     }
 }
 
-fn build(control: &OwnedFd, setup: &Setup) -> Result<Vec<String>, Problem> {
+fn build(control: &OwnedFd, setup: &Setup) -> Result<(Vec<String>, Option<OwnedFd>), Problem> {
+    // While the host's devices are in sight.
+    let tunnel = (setup.network == Network::Tunnel).then(link::tunnel).transpose();
     let mut losses = mounts::enter(setup)?;
-    at("bring loopback up", sys::loopback_up())?;
+    let (tunnel, resolver) = match (tunnel, setup.network) {
+        (Ok(tunnel), Network::Kept(resolver)) => (tunnel, Some(resolver)),
+        (Ok(tunnel), _) => (tunnel, Some(GATEWAY)),
+        (Err(problem), _) => {
+            losses.push(format!("the rules of egress open nothing, because there is no tunnel: {problem}"));
+            (None, None)
+        }
+    };
+    let resolver = resolver.filter(|_| setup.network != Network::Loopback);
+    at("bring loopback up", link::loopback_up())?;
+    // A virtual machine's program is another user than the one whose files it sees.
+    name_resolver(resolver.filter(|_| setup.machine.is_some()), &mut losses);
     at("set the host name", nix::unistd::sethostname(&setup.hostname))?;
     mounts::open_ports();
     if setup.uid_base.is_some() {
@@ -136,9 +158,15 @@ fn build(control: &OwnedFd, setup: &Setup) -> Result<Vec<String>, Problem> {
     // Fewer kernel paths to attack: a workload that needs nested user namespaces is rare. Old kernels lack the file.
     let _ = fs::write("/proc/sys/user/max_user_namespaces", "0");
     mounts::make_home();
+    name_resolver(resolver.filter(|_| setup.machine.is_none()), &mut losses);
     limit(setup)?;
     restrict(setup, &mut losses)?;
-    Ok(losses)
+    Ok((losses, tunnel))
+}
+
+fn name_resolver(resolver: Option<Ipv4Addr>, losses: &mut Vec<String>) {
+    let named = resolver.map_or(Ok(()), mounts::name_resolver);
+    losses.extend(named.err().map(|problem| format!("names are not resolved inside: {problem}")));
 }
 
 /// Gives up the host's uid 0 for one that means nothing outside. The namespaces stay owned by the host, so whatever
@@ -216,7 +244,7 @@ fn serve_unisolated(control: &OwnedFd, setup: &Setup) -> Result<(), Problem> {
     let pid = i32::try_from(std::process::id()).unwrap_or(0);
     at("report", proto::send(control.as_fd(), &FromInit::Born { pid }, &[]))?;
     let control = at("copy the control socket", control.try_clone())?;
-    serve(control, setup, losses)
+    serve(control, setup, losses, None)
 }
 
 struct Server {
@@ -227,14 +255,17 @@ struct Server {
 }
 
 /// Serves the supervisor until it is gone or the grant is over, then takes everything down.
-fn serve(control: OwnedFd, setup: &Setup, losses: Vec<String>) -> Result<(), Problem> {
+fn serve(control: OwnedFd, setup: &Setup, losses: Vec<String>, tunnel: Option<OwnedFd>) -> Result<(), Problem> {
     let mut mask = SigSet::empty();
     for signal in [Signal::SIGCHLD, Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
         mask.add(signal);
     }
     at("block signals", mask.thread_block())?;
     let signals = at("watch children", SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK))?;
-    at("report", proto::send(control.as_fd(), &FromInit::Ready { losses }, &[]))?;
+    let fds: Vec<_> = tunnel.iter().map(AsFd::as_fd).collect();
+    at("report", proto::send(control.as_fd(), &FromInit::Ready { losses }, &fds))?;
+    // The supervisor's copy is the one that counts: the interface goes when that does.
+    drop(tunnel);
     let mut server = Server { control, setup: setup.clone(), running: HashMap::new() };
     let outcome = server.run(&signals);
     kill_everything(setup.level);

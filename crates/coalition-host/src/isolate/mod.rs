@@ -7,6 +7,7 @@ pub(crate) mod discover;
 pub(crate) mod filter;
 pub(crate) mod init;
 pub(crate) mod launch;
+pub(crate) mod link;
 pub(crate) mod mounts;
 pub(crate) mod proto;
 pub(crate) mod pty;

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io;
+use std::net::Ipv4Addr;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
@@ -232,6 +233,20 @@ pub(crate) fn open_ports() {
     // Both are conveniences: an old kernel without them is no reason to refuse.
     let _ = fs::write("/proc/sys/net/ipv4/ip_unprivileged_port_start", "0");
     let _ = fs::write("/proc/sys/net/ipv4/ping_group_range", "0 2147483647");
+}
+
+/// Writes an `/etc/resolv.conf` that names this resolver, instead of the image's: the one that names cannot be reached from here. It
+/// is the workload's file, which it may change.
+pub(crate) fn name_resolver(resolver: Ipv4Addr) -> Result<(), Problem> {
+    const FILE: &str = "/etc/resolv.conf";
+    at("create /etc", fs::create_dir_all("/etc"))?;
+    // A link may lead anywhere, to nowhere mostly.
+    match fs::remove_file(FILE) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(format!("replace {FILE}: {e}")),
+        _ => {}
+    }
+    at(format_args!("write {FILE}"), fs::write(FILE, format!("nameserver {resolver}\n")))?;
+    at(format_args!("write {FILE}"), fs::set_permissions(FILE, fs::Permissions::from_mode(0o644)))
 }
 
 /// Makes `/root` and `/var/log` exist for the user inside, best effort: sessions start in one and programs log to the other.

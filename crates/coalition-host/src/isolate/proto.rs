@@ -35,9 +35,22 @@ pub(crate) struct Setup {
     pub(crate) cgroup_namespace: bool,
     /// Refuse network sockets, because the network is the host's and not for the workload.
     pub(crate) no_network: bool,
+    /// What of a network there is inside.
+    pub(crate) network: Network,
     pub(crate) valid_to_unix_ms: u64,
     /// Shows what of the host a virtual machine's program needs, read-only; none for workloads.
     pub(crate) machine: Option<MachineView>,
+}
+
+/// What of a network an environment has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Network {
+    /// One of its own: loopback.
+    Loopback,
+    /// One of its own: loopback, and a tunnel, the other end of which comes along with [`FromInit::Ready`].
+    Tunnel,
+    /// That of whoever starts it: a virtual machine, whose it is alone. Names are resolved there at this address.
+    Kept(std::net::Ipv4Addr),
 }
 
 /// What of the host is seen where a virtual machine's program runs.
@@ -122,7 +135,7 @@ pub(crate) enum FromInit {
     Born { pid: i32 },
     /// A user namespace exists and needs its maps.
     WantsMaps,
-    /// Everything is built; these are things that could not be had.
+    /// Everything is built; these are things that could not be had. A tunnel, if there is one, comes along.
     Ready { losses: Vec<String> },
     /// The environment cannot be built.
     Broken { problem: String },

@@ -1,9 +1,8 @@
-//! The only `unsafe` of this crate: system calls that no safe wrapper covers.
+//! The only `unsafe` of this crate, beside [`super::link`]: system calls that no safe wrapper covers.
 #![allow(unsafe_code)]
 
 use std::io;
 use std::mem::size_of;
-use std::net::Ipv4Addr;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
@@ -91,54 +90,6 @@ pub(crate) fn keep_capabilities(keep: u64) -> io::Result<()> {
         return Err(io::Error::last_os_error());
     }
     Ok(())
-}
-
-/// `libc::IFF_UP`, in the type the request has.
-const IFF_UP: libc::c_short = 1;
-/// `libc::AF_INET`, in the type an address has.
-const AF_INET: libc::sa_family_t = 2;
-
-/// Brings the loopback interface of the current network namespace up.
-pub(crate) fn loopback_up() -> io::Result<()> {
-    interface_up("lo", &[])
-}
-
-/// Gives the network interface `eth0` an address and brings it up.
-pub(crate) fn ethernet_up(address: Ipv4Addr, mask: Ipv4Addr) -> io::Result<()> {
-    interface_up("eth0", &[(libc::SIOCSIFADDR, address), (libc::SIOCSIFNETMASK, mask)])
-}
-
-fn interface_up(name: &str, addresses: &[(libc::c_ulong, Ipv4Addr)]) -> io::Result<()> {
-    let socket = nix::sys::socket::socket(
-        nix::sys::socket::AddressFamily::Inet,
-        nix::sys::socket::SockType::Datagram,
-        nix::sys::socket::SockFlag::SOCK_CLOEXEC,
-        None,
-    )?;
-    let done = |rc: i32| if rc < 0 { Err(io::Error::last_os_error()) } else { Ok(()) };
-    // SAFETY: an all-zero ifreq is a valid one; both names fit with their terminating zero; the kernel reads and writes
-    // within the structure only.
-    unsafe {
-        let mut request: libc::ifreq = std::mem::zeroed();
-        for (to, byte) in request.ifr_name.iter_mut().zip(name.bytes()) {
-            *to = byte.cast_signed() as libc::c_char;
-        }
-        for (what, address) in addresses {
-            request.ifr_ifru.ifru_addr = inet(*address);
-            done(libc::ioctl(socket.as_raw_fd(), *what as _, &raw const request))?;
-        }
-        done(libc::ioctl(socket.as_raw_fd(), libc::SIOCGIFFLAGS, &raw mut request))?;
-        request.ifr_ifru.ifru_flags |= IFF_UP;
-        done(libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw mut request))
-    }
-}
-
-fn inet(address: Ipv4Addr) -> libc::sockaddr {
-    let mut data = [0; 14];
-    for (to, octet) in data[2..6].iter_mut().zip(address.octets()) {
-        *to = octet.cast_signed() as libc::c_char;
-    }
-    libc::sockaddr { sa_family: AF_INET, sa_data: data }
 }
 
 /// A copy of a descriptor under the lowest free number from `from` on, which children inherit.

@@ -10,6 +10,11 @@ pub const SSH_PORT: u16 = 2222;
 /// The guest's address, and the mask of its network.
 pub const GUEST_ADDRESS: (std::net::Ipv4Addr, std::net::Ipv4Addr) =
     (std::net::Ipv4Addr::new(10, 0, 2, 15), std::net::Ipv4Addr::new(255, 255, 255, 0));
+/// Where everything leaves that network, and where names are resolved in it. The former is also a name for the loopback of the
+/// namespace that QEMU runs in, where nothing listens but the port above.
+pub const GUEST_GATEWAY: std::net::Ipv4Addr = std::net::Ipv4Addr::new(10, 0, 2, 2);
+/// See [`GUEST_GATEWAY`].
+pub const GUEST_RESOLVER: std::net::Ipv4Addr = std::net::Ipv4Addr::new(10, 0, 2, 3);
 /// Name of the serial port the guest reports on.
 pub const REPORT_PORT: &str = "coalition";
 
@@ -98,11 +103,13 @@ pub struct Machine {
     pub console_fd: i32,
     /// A TDX guest; else its twin that is none.
     pub tdx: Option<Tdx>,
+    /// Lets the guest connect to whatever QEMU can reach where it runs.
+    pub egress: bool,
 }
 
 impl Machine {
     /// The arguments, QEMU's own path first. No default devices, no monitor, no display; one network card that reaches
-    /// nothing but the forwarded port; QEMU's system call filter on.
+    /// nothing but the forwarded port, unless it is to; QEMU's system call filter on.
     #[must_use]
     pub fn arguments(&self) -> Vec<String> {
         let mut line = Line(vec![self.program.display().to_string()]);
@@ -126,7 +133,8 @@ impl Machine {
         let from_disk = matches!(self.system, System::Disk(_));
         self.disks.iter().enumerate().for_each(|(at, disk)| line.disk(at, disk, from_disk && at == 0));
         let forward = format!("hostfwd=tcp:127.0.0.1:{SSH_PORT}-{}:22", GUEST_ADDRESS.0);
-        line.add(["-netdev", &format!("user,id=net,restrict=on,ipv6=off,{forward}")]);
+        let restrict = if self.egress { "off" } else { "on" };
+        line.add(["-netdev", &format!("user,id=net,restrict={restrict},ipv6=off,{forward}")]);
         line.add(["-device", "virtio-net-pci,netdev=net,romfile="]);
         line.0
     }
@@ -212,6 +220,7 @@ mod tests {
             ],
             console_fd: 103,
             tdx: None,
+            egress: false,
         }
     }
 
@@ -223,6 +232,14 @@ mod tests {
     #[test]
     fn golden_plain() {
         assert_eq!(machine().arguments().join("\n"), include_str!("golden/plain.txt").trim_end());
+    }
+
+    #[test]
+    fn egress_changes_one_word() {
+        let (closed, open) = (machine().arguments(), Machine { egress: true, ..machine() }.arguments());
+        let differ: Vec<_> = closed.iter().zip(&open).filter(|(closed, open)| closed != open).collect();
+        let [(closed, open)] = differ[..] else { panic!("{differ:?}") };
+        assert_eq!(closed.replace("restrict=on", "restrict=off"), *open);
     }
 
     /// A system of the requester's own: the same machine, which reports nothing and is told who may log in.

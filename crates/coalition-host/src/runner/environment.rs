@@ -16,13 +16,15 @@ use super::launcher::InsideLauncher;
 use super::machine::{Orders, Running};
 use super::workload::Output;
 use crate::accepting::Listening;
+use crate::egress::Egressing;
 use crate::error::{Result, RunnerError};
 use crate::isolate::cgroup::{Groups, Hierarchies, Limits};
 use crate::isolate::control::{Control, build};
 use crate::isolate::discover::{Abilities, affinity, available_cpus, describe};
 use crate::isolate::launch::GRANT_VARIABLE;
-use crate::isolate::proto::{MachineView, Setup, Workload};
+use crate::isolate::proto::{MachineView, Network, Setup, Workload};
 use crate::machine::bootable::{self, Bootable, BootableError};
+use crate::machine::qemu::GUEST_RESOLVER;
 use crate::proc;
 use crate::rootfs::oci::ImageConfig;
 use crate::rootfs::{ImageFile, Owner, Unpacked, open_verified, remove_tree, unpack};
@@ -33,6 +35,8 @@ use crate::types::{Egress, Isolation, IsolationLevel, Mechanism, WorkloadSpec};
 
 /// Longest an environment may take to be built, the image already unpacked.
 const BUILD_LIMIT: Duration = Duration::from_secs(20);
+/// Rules that a receipt names one by one.
+const TOLD_RULES: usize = 8;
 /// Longest the dead may take to be gone.
 const DEATH_LIMIT: Duration = Duration::from_secs(15);
 
@@ -45,6 +49,9 @@ pub(super) struct Holdings {
     pub(super) control: Option<Control>,
     pub(super) ssh: Option<Listening>,
     pub(super) relay: Option<Listening>,
+    pub(super) egress: Option<Egressing>,
+    /// We are in a virtual machine, whose network is its grant's alone.
+    pub(super) in_machine: bool,
     /// The way to tell a virtual machine's guest something.
     pub(super) orders: Option<Orders>,
 }
@@ -71,7 +78,15 @@ pub(super) fn limits(spec: &WorkloadSpec) -> Limits {
     Limits { cpu_millicores: spec.cpu_millicores, ram_mib: spec.ram_mib, pids_max: spec.pids_max }
 }
 
-fn setup(spec: &WorkloadSpec, rootfs: PathBuf, isolation: &Isolation, groups: &Groups) -> Setup {
+fn network(spec: &WorkloadSpec, level: IsolationLevel, in_machine: bool) -> Network {
+    match &spec.egress {
+        Egress::Host if in_machine => Network::Kept(GUEST_RESOLVER),
+        Egress::Rules(_) if level != IsolationLevel::ProcessLimits => Network::Tunnel,
+        Egress::None | Egress::Host | Egress::Rules(_) => Network::Loopback,
+    }
+}
+
+fn setup(spec: &WorkloadSpec, rootfs: PathBuf, isolation: &Isolation, groups: &Groups, in_machine: bool) -> Setup {
     let cpus = (isolation.cpu == Mechanism::Affinity)
         .then(|| affinity(&spec.grant_id, spec.cpu_millicores, &available_cpus()));
     Setup {
@@ -87,7 +102,8 @@ fn setup(spec: &WorkloadSpec, rootfs: PathBuf, isolation: &Isolation, groups: &G
         pids_by_rlimit: isolation.pids == Mechanism::Rlimit,
         cpus,
         cgroup_namespace: groups.any(),
-        no_network: isolation.level == IsolationLevel::ProcessLimits && spec.egress == Egress::None,
+        no_network: isolation.level == IsolationLevel::ProcessLimits && spec.egress != Egress::Host,
+        network: network(spec, isolation.level, in_machine),
         valid_to_unix_ms: spec.valid_to_unix_ms,
         machine: None,
     }
@@ -137,7 +153,7 @@ pub(super) async fn serve(
     holdings: &mut Holdings,
 ) -> Result<Up> {
     let spec = &checked.spec;
-    let (mut isolation, built) = build_environment(spec, dir, abilities, holdings, None).await?;
+    let (mut isolation, built) = build_environment(spec, dir, abilities, traffic, holdings, None).await?;
     holdings.control = Some(built.control.clone());
     let mut env = config.env;
     env.extend(spec.env.clone());
@@ -192,10 +208,11 @@ pub(super) async fn build_environment(
     spec: &WorkloadSpec,
     dir: &GrantDir,
     abilities: Abilities,
+    traffic: &Arc<Traffic>,
     holdings: &mut Holdings,
     machine: Option<MachineView>,
 ) -> Result<(Isolation, crate::isolate::control::Built)> {
-    let Holdings { groups, init, .. } = holdings;
+    let Holdings { groups, init, in_machine, .. } = holdings;
     let mut chosen = None;
     let enclose = |pid: i32| {
         if groups.add(pid).is_err() {
@@ -204,22 +221,45 @@ pub(super) async fn build_environment(
             *groups = Groups::default();
         }
         let isolation = describe(abilities, groups, &spec.grant_id, spec.cpu_millicores);
-        let workload = setup(spec, dir.rootfs(), &isolation, groups);
+        let workload = setup(spec, dir.rootfs(), &isolation, groups, *in_machine);
         // A machine's memory is its size, mapped whole: a limit of mappings would only keep it from starting.
         let setup = Setup { ram_by_rlimit: workload.ram_by_rlimit && machine.is_none(), machine, ..workload };
         chosen = Some(isolation);
         setup
     };
-    let built = tokio::time::timeout(BUILD_LIMIT, build(enclose, init))
+    let mut built = tokio::time::timeout(BUILD_LIMIT, build(enclose, init))
         .await
         .map_err(|_| RunnerError::Environment(format!("not built within {} s", BUILD_LIMIT.as_secs())))??;
     let mut isolation = chosen.ok_or_else(|| RunnerError::Environment("no isolation was chosen".into()))?;
-    if isolation.level == IsolationLevel::ProcessLimits && spec.egress == Egress::Host {
-        let told = "the workload may use the host's network: the host's own services, neighbours, a cloud's metadata";
-        isolation.losses.push(told.to_owned());
+    // First, because texts that hold all of this are cut at their end.
+    isolation.losses.splice(..0, opened(spec, isolation.level, built.tunnel.is_some()));
+    if let (Some(tunnel), Egress::Rules(rules)) = (built.tunnel.take(), &spec.egress) {
+        let egress = Egressing::start(tunnel, rules.clone(), Arc::clone(traffic));
+        holdings.egress = Some(egress.map_err(|e| RunnerError::io("cannot serve the grant's egress", e))?);
     }
     isolation.losses.extend(built.losses.iter().cloned());
     Ok((isolation, built))
+}
+
+/// What of a network is open to the workload, in words.
+fn opened(spec: &WorkloadSpec, level: IsolationLevel, tunnel: bool) -> Option<String> {
+    match &spec.egress {
+        Egress::Host if level == IsolationLevel::ProcessLimits => Some(
+            "the workload may use the host's network: the host's own services, neighbours, a cloud's metadata"
+                .to_owned(),
+        ),
+        Egress::Rules(_) if level == IsolationLevel::ProcessLimits => Some(
+            "the rules of egress open nothing, because the workload has no network of its own to enforce them on"
+                .to_owned(),
+        ),
+        Egress::Rules(rules) if tunnel => {
+            let (named, rest) = rules.split_at(rules.len().min(TOLD_RULES));
+            let mut names: Vec<String> = named.iter().map(ToString::to_string).collect();
+            names.extend((!rest.is_empty()).then(|| format!("{} more", rest.len())));
+            Some(format!("the workload may connect to {}", names.join(", ")))
+        }
+        Egress::None | Egress::Host | Egress::Rules(_) => None,
+    }
 }
 
 impl Holdings {
@@ -233,10 +273,13 @@ impl Holdings {
         }
         self.control = None;
         self.orders = None;
+        let egress = self.egress.take();
         let (init, groups, grant_id) = (self.init.take(), self.groups.clone(), grant_id.to_owned());
-        tokio::task::spawn_blocking(move || kill_all(init, &groups, &grant_id))
-            .await
-            .map_err(|e| RunnerError::Environment(format!("killing: {e}")))?
+        let work = move || {
+            egress.into_iter().for_each(Egressing::shutdown);
+            kill_all(init, &groups, &grant_id)
+        };
+        tokio::task::spawn_blocking(work).await.map_err(|e| RunnerError::Environment(format!("killing: {e}")))?
     }
 
     /// Removes what only empty environments can lose.

@@ -22,15 +22,15 @@ use crate::error::{Result, RunnerError};
 use crate::isolate::cgroup::{Groups, Hierarchies};
 use crate::isolate::control::Control;
 use crate::isolate::discover::Abilities;
-use crate::isolate::sys;
+use crate::isolate::{link, sys};
 use crate::machine::initrd::MODULE_DIR;
-use crate::machine::qemu::{GUEST_ADDRESS, REPORT_PORT};
+use crate::machine::qemu::{GUEST_ADDRESS, GUEST_GATEWAY, REPORT_PORT};
 use crate::machine::report::{MAX_LINE, Order, Report, line, parse_order};
 use crate::rootfs::{ImageFile, Owner, unpack};
 use crate::spec::{self, CheckedSpec, MAX_SPEC_BYTES};
 use crate::ssh::Traffic;
 use crate::state::{GrantDir, now_unix_ms};
-use crate::types::GuestUsage;
+use crate::types::{Egress, GuestUsage};
 
 /// Wait for the kernel to find a device.
 const DEVICE_LIMIT: Duration = Duration::from_secs(20);
@@ -73,8 +73,8 @@ fn prepare_system() -> Result<()> {
     mnt("devtmpfs", "/dev", "devtmpfs", MsFlags::MS_NOSUID, None)?;
     mnt("cgroup2", "/sys/fs/cgroup", "cgroup2", safe, None)?;
     load_modules()?;
-    sys::loopback_up().map_err(|e| problem("bring loopback up", e))?;
-    sys::ethernet_up(GUEST_ADDRESS.0, GUEST_ADDRESS.1).map_err(|e| problem("bring the network up", e))
+    link::loopback_up().map_err(|e| problem("bring loopback up", e))?;
+    link::ethernet_up(GUEST_ADDRESS.0, GUEST_ADDRESS.1).map_err(|e| problem("bring the network up", e))
 }
 
 fn load_modules() -> Result<()> {
@@ -189,7 +189,10 @@ async fn serve_grant(port: &mut File) -> Result<()> {
     let file = ImageFile { file, size: spec.image_size_bytes, hash: checked.image_hash };
     let owner = Owner::From(base.uid_base.unwrap_or(0));
     let config = unpack(file, Path::new("image"), &rootfs, spec.disk_mib, owner)?.config;
-    let mut holdings = Holdings::default();
+    if spec.egress != Egress::None {
+        link::ethernet_route(GUEST_GATEWAY).map_err(|e| problem("find the way out", e))?;
+    }
+    let mut holdings = Holdings { in_machine: true, ..Holdings::default() };
     let limits = limits(spec);
     holdings.groups = Groups::create(&Hierarchies::discover(), abilities.root, &spec.grant_id, limits);
     let listen: SocketAddr = spec.ssh_listen;

@@ -32,7 +32,8 @@ use crate::spec::{CheckedSpec, image_path};
 use crate::ssh::Traffic;
 use crate::state::GrantDir;
 use crate::types::{
-    ExitOutcome, Failure, GuestUsage, Isolation, IsolationLevel, MachineSpec, Mechanism, SecretText, WorkloadSpec,
+    Egress, ExitOutcome, Failure, GuestUsage, Isolation, IsolationLevel, MachineSpec, Mechanism, SecretText,
+    WorkloadSpec,
 };
 
 /// Longest a guest may take from its first instruction to SSH, on the processor and emulated; one of ours, and one that is
@@ -231,7 +232,7 @@ pub(super) async fn bring_up(
         paths: tools::HOST_PATHS.iter().map(PathBuf::from).chain(machine.firmware.clone()).collect(),
         kvm: parts.accelerator == Accelerator::Kvm,
     };
-    let (outer, built) = build_environment(&enclosed, dir, abilities, holdings, Some(view)).await?;
+    let (outer, built) = build_environment(&enclosed, dir, abilities, traffic, holdings, Some(view)).await?;
     holdings.control = Some(built.control.clone());
     let environment = watch_over(&built.control);
     let tdx = match &machine.tdx {
@@ -243,7 +244,9 @@ pub(super) async fn bring_up(
         None => None,
     };
     let Filled { system, memory_mib, disks, .. } = &parts.filled;
+    let open = holdings.egress.is_some();
     let line = Machine {
+        egress: open,
         program: parts.qemu.clone(),
         accelerator: parts.accelerator,
         cpus: boot::cpus(spec.cpu_millicores),
@@ -354,6 +357,9 @@ fn document(spec: &WorkloadSpec) -> Result<zeroize::Zeroizing<Vec<u8>>> {
         ssh_listen: "0.0.0.0:22".parse().unwrap_or(spec.ssh_listen),
         minimum_isolation: IsolationLevel::ProcessLimits,
         machine: None,
+        // Rules are kept outside; inside, the network is the guest's own and its workload's.
+        egress: if spec.egress.rules().is_some() { Egress::Host } else { Egress::None },
+        network_mbit: None,
         ssh_host_key: SecretText::new(spec.ssh_host_key.expose()),
         ..spec.clone()
     };

@@ -155,7 +155,7 @@ fn fail(error: &RunnerError) -> ExitCode {
 }
 
 /// A line in `runner.log`. Never anything about who requested the grant.
-fn log(text: &str) {
+pub(crate) fn log(text: &str) {
     let _ = writeln!(std::io::stderr(), "{} {text}", crate::state::now_unix_ms());
 }
 

@@ -11,7 +11,7 @@ use super::Options;
 use super::unit::{self, Own, Systemd};
 use crate::error::{Result, RunnerError};
 use crate::isolate::cgroup::{self, Groups, Hierarchies, Limits};
-use crate::isolate::discover::{Abilities, available_cpus, describe};
+use crate::isolate::discover::{Abilities, available_cpus, describe, tunnel_problem};
 use crate::machine::boot::{BootFiles, COMMAND_LINE};
 use crate::machine::tools;
 use crate::state::now_unix_ms;
@@ -99,6 +99,7 @@ fn look(options: &Options) -> ProbeReport {
         ram_available_mib: meminfo("MemAvailable:"),
         disk_available_mib: disk_available_mib(dir.unwrap_or(&temporary)),
         clock_unix_ms: now_unix_ms(),
+        egress_problem: tunnel_problem(abilities.level()),
         machine: machine.map(tools::probe),
     }
 }

@@ -60,7 +60,7 @@ async fn one_way(mut from: impl AsyncRead + Unpin, mut to: impl AsyncWrite + Unp
         if to.write_all(&piece[..got]).await.is_err() {
             break;
         }
-        traffic.add(got);
+        traffic.pass(got).await;
     }
     let _ = to.shutdown().await;
 }

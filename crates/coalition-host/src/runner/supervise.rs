@@ -162,7 +162,7 @@ impl Grant {
         let left = Duration::from_millis(checked.spec.valid_to_unix_ms.saturating_sub(now_unix_ms()));
         let deadline = Instant::now() + left;
         let output = Output::new(dir.path().to_owned());
-        let (holdings, traffic) = (Holdings::default(), Arc::default());
+        let (holdings, traffic) = (Holdings::default(), Arc::new(Traffic::limited(checked.spec.network_mbit)));
         Ok(Self { dir, checked, place, state, holdings, traffic, output, meter: None, guest: None, deadline })
     }
 
@@ -203,7 +203,8 @@ impl Grant {
         let net_bytes = self.traffic.total();
         let Some((meter, sampler)) = &mut self.meter else { return Ok(()) };
         meter.add(sampler.sample(net_bytes), now_unix_ms());
-        self.dir.write_usage(&UsageReport { guest: self.guest, ..meter.report().clone() })
+        let egress_refused = self.traffic.refused();
+        self.dir.write_usage(&UsageReport { guest: self.guest, egress_refused, ..meter.report().clone() })
     }
 
     /// Runs the workload and waits for whatever ends the grant.
@@ -321,7 +322,7 @@ impl Grant {
             log(&format!("usage: {}", error.to_failure()));
         }
         let usage = self.meter.take().map_or_else(UsageReport::default, |(meter, _)| meter.finish());
-        let usage = UsageReport { guest: self.guest, ..usage };
+        let usage = UsageReport { guest: self.guest, egress_refused: self.traffic.refused(), ..usage };
         self.holdings.release()?;
         // The state below holds the same; whichever of the two the disk takes is enough.
         if let Err(error) = self.dir.write_usage(&usage) {

@@ -190,7 +190,7 @@ async fn drain(
     loop {
         // A terminal whose last user is gone answers with an error; that is its end.
         let Ok(n @ 1..) = source.read(&mut buffer).await else { return true };
-        traffic.add(n);
+        traffic.pass(n).await;
         let bytes = buffer[..n].to_vec();
         let sent = match stream {
             None => stalls.during(write.data_bytes(bytes)).await,
@@ -224,8 +224,8 @@ async fn feed(mut read: ChannelReadHalf, sink: Sink, stalls: Stalls, traffic: Ar
             message = read.wait(), if accepting => match message {
                 None | Some(ChannelMsg::Close) => return Input::Gone,
                 Some(ChannelMsg::Data { data }) if sink.is_some() => {
-                    traffic.add(data.len());
                     waiting.push(&data);
+                    traffic.pass(data.len()).await;
                 }
                 Some(ChannelMsg::Eof) => finished = true,
                 Some(_) => {}

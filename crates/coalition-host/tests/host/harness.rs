@@ -206,6 +206,7 @@ impl Host {
             env: Default::default(),
             minimum_isolation: IsolationLevel::ProcessLimits,
             egress: Default::default(),
+            network_mbit: None,
             machine: None,
         };
         change(&mut spec);

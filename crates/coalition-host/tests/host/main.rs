@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::print_stderr, clippy::expect_used)]
 
 mod access;
+mod egress;
 mod escape;
 mod harness;
 mod images;
@@ -11,6 +12,7 @@ mod limits;
 mod loss;
 mod machine;
 mod oci;
+mod outside;
 mod own;
 mod sessions;
 mod sshd;
