@@ -24,6 +24,8 @@ use crate::{
 const RANDOM: usize = 6;
 /// One blow in so many is followed by another.
 const TWICE: usize = 3;
+/// After so many kills everything is made anew: moto answers more slowly for every instance it has ever seen.
+const ROUND: usize = 100;
 /// Random instants lie within this after the request.
 const LIFETIME_MS: u64 = 6_000;
 
@@ -68,37 +70,76 @@ impl Summary {
 
 /// Runs it; `None`, with a word, where something is missing.
 pub async fn run(options: &Options, program: &Path) -> Option<Summary> {
-    let kept = options.keep.clone();
     let temporary = tempfile::tempdir().unwrap();
-    let dir = kept.unwrap_or_else(|| temporary.path().to_owned());
-    std::fs::create_dir_all(&dir).unwrap();
-    let (started, mut summary) = (Instant::now(), Summary { seed: options.seed, ..Summary::default() });
-    let mut world = World::start(&dir, program).await?;
-    assert!(world.ask(&["--json", "image", "example", "hello.tar"]).0, "the example image cannot be made");
-    let mut points = Vec::new();
-    for place in Place::ALL {
-        match live(&mut world, place, &Blow::None).await {
-            Ok(told) => points.extend(told.points.into_iter().map(|point| (place, point))),
-            Err(broken) => summary.broken.push(format!("undisturbed: {broken}")),
+    let kept = options.keep.clone().unwrap_or_else(|| temporary.path().to_owned());
+    let mut going = Going {
+        rng: StdRng::seed_from_u64(options.seed),
+        queue: Vec::new(),
+        summary: Summary { seed: options.seed, ..Summary::default() },
+        started: Instant::now(),
+        stopped: stop_signal(),
+    };
+    for number in 1.. {
+        let dir = kept.join(format!("round-{number}"));
+        std::fs::create_dir_all(&dir).unwrap();
+        going.round(options, program, &dir).await?;
+        if !going.wants(options.count, options.count) {
+            break;
+        }
+        if options.keep.is_none() {
+            let _ = std::fs::remove_dir_all(&dir);
         }
     }
-    summary.points = points.len();
-    println!("{} points in an undisturbed life of both kinds", points.len());
-    let mut rng = StdRng::seed_from_u64(options.seed);
-    let mut queue: Vec<(Place, Point)> = Vec::new();
-    let stopped = stop_signal();
-    let wanted = |summary: &Summary| summary.blows < options.count && summary.lives < options.count * 2;
-    while wanted(&summary) && summary.broken.is_empty() && !stopped.load(Ordering::SeqCst) {
-        let (place, blow) = next(&mut rng, &mut queue, &points, summary.lives);
-        let outcome = live(&mut world, place, &blow).await;
-        account(&mut summary, &blow, outcome);
-        if summary.lives.is_multiple_of(10) {
-            let (kills, of, took) = (summary.blows, options.count, started.elapsed().as_secs());
-            println!("{kills} of {of} kills, {} starts, {took} s", world.restarts() + 1);
-        }
+    going.summary.seconds = going.started.elapsed().as_secs();
+    Some(going.summary)
+}
+
+/// What goes on from round to round.
+struct Going {
+    rng: StdRng,
+    queue: Vec<(Place, Point)>,
+    summary: Summary,
+    started: Instant,
+    stopped: Arc<AtomicBool>,
+}
+
+impl Going {
+    /// Whether it goes on until there were so many kills, of `count` in all.
+    fn wants(&self, kills: usize, count: usize) -> bool {
+        let Summary { blows, lives, broken, .. } = &self.summary;
+        *blows < kills && *lives < count * 2 && broken.is_empty() && !self.stopped.load(Ordering::SeqCst)
     }
-    summary.seconds = started.elapsed().as_secs();
-    Some(summary)
+
+    async fn round(&mut self, options: &Options, program: &Path, dir: &Path) -> Option<()> {
+        let mut world = World::start(dir, program).await?;
+        let points = self.undisturbed(&mut world).await;
+        let end = (self.summary.blows + ROUND).min(options.count);
+        while self.wants(end, options.count) {
+            let (place, blow) = next(&mut self.rng, &mut self.queue, &points, self.summary.lives);
+            let outcome = live(&mut world, place, &blow).await;
+            account(&mut self.summary, &blow, outcome);
+            if self.summary.lives.is_multiple_of(10) {
+                let (kills, took) = (self.summary.blows, self.started.elapsed().as_secs());
+                println!("{kills} of {} kills, {} starts in this round, {took} s", options.count, world.restarts() + 1);
+            }
+        }
+        Some(())
+    }
+
+    /// A life of each kind in which nothing is killed: what happens in it are the points.
+    async fn undisturbed(&mut self, world: &mut World) -> Vec<(Place, Point)> {
+        assert!(world.ask(&["--json", "image", "example", "hello.tar"]).0, "the example image cannot be made");
+        let mut points = Vec::new();
+        for place in Place::ALL {
+            match live(world, place, &Blow::None).await {
+                Ok(told) => points.extend(told.points.into_iter().map(|point| (place, point))),
+                Err(broken) => self.summary.broken.push(format!("undisturbed: {broken}")),
+            }
+        }
+        self.summary.points = points.len();
+        println!("{} points in an undisturbed life of both kinds", points.len());
+        points
+    }
 }
 
 /// Becomes true at SIGINT or SIGTERM: the life at hand is lived to its end, then there is a summary and nothing is left running.
