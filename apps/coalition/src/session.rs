@@ -5,7 +5,7 @@ use std::{net::ToSocketAddrs, sync::Arc, time::Duration};
 use coalition::PublishedConfig;
 use coalition_compute::{At, MarketView};
 use coalition_log::{Entry, retirement::Retirement};
-use coalition_organism::{Follower, Organism, ReadError};
+use coalition_organism::{Follower, Organism, QUORUM_PATIENCE, ReadError};
 use coalition_shuffle::RotatingPeer;
 use coalition_universe::{Node, NodeConfig, NodeKey, PeerId};
 use coalition_unseal::ShuffleClient;
@@ -21,8 +21,6 @@ use crate::{
 
 /// How long the coalition may take to answer a reader.
 pub const READ_WAIT: Duration = Duration::from_secs(30);
-/// How long a quorum may take before what one member knows has to do.
-const QUORUM_WAIT: Duration = Duration::from_secs(6);
 /// How long the relay may take to accept a connection; on loopback it is at once or never.
 const KNOCK: Duration = Duration::from_secs(3);
 /// How long a node's goodbyes may take.
@@ -99,8 +97,10 @@ impl Session {
     pub async fn market(&self, output: &Output) -> Result<Follower<MarketView>> {
         let view = MarketView::new(self.compute.id, self.compute.params.clone());
         let follower = Follower::spawn(self.market_organism()?, view);
-        let (_, unsettled) =
-            follower.caught_up_as_can_be(QUORUM_WAIT, READ_WAIT).await.map_err(|error| unanswered(error, "market"))?;
+        let (_, unsettled) = follower
+            .caught_up_as_can_be(QUORUM_PATIENCE, READ_WAIT)
+            .await
+            .map_err(|error| unanswered(error, "market"))?;
         if let Some(why) = unsettled {
             output.warn(format!("what follows may be behind: too few members of the market answer ({why})"));
         }
@@ -123,7 +123,7 @@ impl Session {
         let started = tokio::time::Instant::now();
         loop {
             let left = READ_WAIT.saturating_sub(started.elapsed());
-            let head = clock.settled_head_or_any(QUORUM_WAIT, left).await;
+            let head = clock.settled_head_or_any(QUORUM_PATIENCE, left).await;
             let size = head.map_err(|error| unanswered(error, "clock"))?.0.size();
             if let Some(newest) = size.checked_sub(1) {
                 let evidence = clock.evidence(newest, left).await.map_err(|error| unanswered(error, "clock"))?;

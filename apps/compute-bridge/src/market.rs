@@ -11,11 +11,8 @@ use coalition_compute::{
     GrantStage, InventoryEntry, MarketView, UsageMetrics,
 };
 use coalition_log::{Entry, Fold, FoldFault, Refusal, retirement::RETIRED_CODE};
-use coalition_organism::{Follower, Organism, WriteError, WriteId};
+use coalition_organism::{Follower, Organism, QUORUM_PATIENCE, WriteError, WriteId};
 use serde::{Deserialize, Serialize};
-
-/// How long a quorum may take before what one member knows has to do.
-const QUORUM_WAIT: Duration = Duration::from_secs(6);
 
 /// An extension of a grant, and the end it asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -249,12 +246,12 @@ impl LiveMarket {
     /// # Errors
     /// [`coalition_organism::ReadError`].
     pub async fn caught_up(&self, deadline: Duration) -> Result<(), coalition_organism::ReadError> {
-        let (_, unsettled) = self.follower.caught_up_as_can_be(QUORUM_WAIT, deadline).await?;
+        let (_, unsettled) = self.follower.caught_up_as_can_be(QUORUM_PATIENCE, deadline).await?;
         if let Some(why) = unsettled {
             tracing::warn!(%why, "too few members of the market answer: what this bridge knows of it may be behind");
         }
         if let Some(clock) = &self.clock {
-            clock.caught_up_as_can_be(QUORUM_WAIT, deadline).await?;
+            clock.caught_up_as_can_be(QUORUM_PATIENCE, deadline).await?;
         }
         Ok(())
     }

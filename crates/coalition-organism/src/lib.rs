@@ -51,4 +51,5 @@ pub use member::{
     Standing,
 };
 pub use pruned::Pruned;
+pub use settled::QUORUM_PATIENCE;
 pub use wire::MAX_COMMAND_BYTES;

@@ -20,6 +20,8 @@ use crate::{
     wire::{self, SettledRequest, method},
 };
 
+/// How long programs let a quorum take before what one member knows has to do.
+pub const QUORUM_PATIENCE: Duration = Duration::from_secs(6);
 /// Pause before a member that did not answer is asked again.
 const ASK_AGAIN: Duration = Duration::from_millis(200);
 

@@ -191,10 +191,7 @@ async fn a_grant_is_a_unit(site: &Site<'_>, one: &Provisioned) {
         assert_eq!(site.property(one, name).await, value, "{name}");
     }
     let described = site.property(one, "Description").await;
-    assert!(
-        described.ends_with(&format!("in /root/.coalition-host/owner/grants/{}", one.instance.name)),
-        "{described}"
-    );
+    assert!(described.ends_with(&format!("in {}", dir_in_guest(one))), "{described}");
     assert!(site.property(one, "StatusText").await.starts_with("SSH on "));
     // Nobody is in the unit's own group; supervisor and workload are in groups below; ours at the top is not there.
     let (group, main) = (site.group(one).await, site.property(one, "MainPID").await);
@@ -213,6 +210,11 @@ async fn a_grant_is_a_unit(site: &Site<'_>, one: &Provisioned) {
     assert_eq!(site.property(one, "ActiveState").await, "active");
 }
 
+/// A grant's directory on the guest, whose root is the bridge's login.
+fn dir_in_guest(one: &Provisioned) -> String {
+    format!("/root/.coalition-host/owner/grants/{}", one.instance.name)
+}
+
 async fn a_killed_supervisor_leaves_nothing(site: &Site<'_>) {
     let one = site.grant(4, Duration::from_secs(3_600)).await;
     let (watch, _) = watch(site, &one);
@@ -225,7 +227,7 @@ async fn a_killed_supervisor_leaves_nothing(site: &Site<'_>) {
 
 async fn a_unit_that_outlives_its_directory_is_found(site: &Site<'_>) {
     let one = site.grant(5, Duration::from_secs(3_600)).await;
-    let dir = format!("/root/.coalition-host/owner/grants/{}", one.instance.name);
+    let dir = dir_in_guest(&one);
     site.guest.run(&format!("until rm -rf {dir} 2>/dev/null; do :; done; test ! -e {dir}")).await;
     assert_eq!(site.property(&one, "ActiveState").await, "active");
     let held = held(&*site.backend).await;
