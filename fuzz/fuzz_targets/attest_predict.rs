@@ -14,7 +14,7 @@ static FIRMWARE: LazyLock<Vec<u8>> = LazyLock::new(|| {
     bytes.extend(b"TDVF");
     bytes.extend([48_u32, 1, 1].map(u32::to_le_bytes).concat());
     bytes.extend([0_u32, 4_096, 0xffff_f000, 0, 4_096, 0, 0, 1].map(u32::to_le_bytes).concat());
-    bytes.extend(124_u32.to_le_bytes());
+    bytes.extend(120_u32.to_le_bytes());
     let entry = |length: u16, guid: [u8; 16]| [&length.to_le_bytes()[..], &guid].concat();
     let metadata = [0x35, 0x65, 0x7a, 0xe4, 0x4a, 0x98, 0x98, 0x47, 0x86, 0x5e, 0x46, 0x85, 0xa7, 0xbf, 0x8e, 0xc2];
     let table = [0xde, 0x82, 0xb5, 0x96, 0xb2, 0x1f, 0xf7, 0x45, 0xba, 0xea, 0xa3, 0x66, 0xc5, 0x5a, 0x08, 0x2d];

@@ -1,4 +1,4 @@
-//! Chores of this repository. `cargo xtask sim --seeds 1000` runs both simulations.
+//! Chores of this repository. `cargo xtask sim --seeds 1000` runs every simulation.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
 mod sim;
@@ -6,8 +6,9 @@ mod sim;
 use std::process::ExitCode;
 
 const USAGE: &str = "\
-cargo xtask sim --seeds N [--first S] [--only order|organism]
-  Runs N seeds of each simulation, in slices, and remembers in target/sim-state.json where to go on;
+cargo xtask sim --seeds N [--first S] [--only whole|organism|order]
+  Runs N seeds of each simulation (whole: a committee from writers to readers; organism: everything
+  after ordering; order: ordering alone), in slices, and remembers in target/sim-state.json where to go on;
   --first starts somewhere else. The last line is a summary in JSON.";
 
 fn main() -> ExitCode {

@@ -27,7 +27,15 @@ struct Simulation {
     slice: u64,
 }
 
-const ALL: [Simulation; 2] = [
+const ALL: [Simulation; 3] = [
+    Simulation {
+        name: "whole",
+        target: &["-p", "coalition-organism", "--lib"],
+        test: &["--exact", "simulation::whole::tests::a_whole_committee_holds"],
+        seeds: "COALITION_SIM_SEEDS",
+        first: "COALITION_SIM_FIRST_SEED",
+        slice: 500,
+    },
     Simulation {
         name: "organism",
         target: &["-p", "coalition-organism", "--lib"],
@@ -38,7 +46,7 @@ const ALL: [Simulation; 2] = [
     },
     Simulation {
         name: "order",
-        target: &["-p", "coalition-order", "--test", "sim"],
+        target: &["-p", "coalition-order-sim", "--test", "sim"],
         test: &["--exact", "--ignored", "campaign::a_campaign"],
         seeds: "ORDER_SIM_SEEDS",
         first: "ORDER_SIM_FIRST_SEED",
@@ -88,7 +96,7 @@ impl Options {
                 "--seeds" => options.seeds = number()?,
                 "--first" => options.first = Some(number()?),
                 "--only" if ALL.iter().any(|simulation| simulation.name == value) => options.only = Some(value.clone()),
-                "--only" => return Err(SimError::Usage(format!("--only is {value:?}, not order or organism"))),
+                "--only" => return Err(SimError::Usage(format!("--only is {value:?}, not whole, organism or order"))),
                 _ => return Err(SimError::Usage(format!("there is no option {name}"))),
             }
         }

@@ -189,12 +189,12 @@ impl World {
         let attempt = self.rng.next();
         let command = vec![self.rng.byte(), self.rng.byte(), self.rng.byte()];
         let ordered = match self.rng.range(0, 4) {
-            0 => return self.pending.push((liar, command)),
+            0 => return self.submit(liar, command),
             1 => Ordered { organism: id, write_id, attempt, payload: Payload::Command(command) },
             2 => Ordered { organism: id, write_id: WriteId::NONE, attempt, payload: Payload::Command(command) },
             _ => Ordered { organism: UniqueId::hash(b"none"), write_id, attempt, payload: Payload::Retire(command) },
         };
-        self.pending.push((liar, wire::encode(&ordered)));
+        self.submit(liar, wire::encode(&ordered));
     }
 
     /// Answers a client falsely, or not at all; `false` when it means to answer truly.
@@ -242,7 +242,7 @@ impl World {
                 let changed = Payload::Command(vec![7, self.rng.byte(), self.rng.byte()]);
                 let (organism, write_id) = (self.committee.organisms[organism], write.write_id);
                 let ordered = Ordered { organism, write_id, attempt: self.rng.next(), payload: changed };
-                self.pending.push((liar, wire::encode(&ordered)));
+                self.submit(liar, wire::encode(&ordered));
                 Some(Reply::Write(WriteAnswer::Pending))
             }
             2 => Some(Reply::Write(WriteAnswer::Refused(Refusal::new("no", "because")))),

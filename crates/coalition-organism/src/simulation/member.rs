@@ -16,6 +16,7 @@ use coalition_log::{
     tree::Hash,
 };
 use coalition_order::Batch;
+use coalition_order_sim::Ack;
 
 use super::{
     check::{Met, invariant},
@@ -26,6 +27,7 @@ use super::{
     serve::Call,
     stage::Stage,
     states::restore_newest,
+    whole::Ask,
     world::{Event, Packet, World},
 };
 use crate::{
@@ -95,6 +97,8 @@ impl Hosted {
 /// A batch under way.
 struct Work {
     batch: Arc<Batch>,
+    /// The duty to tell a real engine.
+    ack: Option<Ack>,
     ordered: Vec<Ordered>,
     organism: usize,
     stage: Stage,
@@ -102,6 +106,14 @@ struct Work {
     outcomes: Vec<(WriteId, Outcome)>,
     note: Option<SignedCheckpoint>,
     state: Option<NewState>,
+}
+
+impl Work {
+    fn acknowledge(&mut self) {
+        if let Some(ack) = self.ack.take() {
+            ack.acknowledge();
+        }
+    }
 }
 
 const REPEAT_MS: Ms = 500;
@@ -130,6 +142,7 @@ impl World {
             Ok(process) => {
                 let life = self.members[member].life;
                 self.members[member].process = Some(process);
+                self.tell_engine(Ask::Start(member));
                 self.after(1, Event::Offer(member, life));
                 let pause = self.rng.range(1, REPEAT_MS);
                 self.after(pause, Event::Repeat(member, life));
@@ -239,6 +252,7 @@ impl World {
         state.acknowledged = state.acknowledged_durably;
         let rng = &mut self.rng;
         self.pending.retain(|(taken_by, _)| *taken_by != member || rng.percent(50));
+        self.tell_engine(Ask::Crash(member));
         let pause = if self.calm_since.is_some() { 1 } else { self.rng.range(20, 1_500) };
         self.after(pause, Event::Restart(member));
     }
@@ -268,11 +282,12 @@ impl World {
             return Ok(());
         }
         let life = self.members[member].life;
-        let mut others = (0..self.plan.members).filter(|other| *other != member);
-        let hears = others.any(|o| self.members[o].process.is_some() && self.network.is_open_both_ways(o, member));
-        let Some(batch) = self.oracle.batch(p.next_height).filter(|_| hears).cloned() else {
-            let pause = self.rng.range(10, 60);
-            self.after(pause, Event::Offer(member, life));
+        let Some((batch, ack)) = self.next_batch(member, p.next_height) else {
+            // An engine says when there is one.
+            if self.seam.is_none() {
+                let pause = self.rng.range(10, 60);
+                self.after(pause, Event::Offer(member, life));
+            }
             return Ok(());
         };
         if p.organisms.iter().any(|hosted| hosted.last_height.is_some_and(|last| last >= batch.height)) {
@@ -282,6 +297,7 @@ impl World {
         let (entries, outcomes) = (Vec::new(), Vec::new());
         p.work = Some(Work {
             batch,
+            ack,
             ordered,
             organism: 0,
             stage: Stage::Execute,
@@ -303,6 +319,8 @@ impl World {
         if work.organism == self.plan.organisms {
             let done = work.batch.height;
             self.members[member].acknowledged = self.members[member].acknowledged.max(done);
+            work.acknowledge();
+            self.ask_to_wake(member, p, &work.batch);
             p.next_height = done + 1;
             self.after(1, Event::Offer(member, life));
             return Ok(());
@@ -334,6 +352,7 @@ impl World {
                 if self.plan.has(Mutation::AcknowledgeBeforeSync) {
                     self.members[member].acknowledged_durably = work.batch.height;
                     self.members[member].acknowledged = work.batch.height;
+                    work.acknowledge();
                 }
                 if self.plan.has(Mutation::SignBeforeSync) {
                     self.appended(p, work);

@@ -6,7 +6,7 @@
 //! `coalition-log`, and the wire's messages. Modelled are the disk ([`disk`]), the network ([`network`]), clocks, and the
 //! thin drivers around the pure code ([`member`], [`certify`], [`serve`], [`clients`]), which follow their originals step by
 //! step so that a crash can come between any two steps. Batches come from an oracle ([`order`]) that every member receives
-//! at least once and in order.
+//! at least once and in order, or, in [`whole`], from real ordering engines.
 //!
 //! After every event the invariants of [`check::invariant`] are checked against an independent execution and an
 //! independent count of signatures. docs/RELIABILITY.md says what that covers and what not.
@@ -31,6 +31,7 @@ mod serve;
 mod settled;
 mod stage;
 mod states;
+mod whole;
 mod world;
 
 use std::time::Instant;

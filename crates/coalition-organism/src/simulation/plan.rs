@@ -63,6 +63,8 @@ pub(super) enum Mutation {
     SettledAtOnce,
     /// Whoever asks what is settled is content with a member less than a quorum.
     SettledByTooFew,
+    /// What an ordering engine syncs is not durable. Needs engines.
+    VotesNotDurable,
 }
 
 impl Mutation {
@@ -127,7 +129,18 @@ pub(super) struct Plan {
     pub(super) range_bytes: usize,
     /// Entries between two certified states.
     pub(super) state_every: u64,
+    /// Real engines instead of the oracle.
+    pub(super) engines: Option<Engines>,
     pub(super) mutation: Option<Mutation>,
+}
+
+/// How real engines run.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Engines {
+    /// The engines of members that lie run twice under one key.
+    pub(super) twins: bool,
+    /// Standard deviation of the delay of messages between engines.
+    pub(super) jitter_ms: Ms,
 }
 
 impl Plan {
@@ -162,8 +175,18 @@ impl Plan {
             retires: rng.percent(35),
             range_bytes: rng.pick(&[150, 400, 1 << 20]),
             state_every: rng.pick(&[4, 9, 25]),
+            engines: None,
             mutation: None,
         }
+    }
+
+    /// The run of a seed with real engines.
+    pub(super) fn with_engines(seed: u64) -> Self {
+        let plan = Self::new(seed);
+        let mut rng = Rng::new(seed ^ 0x65_6e67_696e_6500);
+        let twins = !plan.liars.is_empty() && rng.percent(50);
+        let jitter_ms = if plan.late > 0 { rng.range(20, 120) } else { 5 };
+        Self { engines: Some(Engines { twins, jitter_ms }), ..plan }
     }
 
     /// Members the committee survives the loss or lies of.

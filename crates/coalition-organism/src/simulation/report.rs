@@ -5,6 +5,7 @@ use coalition_log::checkpoint::SignedCheckpoint;
 use super::{
     check::Tally,
     plan::Plan,
+    whole,
     world::{Outcome, Reply, Request, World},
 };
 use crate::wire::{self, FollowAnswer, Gossip, WriteAnswer};
@@ -58,7 +59,11 @@ pub(super) fn reply(reply: &Reply) -> String {
 
 /// Runs a plan, and says what it counted.
 pub(super) fn run(plan: &Plan) -> Outcome {
-    World::new(plan.clone(), false).run()
+    play(plan, false)
+}
+
+fn play(plan: &Plan, story: bool) -> Outcome {
+    if plan.engines.is_some() { whole::run(plan, story) } else { World::new(plan.clone(), story).run() }
 }
 
 /// The same failure with faults for as few events as possible.
@@ -88,7 +93,7 @@ fn shrink(plan: &Plan, failed: &Outcome) -> Plan {
 /// Everything needed to look into a failing run.
 pub(super) fn failure(plan: &Plan, failed: &Outcome) -> String {
     let shortest = shrink(plan, failed);
-    let told = World::new(shortest.clone(), true).run();
+    let told = play(&shortest, true);
     let violation = told.violation.as_ref().or(failed.violation.as_ref()).expect("it failed");
     let story = told.story.iter().rev().take(40).rev().map(|line| format!("  {line}\n")).collect::<String>();
     let cut = match shortest.chaos_events {
@@ -100,7 +105,7 @@ pub(super) fn failure(plan: &Plan, failed: &Outcome) -> String {
          members {members}, liars {liars:?}, rolled back {rolled:?}; the seed itself failed after {first} events\n\
          the shortest known prefix ends so:\n{story}\
          replay: COALITION_SIM_FIRST_SEED={seed} COALITION_SIM_SEEDS=1 {cut}cargo test --release \
-         -p coalition-organism --lib simulation::the_committee_holds -- --nocapture",
+         -p coalition-organism --lib simulation::{test} -- --nocapture",
         seed = plan.seed,
         invariant = violation.invariant,
         events = told.events,
@@ -110,6 +115,7 @@ pub(super) fn failure(plan: &Plan, failed: &Outcome) -> String {
         liars = plan.liars,
         rolled = plan.rolled_back,
         first = failed.events,
+        test = if plan.engines.is_some() { "whole::tests::a_whole_committee_holds" } else { "the_committee_holds" },
     )
 }
 

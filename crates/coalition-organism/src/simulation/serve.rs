@@ -54,7 +54,7 @@ impl World {
                 if !known {
                     let organism = self.committee.organisms[organism];
                     let ordered = Ordered { organism, write_id, attempt: self.rng.next(), payload };
-                    self.pending.push((member, wire::encode(&ordered)));
+                    self.submit(member, wire::encode(&ordered));
                 }
                 Waiting::Write { organism, id: bound, outcome }
             }

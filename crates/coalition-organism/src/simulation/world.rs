@@ -17,6 +17,7 @@ use super::{
     plan::{Ms, Plan},
     rng::Rng,
     settled::Auditor,
+    whole::Seam,
 };
 use crate::wire::{EvidenceRequest, FollowRequest, StatePartRequest, StateRequest, Write, WriteAnswer};
 
@@ -113,6 +114,14 @@ pub(super) struct Outcome {
     pub(super) story: Vec<String>,
 }
 
+impl Outcome {
+    /// A run of which nothing else is left.
+    pub(super) fn of(violation: Violation) -> Self {
+        let (violation, tally) = (Some(violation), Tally::default());
+        Self { violation, events: 0, simulated_ms: 0, digest: 0, tally, story: Vec::new() }
+    }
+}
+
 pub(super) struct World {
     pub(super) plan: Plan,
     pub(super) committee: &'static Committee,
@@ -121,8 +130,10 @@ pub(super) struct World {
     queue: BTreeMap<(Ms, u64), Event>,
     scheduled: u64,
     pub(super) oracle: Oracle,
-    /// Commands that members took and that are not ordered yet.
+    /// Commands that members took and the oracle has not ordered yet.
     pub(super) pending: Vec<(usize, Vec<u8>)>,
+    /// Where real engines order in the oracle's place.
+    pub(super) seam: Option<Seam>,
     pub(super) network: Network,
     pub(super) members: Vec<Member>,
     pub(super) liars: BTreeMap<usize, Liar>,
@@ -147,6 +158,7 @@ impl World {
         let mut rng = Rng::new(plan.seed);
         let readers = (0..plan.readers).map(|i| Reader::new(&plan, committee, i, &mut rng)).collect();
         let writers = (0..plan.writers).map(|i| Writer::new(&plan, i, &mut rng)).collect();
+        let seam = plan.engines.map(|_| Seam::new(plan.members));
         let mut world = Self {
             oracle: Oracle::new(committee, plan.organisms, plan.state_every),
             network: Network::new(plan.members, clients),
@@ -161,6 +173,7 @@ impl World {
             queue: BTreeMap::new(),
             scheduled: 0,
             pending: Vec::new(),
+            seam,
             readers,
             writers,
             auditor: Auditor::default(),
@@ -179,7 +192,9 @@ impl World {
         for member in 0..self.plan.members {
             self.start(member);
         }
-        self.after(50, Event::Batch);
+        if self.seam.is_none() {
+            self.after(50, Event::Batch);
+        }
         for reader in 0..self.plan.readers {
             self.after(1, Event::Poll(reader, 0));
         }
@@ -214,24 +229,51 @@ impl World {
 
     /// Runs to the end.
     pub(super) fn run(mut self) -> Outcome {
-        while self.violation.is_none() {
-            match self.calm_since {
-                None if self.now >= self.plan.chaos_ms || self.events >= self.plan.chaos_events => self.calm_down(),
-                Some(_) if self.missing().is_none() => break,
-                Some(since) if self.now > since + SETTLE_MS => {
-                    let missing = self.missing().unwrap_or_default();
-                    self.fail(invariant::LIVE, format!("{SETTLE_MS} ms after the last fault {missing}"));
-                    break;
-                }
-                _ => {}
-            }
-            let Some(((now, _), event)) = self.queue.pop_first() else { unreachable!("members repeat for ever") };
-            self.now = now;
-            self.events += 1;
-            self.tell(&event);
-            self.handle(event);
-            self.check();
+        while !self.is_over() {
+            self.next_event();
         }
+        self.outcome()
+    }
+
+    /// Whether everything has come to its end, or something has gone wrong; ends the faults when it is time for that.
+    pub(super) fn is_over(&mut self) -> bool {
+        match self.calm_since {
+            _ if self.violation.is_some() => return true,
+            None if self.now >= self.plan.chaos_ms || self.events >= self.plan.chaos_events => self.calm_down(),
+            Some(_) if self.missing().is_none() => return true,
+            Some(since) if self.now > since + SETTLE_MS => {
+                let missing = self.missing().unwrap_or_default();
+                self.fail(invariant::LIVE, format!("{SETTLE_MS} ms after the last fault {missing}"));
+                return true;
+            }
+            _ => {}
+        }
+        false
+    }
+
+    /// When the next event happens.
+    pub(super) fn next_at(&self) -> Ms {
+        self.queue.first_key_value().expect("members repeat for ever").0.0
+    }
+
+    pub(super) fn next_event(&mut self) {
+        let Some(((at, _), event)) = self.queue.pop_first() else { unreachable!("members repeat for ever") };
+        self.begins(at);
+        self.tell(&event);
+        self.handle(event);
+        self.check();
+    }
+
+    /// Something happens now.
+    pub(super) fn begins(&mut self, at: Ms) {
+        self.now = self.now.max(at);
+        self.events += 1;
+        if let Some(story) = &mut self.trace.story {
+            story.push(String::new());
+        }
+    }
+
+    pub(super) fn outcome(mut self) -> Outcome {
         if self.violation.is_none() {
             self.check_end();
         }
@@ -250,9 +292,6 @@ impl World {
 
     fn tell(&mut self, event: &Event) {
         use fmt::Write as _;
-        if let Some(story) = &mut self.trace.story {
-            story.push(String::new());
-        }
         let _ = write!(self.trace, "{:>6} ms  ", self.now);
         let _ = match event {
             Event::Arrive(from, to, Packet::Gossip(bytes)) => {

@@ -1,97 +1,26 @@
-//! The whole committee under a simulated clock, network and disk, from a seed.
-//!
-//! The engine's modules are compiled into this test, and only here with the deterministic runtime, so that nothing of
-//! them has to be public. The same code runs in a real member. The modules' own unit tests run here too: a test build of the
-//! library would generate the engine's code once more.
+//! The ordering of a whole committee under a simulated clock, network and disk, from a seed.
 
-#![allow(
-    dead_code,
-    unreachable_pub,
-    clippy::unwrap_used,
-    clippy::print_stdout,
-    clippy::float_arithmetic,
-    clippy::cast_precision_loss
-)]
+#![allow(clippy::unwrap_used, clippy::print_stdout, clippy::float_arithmetic, clippy::cast_precision_loss)]
 
-#[path = "../src/anchor.rs"]
-mod anchor;
-#[path = "../src/application.rs"]
-mod application;
-#[path = "../src/block.rs"]
-mod block;
-#[path = "support/campaign.rs"]
 mod campaign;
-#[path = "../src/command.rs"]
-mod command;
-#[path = "../src/config.rs"]
-mod config;
-#[path = "../src/journal/context.rs"]
-mod context;
-#[path = "../src/delivery.rs"]
-mod delivery;
-#[path = "support/dice.rs"]
-mod dice;
-#[path = "../src/engine.rs"]
-mod engine;
-#[path = "../src/error.rs"]
-mod error;
-#[path = "../src/frames.rs"]
-mod frames;
-#[path = "../src/gossip.rs"]
-mod gossip;
-#[path = "../src/handle.rs"]
-mod handle;
-#[path = "../src/inbox.rs"]
-mod inbox;
-#[path = "../src/mempool.rs"]
-mod mempool;
-#[path = "support/ordered.rs"]
-mod ordered;
-#[path = "../src/pacing.rs"]
-mod pacing;
-#[path = "support/scenarios.rs"]
 mod scenarios;
-#[path = "../src/shared.rs"]
-mod shared;
-#[path = "../src/sink.rs"]
-mod sink;
-#[path = "support/twins.rs"]
-mod twins;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::num::{NonZeroU32, NonZeroU64, NonZeroUsize};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use commonware_cryptography::Signer as _;
-use commonware_cryptography::ed25519::{PrivateKey, PublicKey};
-use commonware_p2p::simulated::{Config as NetworkConfig, Link, Network, Oracle};
-use commonware_p2p::{Receiver, Sender};
-use commonware_runtime::deterministic::{Checkpoint, Config, Context, Runner};
-use commonware_runtime::{Clock as _, Handle, Quota, Spawner as _, Supervisor as _};
-use commonware_utils::probability;
-use tokio::sync::{mpsc, watch};
+use coalition_order_sim::{
+    Anchor, Batch, Checkpoint, Clock as _, Committee, Config, Consumer, Context, Delivery, Dice, Disk, Link, Runner,
+    Settings, Start,
+};
+use tokio::sync::mpsc;
 
-use anchor::Anchor;
-use application::Tempo;
-use block::BlockLimits;
 use campaign::{Injected, run_seeds};
-use context::WithStorage;
-use delivery::{Batch, Delivery};
-use dice::Dice;
-use engine::{Channels, Membership, Ports, start_member};
-pub use error::OrderError;
-use handle::{Control, HandleLimits, OrderHandle};
-use mempool::Mempool;
-use ordered::Ordered;
 use scenarios::Scenario;
-use shared::Shared;
-use twins::{bundle, forward, route};
 
 const MEMBERS: usize = 4;
-const LIMITS: BlockLimits = BlockLimits { max_bytes: 2_000, max_commands: 20, max_command_bytes: 500 };
-
-const FINGERPRINT: [u8; 32] = [7; 32];
+const SETTINGS: Settings =
+    Settings { members: MEMBERS, max_bytes: 2_000, max_commands: 20, max_command_bytes: 500, heartbeat_ms: 200 };
 
 /// What a member's consumer wrote to its own disk: survives every crash.
 #[derive(Clone, Default)]
@@ -101,29 +30,24 @@ struct Ledger(Arc<Mutex<BTreeMap<u64, Batch>>>);
 #[derive(Clone)]
 struct Place {
     ledger: Ledger,
-    disk: Ordered,
+    disk: Disk,
 }
 
 impl Place {
     fn new(i: usize) -> Self {
-        Self { ledger: Ledger::default(), disk: Ordered::new(&format!("member-{i}-one-marshal-")) }
+        Self { ledger: Ledger::default(), disk: Committee::disk(i) }
     }
 }
 
 /// Whom the first and the second twin talk to.
-const TWIN_FRIENDS: [[usize; 2]; 2] = [[0, 1], [1, 2]];
+const TWIN_FRIENDS: [&[usize]; 2] = [&[0, 1], &[1, 2]];
 
-/// A committee in the simulation.
+/// A committee, what its members keep, and what happens to it.
 struct World {
-    context: Context,
-    oracle: Oracle<PublicKey, Context>,
-    keys: Vec<PrivateKey>,
+    committee: Committee,
     places: Vec<Place>,
     dice: Dice,
-    members: Vec<Option<(OrderHandle, Handle<()>)>>,
     stalled: Arc<Mutex<BTreeSet<usize>>>,
-    lives: u64,
-    success: u8,
     /// Where the next member starts.
     floor: Option<Anchor>,
     scenario: Scenario,
@@ -138,26 +62,8 @@ impl World {
         lives: u64,
         injected: Injected,
     ) -> Self {
-        let keys: Vec<PrivateKey> = (0..MEMBERS as u64).map(PrivateKey::from_seed).collect();
-        let participants: Vec<PublicKey> = keys.iter().map(|k| k.public_key()).collect();
-        let (network, oracle) = Network::new_with_peers(
-            context.child("network"),
-            NetworkConfig {
-                max_size: 1024 * 1024,
-                max_peers_per_set: NonZeroUsize::new(MEMBERS).unwrap(),
-                disconnect_on_block: true,
-                tracked_peer_sets: NonZeroUsize::MIN,
-            },
-            participants,
-        )
-        .await;
-        network.start();
-        let members = (0..MEMBERS).map(|_| None).collect();
-        let stalled = Arc::default();
-        let success = if let Scenario::Loss(percent) = scenario { 100 - percent } else { 100 };
-        let floor = None;
-        let mut world =
-            Self { context, oracle, keys, places, dice, members, stalled, lives, success, floor, scenario, injected };
+        let committee = Committee::new(context, SETTINGS, lives).await;
+        let mut world = Self { committee, places, dice, stalled: Arc::default(), floor: None, scenario, injected };
         for a in 0..MEMBERS {
             for b in 0..MEMBERS {
                 world.link(a, b).await;
@@ -171,151 +77,48 @@ impl World {
 
     async fn link(&self, a: usize, b: usize) {
         if a != b {
-            let link = Link {
-                latency: Duration::from_millis(10),
-                jitter: Duration::from_millis(5),
-                success_rate: match self.success {
-                    100 => probability!(1.0),
-                    90 => probability!(0.9),
-                    _ => probability!(0.7),
-                },
-            };
-            self.oracle.add_link(self.keys[a].public_key(), self.keys[b].public_key(), link).await.unwrap();
+            let loss = if let Scenario::Loss(percent) = self.scenario { percent } else { 0 };
+            self.committee.link(a, b, Link { latency_ms: 10, jitter_ms: 5, loss }).await;
         }
     }
 
     async fn cut(&self, a: usize, b: usize) {
         self.injected.one("link cut");
-        self.oracle.remove_link(self.keys[a].public_key(), self.keys[b].public_key()).await.unwrap();
+        self.committee.cut(a, b).await;
     }
 
     async fn start(&mut self, i: usize) {
-        let twins = self.scenario == Scenario::Twins && i == 3;
-        let (mine, other) = self.channels(i, twins).await;
-        let place = self.places[i].clone();
-        let started = self.start_engine(i, "one", mine, place);
-        self.members[i] = Some(started);
-        if twins {
+        let Place { ledger, disk } = self.places[i].clone();
+        let start = Start { disk, floor: self.floor.take(), consumer: self.consumer(i, ledger) };
+        if self.scenario == Scenario::Twins && i == 3 {
             self.injected.one("key lives twice");
-            // The second twin lives as long as the simulation.
-            let place = Place { ledger: Ledger::default(), disk: Ordered::new("member-3-two-marshal-") };
-            drop(self.start_engine(i, "two", other, place));
+            let second = self.consumer(i, Ledger::default());
+            self.committee.start_twins(i, TWIN_FRIENDS, start, second).await;
+        } else {
+            self.committee.start(i, start).await;
         }
     }
 
-    /// Two sets of channels under one identity; the second is of use to a twin only.
-    async fn channels(
-        &self,
-        i: usize,
-        twins: bool,
-    ) -> (
-        Channels<impl Sender<PublicKey = PublicKey>, impl Receiver<PublicKey = PublicKey>>,
-        Channels<impl Sender<PublicKey = PublicKey>, impl Receiver<PublicKey = PublicKey>>,
-    ) {
-        let quota = Quota::per_second(NonZeroU32::new(2_048).unwrap());
-        let control = self.oracle.control(self.keys[i].public_key());
-        let friends = TWIN_FRIENDS.map(|f| f.map(|i| self.keys[i].public_key()).to_vec());
-        let mut ones = Vec::new();
-        let mut twos = Vec::new();
-        for id in 0..7 {
-            let (sender, receiver) = control.register(id, quota).await.unwrap();
-            let (one, two) = sender.split_with(forward(twins, friends.clone()));
-            let route = route(twins, friends.clone());
-            let (one_in, two_in) = receiver.split_with(self.context.child("split"), route);
-            ones.push((one, one_in));
-            twos.push((two, two_in));
-        }
-        (bundle(ones), bundle(twos))
-    }
-
-    fn start_engine<S, R>(
-        &mut self,
-        i: usize,
-        twin: &str,
-        channels: Channels<S, R>,
-        place: Place,
-    ) -> (OrderHandle, Handle<()>)
-    where
-        S: Sender<PublicKey = PublicKey>,
-        R: Receiver<PublicKey = PublicKey>,
-    {
-        let membership = Membership {
-            fingerprint: FINGERPRINT,
-            seats: Arc::new(self.keys.iter().map(|k| k.public_key()).collect()),
-            key: self.keys[i].clone(),
-            limits: LIMITS,
-            tempo: Tempo { heartbeat_ms: 200, max_clock_drift_ms: 500 },
-            starts_after_ms: 0,
-            network_delay_ms: 300,
-            max_gossip_bytes: 1_000,
-            max_unacknowledged: 4,
-            batches_per_file: NonZeroU64::new(8).unwrap(),
-            partition: format!("member-{i}-{twin}"),
-            floor: self.floor.take(),
-        };
-        assert!(membership.max_message_bytes() <= 1024 * 1024);
-        let Place { ledger, disk } = place;
-        let shared = Arc::new(Shared::new(Mempool::new(MEMBERS, 1_000_000)));
-        let (deliver, deliveries) = mpsc::channel(4);
-        let (outbound_tx, outbound) = mpsc::channel(16);
-        let (inbox, inbox_rx) = inbox::inbox(MEMBERS);
-        let (control_tx, mut told) = mpsc::unbounded_channel();
-        let (_, exit) = watch::channel(None);
-        let limits = HandleLimits {
-            max_command_bytes: LIMITS.max_command_bytes,
-            max_gossip_bytes: 1_000,
-            max_pending_bytes: 1_000_000,
-            keep_batches: 2,
-            members: MEMBERS,
-            seat: i,
-        };
-        let handle = OrderHandle::new(Arc::clone(&shared), limits, outbound_tx, inbox_rx, control_tx, exit);
-        let ports = Ports { shared, deliveries: deliver, outbound, inbox };
-        let (oracle, stalled) = (self.oracle.clone(), Arc::clone(&self.stalled));
-        let control = self.oracle.control(self.keys[i].public_key());
-        self.lives += 1;
-        let context = self.context.child("member").with_attribute("life", self.lives);
-        let task = context.spawn(move |context| async move {
-            context.child("consumer").spawn(move |context| consume(context, i, ledger, stalled, deliveries));
-            let inner = WithStorage::new(context.child("engine"), disk);
-            let member = start_member(inner, membership, channels, oracle.manager(), control, ports).await;
-            let mut member = member;
-            let (names, tasks): (Vec<_>, Vec<_>) = std::mem::take(&mut member.tasks).into_iter().unzip();
-            let mut ended = futures::future::select_all(tasks);
-            loop {
-                tokio::select! {
-                    biased;
-                    (result, first, _) = &mut ended => panic!("the {} of member {i} ended: {result:?}", names[first]),
-                    Some(control) = told.recv() => match control {
-                        Control::Prune(height) => member.prune(height),
-                        Control::Anchor(time_ms, answer) => {
-                            let _ = answer.send(member.anchor_at(time_ms).await);
-                        }
-                        Control::Stop => return,
-                    },
-                }
-            }
-        });
-        (handle, task)
+    fn consumer(&self, i: usize, ledger: Ledger) -> Consumer {
+        let stalled = Arc::clone(&self.stalled);
+        Box::new(move |context, deliveries| Box::pin(consume(context, i, ledger, stalled, deliveries)))
     }
 
     /// Ends everything the member runs, at this instant.
     async fn crash(&mut self, i: usize) {
         self.injected.one("crash");
-        let (_, task) = self.members[i].take().expect("it runs");
-        task.abort();
-        let _ = task.await;
+        self.committee.crash(&[i]).await;
         self.places[i].disk.crash(|sides| self.dice.roll(sides));
     }
 
     fn submit(&self, i: usize, command: Vec<u8>) {
-        if let Some((handle, _)) = &self.members[i] {
+        if let Some(handle) = self.committee.handle(i) {
             handle.submit(command).unwrap();
         }
     }
 
     async fn sleep(&self, ms: u64) {
-        self.context.sleep(Duration::from_millis(ms)).await;
+        self.committee.sleep_ms(ms).await;
     }
 
     fn height(&self, i: usize) -> u64 {
@@ -446,7 +249,7 @@ async fn live(
         }
     }
     world.settle(&commands).await;
-    let faults = world.members.iter().flatten().map(|(handle, _)| handle.status().faults).sum();
+    let faults = (0..MEMBERS).filter_map(|i| world.committee.handle(i)).map(|handle| handle.status().faults).sum();
     (commands, faults)
 }
 

@@ -84,12 +84,12 @@ impl State {
 
 /// The disk of one member. Clones are the same disk.
 #[derive(Clone)]
-pub struct Ordered {
+pub struct Disk {
     state: Arc<Mutex<State>>,
     deferred: Arc<str>,
 }
 
-impl Ordered {
+impl Disk {
     /// An empty disk, on which the syncs of partitions whose names begin with `deferred` do not wait.
     pub fn new(deferred: &str) -> Self {
         Self { state: Arc::default(), deferred: deferred.into() }
@@ -135,15 +135,15 @@ impl Ordered {
     }
 }
 
-impl Storage for Ordered {
-    type Blob = OrderedBlob;
+impl Storage for Disk {
+    type Blob = DiskBlob;
 
     async fn open_versioned(
         &self,
         partition: &str,
         name: &[u8],
         versions: RangeInclusive<BlobVersion>,
-    ) -> Result<(OrderedBlob, u64, BlobVersion), Error> {
+    ) -> Result<(DiskBlob, u64, BlobVersion), Error> {
         let mut state = self.state();
         let known = state.now.names.get(partition).and_then(|names| names.get(name)).copied();
         let id = known.unwrap_or_else(|| {
@@ -155,7 +155,7 @@ impl Storage for Ordered {
         let (version, content) = &state.now.blobs[&id];
         let (version, size) = (*version, content.len() as u64);
         let deferred = partition.starts_with(&*self.deferred).then(|| partition.to_owned());
-        Ok((OrderedBlob { disk: self.clone(), id, deferred }, size, version))
+        Ok((DiskBlob { disk: self.clone(), id, deferred }, size, version))
     }
 
     async fn remove(&self, partition: &str, name: Option<&[u8]>) -> Result<(), Error> {
@@ -176,14 +176,14 @@ impl Storage for Ordered {
 }
 
 /// A blob of it.
-pub struct OrderedBlob {
-    disk: Ordered,
+pub struct DiskBlob {
+    disk: Disk,
     id: Id,
     /// Its partition, if syncs of that are deferred.
     deferred: Option<String>,
 }
 
-impl OrderedBlob {
+impl DiskBlob {
     fn read(&self, offset: u64, len: usize) -> Result<Vec<u8>, Error> {
         let state = self.disk.state();
         let content = state.now.blobs.get(&self.id).map_or(&[][..], |(_, content)| content);
@@ -208,7 +208,7 @@ impl OrderedBlob {
     }
 }
 
-impl Blob for OrderedBlob {
+impl Blob for DiskBlob {
     async fn read_at_buf(
         &self,
         offset: u64,

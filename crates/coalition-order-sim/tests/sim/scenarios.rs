@@ -1,14 +1,12 @@
 //! What happens to a committee, and the scenarios with more than one step.
 
-use commonware_cryptography::Signer as _;
-use commonware_utils::ordered::Set;
+use coalition_order_sim::AnchorError;
 
-use crate::anchor::{Anchor, AnchorError};
-use crate::{FINGERPRINT, LIMITS, MEMBERS, World};
+use crate::{MEMBERS, World};
 
 /// What happens to a committee that is given commands all the while.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Scenario {
+pub(crate) enum Scenario {
     Calm,
     /// Every message is lost with this probability, in percent.
     Loss(u8),
@@ -34,7 +32,7 @@ pub enum Scenario {
 
 impl Scenario {
     /// Everything one seed goes through in a campaign.
-    pub const ALL: [Self; 12] = [
+    pub(crate) const ALL: [Self; 12] = [
         Self::Calm,
         Self::Loss(10),
         Self::Loss(30),
@@ -50,19 +48,19 @@ impl Scenario {
     ];
 
     /// Members that follow the protocol and must agree.
-    pub fn honest(self) -> &'static [usize] {
+    pub(crate) fn honest(self) -> &'static [usize] {
         if self == Self::Twins { &[0, 1, 2] } else { &[0, 1, 2, 3] }
     }
 
     /// How often the whole machine room starts.
-    pub fn lives(self) -> u64 {
+    pub(crate) fn lives(self) -> u64 {
         if matches!(self, Self::PowerLoss | Self::TornWrites) { 4 } else { 1 }
     }
 }
 
 type Commands = Vec<(usize, Vec<u8>)>;
 
-pub async fn split(world: &World, commands: &mut Commands) {
+pub(crate) async fn split(world: &World, commands: &mut Commands) {
     let pairs = [(0, 2), (0, 3), (1, 2), (1, 3), (2, 0), (3, 0), (2, 1), (3, 1)];
     for (a, b) in pairs {
         world.cut(a, b).await;
@@ -89,13 +87,13 @@ async fn reach(world: &World, commands: &mut Commands, members: &[usize], height
     panic!("members {members:?} do not reach {height}");
 }
 
-pub async fn prune(world: &mut World, commands: &mut Commands) {
+pub(crate) async fn prune(world: &mut World, commands: &mut Commands) {
     let keep = reach(world, commands, &[0, 1, 2, 3], 20).await - 2;
     for i in 0..MEMBERS {
         let partition = format!("member-{i}-one-batches-value");
         let before = world.places[i].disk.count(&partition);
         world.injected.one("member pruned");
-        world.members[i].as_ref().unwrap().0.prune(keep);
+        world.committee.handle(i).unwrap().prune(keep);
         world.load(commands, 200).await;
         let after = world.places[i].disk.count(&partition);
         assert!(after < before, "{before} files before, {after} after");
@@ -110,7 +108,7 @@ pub async fn prune(world: &mut World, commands: &mut Commands) {
 
 /// Cuts member 3 off until the others have freed what it lacks, lets it read what was ordered from a peer's ledger, and starts
 /// its engine above the gap.
-pub async fn cut_off(world: &mut World, commands: &mut Commands) {
+pub(crate) async fn cut_off(world: &mut World, commands: &mut Commands) {
     let others = [0, 1, 2];
     for other in others {
         world.cut(3, other).await;
@@ -121,7 +119,7 @@ pub async fn cut_off(world: &mut World, commands: &mut Commands) {
     let keep = reach(world, commands, &others, stopped_at + 20).await - 2;
     for other in others {
         world.injected.one("member pruned");
-        world.members[other].as_ref().unwrap().0.prune(keep);
+        world.committee.handle(other).unwrap().prune(keep);
     }
     for other in others {
         world.link(3, other).await;
@@ -130,18 +128,18 @@ pub async fn cut_off(world: &mut World, commands: &mut Commands) {
     // What it lacks nobody has, whether it restarts or not.
     world.load(commands, 3_000).await;
     assert_eq!(world.height(3), stopped_at, "nobody can give it what comes next");
-    let final_height = world.members[3].as_ref().unwrap().0.status().finalized_height;
+    let final_height = world.committee.handle(3).unwrap().status().finalized_height;
     assert!(final_height > stopped_at, "it sees that it is behind");
     world.crash(3).await;
 
     // Its consumer learns the effects from elsewhere; the engine starts at a batch among them.
     let read = world.places[1].ledger.0.lock().unwrap().clone();
     let executed_ms = read.last_key_value().unwrap().1.time_ms;
-    let bytes = world.members[0].as_ref().unwrap().0.anchor_at(executed_ms).await.expect("it has such a batch");
-    let floor = verify(world, &bytes).unwrap();
+    let bytes = world.committee.handle(0).unwrap().anchor_at(executed_ms).await.expect("it has such a batch");
+    let floor = world.committee.verify(&bytes, MEMBERS, false).unwrap();
     assert!(floor.time_ms() <= executed_ms && floor.height() > keep, "{floor:?}");
     refuses_what_is_changed(world, &bytes);
-    let early = world.members[0].as_ref().unwrap().0.anchor_at(read[&(stopped_at + 1)].time_ms).await;
+    let early = world.committee.handle(0).unwrap().anchor_at(read[&(stopped_at + 1)].time_ms).await;
     assert!(early.is_none(), "there is no batch as early as that");
     *world.places[3].ledger.0.lock().unwrap() = read;
     world.floor = Some(floor);
@@ -162,22 +160,16 @@ pub async fn cut_off(world: &mut World, commands: &mut Commands) {
     world.load(commands, 1_000).await;
 }
 
-fn verify(world: &World, bytes: &[u8]) -> Result<Anchor, AnchorError> {
-    let keys = Set::from_iter_dedup(world.keys.iter().map(|key| key.public_key()));
-    Anchor::check(bytes, FINGERPRINT, keys, &LIMITS, &[9; 32])
-}
-
 /// No byte of an anchor can be another, and no other committee takes it.
 fn refuses_what_is_changed(world: &World, bytes: &[u8]) {
+    let verify = |bytes: &[u8]| world.committee.verify(bytes, MEMBERS, false);
     for at in 0..bytes.len() {
         let mut changed = bytes.to_vec();
         changed[at] ^= 1;
-        assert!(verify(world, &changed).is_err(), "byte {at} may be changed");
-        assert!(verify(world, &bytes[..at]).is_err(), "it may be cut at {at}");
+        assert!(verify(&changed).is_err(), "byte {at} may be changed");
+        assert!(verify(&bytes[..at]).is_err(), "it may be cut at {at}");
     }
-    let keys = Set::from_iter_dedup(world.keys.iter().map(|key| key.public_key()));
-    let error = Anchor::check(bytes, [8; 32], keys, &LIMITS, &[9; 32]).unwrap_err();
+    let error = world.committee.verify(bytes, MEMBERS, true).unwrap_err();
     assert!(matches!(error, AnchorError::NotCertified { .. }), "{error}");
-    let keys = Set::from_iter_dedup(world.keys.iter().take(3).map(|key| key.public_key()));
-    assert!(Anchor::check(bytes, FINGERPRINT, keys, &LIMITS, &[9; 32]).is_err());
+    assert!(world.committee.verify(bytes, MEMBERS - 1, false).is_err());
 }

@@ -12,18 +12,18 @@ const SEEDS: u64 = 2;
 
 /// Faults injected into one run, by name.
 #[derive(Clone, Default)]
-pub struct Injected(Arc<Mutex<BTreeMap<&'static str, u64>>>);
+pub(crate) struct Injected(Arc<Mutex<BTreeMap<&'static str, u64>>>);
 
 impl Injected {
-    pub fn one(&self, what: &'static str) {
+    pub(crate) fn one(&self, what: &'static str) {
         self.many(what, 1);
     }
 
-    pub fn many(&self, what: &'static str, times: u64) {
+    pub(crate) fn many(&self, what: &'static str, times: u64) {
         *self.0.lock().unwrap().entry(what).or_default() += times;
     }
 
-    pub fn counts(&self) -> BTreeMap<&'static str, u64> {
+    pub(crate) fn counts(&self) -> BTreeMap<&'static str, u64> {
         self.0.lock().unwrap().clone()
     }
 }
@@ -43,14 +43,14 @@ fn passed(scenario: Scenario, seed: u64) -> Outcome {
     outcome.unwrap_or_else(|panic| {
         println!(
             "seed {seed} of {scenario:?} failed; replay: ORDER_SIM_FIRST_SEED={seed} ORDER_SIM_SEEDS=1 cargo test --release \
-             -p coalition-order --test sim a_campaign -- --exact --ignored --nocapture"
+             -p coalition-order-sim --test sim a_campaign -- --exact --ignored --nocapture"
         );
         resume_unwind(panic)
     })
 }
 
 /// The first seeds of one scenario. Whether a liar is noticed is up to the seed; over several, one must be.
-pub fn run_seeds(scenario: Scenario) {
+pub(crate) fn run_seeds(scenario: Scenario) {
     let mut faults = 0;
     for seed in 0..SEEDS {
         let began = Instant::now();

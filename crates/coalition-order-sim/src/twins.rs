@@ -7,12 +7,13 @@ use commonware_runtime::IoBuf;
 
 use crate::engine::Channels;
 
+/// Whom the first and the second twin talk to, if a member runs twice.
+pub(crate) type Friends = Option<[Vec<PublicKey>; 2]>;
+
 /// Which members a message of each twin reaches; of a member that runs once, all.
-pub(crate) fn forward(twins: bool, friends: [Vec<PublicKey>; 2]) -> impl SplitForwarder<PublicKey> {
+pub(crate) fn forward(friends: Friends) -> impl SplitForwarder<PublicKey> {
     move |origin: SplitOrigin, to: &Recipients<PublicKey>, _: &IoBuf| {
-        if !twins {
-            return Some(to.clone());
-        }
+        let Some(friends) = &friends else { return Some(to.clone()) };
         let friends = match origin {
             SplitOrigin::Primary => &friends[0],
             SplitOrigin::Secondary => &friends[1],
@@ -27,16 +28,15 @@ pub(crate) fn forward(twins: bool, friends: [Vec<PublicKey>; 2]) -> impl SplitFo
 }
 
 /// Which twin hears whom; a member that runs once hears everybody.
-pub(crate) fn route(
-    twins: bool,
-    friends: [Vec<PublicKey>; 2],
-) -> impl Fn(&(PublicKey, IoBuf)) -> SplitTarget + Send + Sync + 'static {
-    move |(from, _)| match (friends[0].contains(from), friends[1].contains(from)) {
-        _ if !twins => SplitTarget::Primary,
-        (true, true) => SplitTarget::Both,
-        (true, false) => SplitTarget::Primary,
-        (false, true) => SplitTarget::Secondary,
-        (false, false) => SplitTarget::None,
+pub(crate) fn route(friends: Friends) -> impl Fn(&(PublicKey, IoBuf)) -> SplitTarget + Send + Sync + 'static {
+    move |(from, _)| {
+        let Some([first, second]) = &friends else { return SplitTarget::Primary };
+        match (first.contains(from), second.contains(from)) {
+            (true, true) => SplitTarget::Both,
+            (true, false) => SplitTarget::Primary,
+            (false, true) => SplitTarget::Secondary,
+            (false, false) => SplitTarget::None,
+        }
     }
 }
 
