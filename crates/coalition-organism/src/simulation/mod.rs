@@ -49,9 +49,14 @@ fn setting(name: &str) -> Option<u64> {
     std::env::var(name).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{name}={text} is no number")))
 }
 
-fn plan(seed: u64) -> Plan {
+/// A plan, cut as the environment says.
+fn cut(plan: Plan) -> Plan {
     let chaos_events = setting("COALITION_SIM_CHAOS_EVENTS").unwrap_or(u64::MAX);
-    Plan { chaos_events, ..Plan::new(seed) }
+    Plan { chaos_events, ..plan }
+}
+
+fn plan(seed: u64) -> Plan {
+    cut(Plan::new(seed))
 }
 
 fn passed(plan: &Plan) -> Outcome {
@@ -110,39 +115,57 @@ const AT_LEAST_IN_A_HUNDRED: &[(&str, u64)] = &[
     ("lie: false state offered", 1),
 ];
 
-fn assert_enough(seeds: u64, done: &Tally) {
-    for (what, least) in AT_LEAST_IN_A_HUNDRED {
+fn assert_enough(seeds: u64, done: &Tally, at_least: &[(&str, u64)]) {
+    for (what, least) in at_least {
         let (had, least) = (done.all(what), least * seeds / 100);
         assert!(had >= least, "{seeds} seeds did too little: {what:?} {had} times, at least {least} are needed");
     }
 }
 
-#[test]
-fn the_committee_holds() {
-    let seeds = setting("COALITION_SIM_SEEDS").unwrap_or(SEEDS);
+/// Runs seeds, so many unless the environment says otherwise; they must hold, and a hundred must at least have done so much.
+fn campaign(seeds: u64, plan: fn(u64) -> Plan, at_least: &[(&str, u64)]) {
+    let seeds = setting("COALITION_SIM_SEEDS").unwrap_or(seeds);
     let first = setting("COALITION_SIM_FIRST_SEED").unwrap_or(1);
     let began = Instant::now();
+    let rate = |done: u64| done * 60_000 / u64::try_from(began.elapsed().as_millis()).unwrap().max(1);
     let (mut done, mut events, mut simulated_ms) = (Tally::default(), 0, 0);
     for seed in first..first + seeds {
         let outcome = passed(&plan(seed));
         done.merge(&outcome.tally);
         events += outcome.events;
         simulated_ms += outcome.simulated_ms;
-        if (seed - first + 1).is_multiple_of(1_000) {
-            let rate = (seed - first + 1) * 60_000 / u64::try_from(began.elapsed().as_millis()).unwrap().max(1);
-            println!("seeds {first} to {seed} hold, {rate} a minute; go on with COALITION_SIM_FIRST_SEED={}", seed + 1);
+        let ran = seed - first + 1;
+        if ran.is_multiple_of(500) {
+            let (rate, next) = (rate(ran), seed + 1);
+            println!("seeds {first} to {seed} hold, {rate} a minute; go on with COALITION_SIM_FIRST_SEED={next}");
         }
     }
-    let rate = seeds * 60_000 / u64::try_from(began.elapsed().as_millis()).unwrap().max(1);
-    println!(
-        "{seeds} seeds from {first}: {events} events, {} simulated s, {rate} seeds a minute",
-        simulated_ms / 1_000
-    );
+    let (seconds, rate) = (simulated_ms / 1_000, rate(seeds));
+    println!("{seeds} seeds from {first}: {events} events, {seconds} simulated s, {rate} seeds a minute");
     println!("{}", report::counts(&done));
     if seeds >= 100 {
-        assert_enough(seeds, &done);
+        assert_enough(seeds, &done, at_least);
     }
     println!("{}", report::summary(first, seeds, events, &done));
+}
+
+/// Plants each bug, and fails if one is not found in so many seeds.
+fn find_planted(bugs: &[Mutation], seeds: u64, plan: fn(u64) -> Plan) {
+    for mutation in bugs {
+        let found = (1..=seeds).find_map(|seed| {
+            let plan = Plan { mutation: Some(*mutation), ..plan(seed) };
+            report::run(&plan).violation.map(|violation| (seed, violation))
+        });
+        match found {
+            Some((seed, violation)) => println!("{mutation:?}: {seed} seeds, {}", violation.invariant),
+            None => panic!("{mutation:?} was not found in {seeds} seeds"),
+        }
+    }
+}
+
+#[test]
+fn the_committee_holds() {
+    campaign(SEEDS, plan, AT_LEAST_IN_A_HUNDRED);
 }
 
 #[test]
@@ -156,16 +179,7 @@ fn the_same_seed_gives_the_same_run() {
 
 #[test]
 fn planted_bugs_are_found() {
-    for mutation in Mutation::ALL {
-        let found = (1..=SEEDS_FOR_A_BUG).find_map(|seed| {
-            let plan = Plan { mutation: Some(mutation), ..plan(seed) };
-            report::run(&plan).violation.map(|violation| (seed, violation))
-        });
-        match found {
-            Some((seed, violation)) => println!("{mutation:?}: {seed} seeds, {}", violation.invariant),
-            None => panic!("{mutation:?} was not found in {SEEDS_FOR_A_BUG} seeds"),
-        }
-    }
+    find_planted(&Mutation::ALL, SEEDS_FOR_A_BUG, plan);
 }
 
 #[test]

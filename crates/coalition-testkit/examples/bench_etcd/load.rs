@@ -33,6 +33,10 @@ impl System {
         }
     }
 
+    pub fn members(&self) -> usize {
+        self.pids().len()
+    }
+
     fn pids(&self) -> Vec<u32> {
         match self {
             Self::Etcd(cluster) => cluster.pids(),
@@ -100,15 +104,15 @@ impl Step {
     }
 }
 
-/// What commits cost.
+/// What a system costs.
 #[derive(Clone, Copy, Default)]
-struct Spent {
+pub struct Spent {
     /// Processor time of the system's processes.
-    cpu_us: u64,
+    pub cpu_us: u64,
     /// Bytes they sent to the disk.
-    written: u64,
+    pub written: u64,
     /// Bytes that anybody sent over loopback, headers and clients included.
-    sent: u64,
+    pub sent: u64,
 }
 
 impl std::ops::Sub for Spent {
@@ -124,7 +128,7 @@ impl std::ops::Sub for Spent {
 }
 
 /// What a system has cost so far.
-fn spent(system: &System) -> Spent {
+pub fn spent(system: &System) -> Spent {
     let mut sum = Spent { sent: loopback_bytes(), ..Spent::default() };
     for pid in system.pids() {
         let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();

@@ -1,7 +1,8 @@
 //! A committee of four beside etcd's three, on one disk and in one run, alternating: commits a second, latency, processor time,
-//! bytes written and bytes sent for each commit, and how these change as the log grows and with more members.
+//! bytes written and bytes sent for each commit, and how these change as the log grows and with more members; with `--idle`, what both
+//! cost while nobody writes.
 //!
-//! `cargo run --release -p coalition-testkit --example bench_etcd -- [--seconds 6] [--rounds 3] [--fill 100000] [--members 7,10] [--dir DIR]`
+//! `cargo run --release -p coalition-testkit --example bench_etcd -- [--seconds 6] [--rounds 3] [--fill 100000] [--members 7,10] [--idle 30] [--dir DIR]`
 //!
 //! Both are separate processes that sync every commit. Both get closed loops of unique keys with 256-byte values from clients
 //! in this process: etcd over its native gRPC to its leader, ours over its own calls. etcd answers when two of three have the
@@ -22,6 +23,7 @@
 mod committee;
 mod etcd;
 mod grpc;
+mod idle;
 mod load;
 #[path = "../torture/member.rs"]
 mod member;
@@ -41,17 +43,20 @@ struct Options {
     fill: u64,
     /// Sizes of committees measured after the one of four.
     members: Vec<usize>,
+    /// Seconds for which each is left alone before anything else; 0 for not at all.
+    idle: u64,
     dir: Option<std::path::PathBuf>,
 }
 
 fn options(arguments: &[String]) -> Result<Options, String> {
-    let mut options = Options { seconds: 6, rounds: 3, fill: 100_000, members: Vec::new(), dir: None };
+    let mut options = Options { seconds: 6, rounds: 3, fill: 100_000, members: Vec::new(), idle: 0, dir: None };
     for pair in arguments.chunks(2) {
         let [name, value] = pair else { return Err(format!("{} needs a value", pair[0])) };
         let number = || value.parse::<u64>().map_err(|_| format!("{name} is {value:?}, not a number"));
         match name.as_str() {
             "--seconds" => options.seconds = number()?,
             "--rounds" => options.rounds = usize::try_from(number()?).map_err(|error| error.to_string())?,
+            "--idle" => options.idle = number()?,
             "--fill" => options.fill = number()?,
             "--members" => {
                 let sizes = value.split(',').map(str::parse).collect::<Result<_, _>>();
@@ -90,7 +95,14 @@ async fn compare(options: &Options) -> Result<(), String> {
     let scratch = tempfile::tempdir().map_err(|error| error.to_string())?;
     let dir = options.dir.clone().unwrap_or_else(|| scratch.path().to_owned());
     let etcd = System::Etcd(etcd::Cluster::start(&dir.join("etcd")).await?);
+    let left_alone = Duration::from_secs(options.idle);
+    let etcd_idle = if options.idle > 0 { Some(idle::measure(&etcd, left_alone, 0.0).await?) } else { None };
     let ours = System::Ours(Box::new(ours::Cluster::start(&dir.join("ours"), 4).await?));
+    if let Some(etcd_idle) = etcd_idle {
+        let beside = etcd_idle.sent * etcd.members() as f64;
+        let ours_idle = idle::measure(&ours, left_alone, beside).await?;
+        report_idle(&[(&etcd, etcd_idle), (&ours, ours_idle)]);
+    }
     println!("load average before: {}", std::fs::read_to_string("/proc/loadavg").unwrap_or_default().trim());
     println!(
         "| round | system | in flight | commits/s | p50 ms | p99 ms | CPU µs a commit | KB written a commit | KB sent a commit | log |"
@@ -130,6 +142,16 @@ async fn compare(options: &Options) -> Result<(), String> {
     }
     println!("load average after: {}", std::fs::read_to_string("/proc/loadavg").unwrap_or_default().trim());
     Ok(())
+}
+
+fn report_idle(systems: &[(&System, idle::Idle)]) {
+    println!("| idle | % of a core a member | KB/s sent a member | first write after 3 s, ms: median | slowest |");
+    println!("|---|---|---|---|---|");
+    for (system, idle) in systems {
+        let (median, slowest) = idle.first;
+        println!("| {} | {:.2} | {:.2} | {median:.1} | {slowest:.1} |", system.name(), idle.cpu, idle.sent);
+    }
+    println!();
 }
 
 fn report(round: &str, system: &System, concurrency: usize, step: &Step) {

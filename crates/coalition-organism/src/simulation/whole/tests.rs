@@ -1,15 +1,9 @@
-//! Seeds, planted bugs, and how a failing seed is told.
+//! Seeds and planted bugs.
 
-use std::time::Instant;
-
-use super::{
-    super::{
-        check::Tally,
-        plan::{Mutation, Plan},
-        report, setting,
-        world::Outcome,
-    },
-    run,
+use super::super::{
+    campaign, cut, find_planted,
+    plan::{Mutation, Plan},
+    report,
 };
 
 /// Seeds of an ordinary test run.
@@ -54,63 +48,24 @@ const AT_LEAST_IN_A_HUNDRED: &[(&str, u64)] = &[
 ];
 
 fn plan(seed: u64) -> Plan {
-    let chaos_events = setting("COALITION_SIM_CHAOS_EVENTS").unwrap_or(u64::MAX);
-    Plan { chaos_events, ..Plan::with_engines(seed) }
-}
-
-fn passed(plan: &Plan) -> Outcome {
-    let outcome = run(plan, false);
-    if outcome.violation.is_some() {
-        println!("{}", report::failure(plan, &outcome));
-        panic!("seed {}: {:?}", plan.seed, outcome.violation);
-    }
-    outcome
+    cut(Plan::with_engines(seed))
 }
 
 #[test]
 fn a_whole_committee_holds() {
-    let seeds = setting("COALITION_SIM_SEEDS").unwrap_or(SEEDS);
-    let first = setting("COALITION_SIM_FIRST_SEED").unwrap_or(1);
-    let began = Instant::now();
-    let (mut done, mut events) = (Tally::default(), 0);
-    for seed in first..first + seeds {
-        let outcome = passed(&plan(seed));
-        done.merge(&outcome.tally);
-        events += outcome.events;
-        if (seed - first + 1).is_multiple_of(50) {
-            let rate = (seed - first + 1) * 60_000 / u64::try_from(began.elapsed().as_millis()).unwrap().max(1);
-            println!("seeds {first} to {seed} hold, {rate} a minute; go on with COALITION_SIM_FIRST_SEED={}", seed + 1);
-        }
-    }
-    println!("{}", report::counts(&done));
-    if seeds >= 50 {
-        for (what, least) in AT_LEAST_IN_A_HUNDRED {
-            let (had, least) = (done.all(what), least * seeds / 100);
-            assert!(had >= least, "{seeds} seeds did too little: {what:?} {had} times, at least {least} are needed");
-        }
-    }
-    println!("{}", report::summary(first, seeds, events, &done));
+    campaign(SEEDS, plan, AT_LEAST_IN_A_HUNDRED);
 }
 
 #[test]
 fn the_same_seed_gives_the_same_run() {
     for seed in [1, 5, 12, 20] {
-        let (first, again) = (run(&plan(seed), false), run(&plan(seed), false));
+        let (first, again) = (report::run(&plan(seed)), report::run(&plan(seed)));
         assert_eq!((first.digest, first.events), (again.digest, again.events), "seed {seed}");
     }
-    assert_ne!(run(&plan(1), false).digest, run(&plan(2), false).digest);
+    assert_ne!(report::run(&plan(1)).digest, report::run(&plan(2)).digest);
 }
 
 #[test]
 fn planted_bugs_are_found() {
-    for mutation in PLANTED {
-        let found = (1..=SEEDS_FOR_A_BUG).find_map(|seed| {
-            let plan = Plan { mutation: Some(mutation), ..plan(seed) };
-            run(&plan, false).violation.map(|violation| (seed, violation))
-        });
-        match found {
-            Some((seed, violation)) => println!("{mutation:?}: {seed} seeds, {}", violation.invariant),
-            None => panic!("{mutation:?} was not found in {SEEDS_FOR_A_BUG} seeds"),
-        }
-    }
+    find_planted(&PLANTED, SEEDS_FOR_A_BUG, plan);
 }
