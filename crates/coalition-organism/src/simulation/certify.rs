@@ -50,6 +50,7 @@ impl World {
             match progress {
                 Err(_) => {
                     self.tally.count("false cosignature dropped");
+                    self.name_as_mutants_do(member, p, organism, note, line);
                     continue;
                 }
                 Ok(Progress::Waiting) => {}
@@ -103,12 +104,34 @@ impl World {
             let text = proof.to_string();
             let guilt = Equivocation::parse(text.as_bytes()).unwrap().verify(&self.committee.verifiers[organism]);
             match guilt {
-                Ok(guilt) if self.plan.liars.contains(&guilt.position) => {
-                    self.tally.count("equivocation proven");
-                    p.met.proven.insert((organism, guilt.position));
-                }
+                Ok(guilt) => self.named(member, p, organism, guilt.position),
                 other => self.fail(invariant::FRAMED, format!("member {member} holds {other:?}")),
             }
+        }
+    }
+
+    /// A member holds another for a liar.
+    fn named(&mut self, member: usize, p: &mut Process, organism: usize, liar: usize) {
+        if !self.plan.liars.contains(&liar) {
+            return self.fail(invariant::FRAMED, format!("member {member} names {liar}"));
+        }
+        self.tally.count("equivocation proven");
+        p.met.proven.insert((organism, liar));
+    }
+
+    /// A planted bug: whose name stands on another head than one's own is a liar, whoever wrote it there.
+    fn name_as_mutants_do(
+        &mut self,
+        member: usize,
+        p: &mut Process,
+        organism: usize,
+        note: &SignedCheckpoint,
+        line: &SignatureLine,
+    ) {
+        let own = p.organisms[organism].log.root_at(note.checkpoint.size);
+        let differs = own.is_some_and(|own| own != note.checkpoint.root);
+        if let Some(signer) = seat(line).filter(|_| differs && self.plan.has(Mutation::GuiltUnverified)) {
+            self.named(member, p, organism, signer);
         }
     }
 

@@ -211,6 +211,9 @@ impl World {
             Some(root) if root != guard.root => return Err(format!("another root was signed at {}", guard.size)),
             Some(_) => {}
         }
+        if self.plan.has(Mutation::TailCutTooFar) {
+            disk.records.pop();
+        }
         let known = known.map(|note| verifier.certify(&note)).transpose().map_err(|error| error.to_string())?;
         if known.as_ref().is_some_and(|known| log.root_at(known.size()) != Some(known.root())) {
             return Err("the log is not the one certified".into());
@@ -462,6 +465,9 @@ impl World {
 
     /// As `store::guard::Guard::advance`; says whether the write must be synced.
     fn advance_guard(&mut self, member: usize, organism: usize, head: Checkpoint) -> Result<bool, Dead> {
+        if self.plan.has(Mutation::NoGuard) {
+            return Ok(false);
+        }
         let disk = &mut self.members[member].disks[organism];
         let last = disk.guard;
         if head.size < last.size || (head.size == last.size && head.root != last.root) {
@@ -508,7 +514,8 @@ impl World {
             if hosted.published().is_some_and(|published| size <= published) || is_silent {
                 continue;
             }
-            let head = self.head(p, organism);
+            let certified = hosted.head.as_ref().filter(|_| self.plan.has(Mutation::NoGuard));
+            let head = certified.map_or_else(|| self.head(p, organism), |note| note.checkpoint);
             if self.advance_guard(member, organism, head)? {
                 self.crash_point("crash: guard written, not synced")?;
                 self.members[member].disks[organism].sync_guard();

@@ -152,10 +152,8 @@ fn campaign(seeds: u64, plan: fn(u64) -> Plan, at_least: &[(&str, u64)]) {
 /// Plants each bug, and fails if one is not found in so many seeds.
 fn find_planted(bugs: &[Mutation], seeds: u64, plan: fn(u64) -> Plan) {
     for mutation in bugs {
-        let found = (1..=seeds).find_map(|seed| {
-            let plan = Plan { mutation: Some(*mutation), ..plan(seed) };
-            report::run(&plan).violation.map(|violation| (seed, violation))
-        });
+        let found = (1..=seeds)
+            .find_map(|seed| report::run(&plan(seed).planted(*mutation)).violation.map(|violation| (seed, violation)));
         match found {
             Some((seed, violation)) => println!("{mutation:?}: {seed} seeds, {}", violation.invariant),
             None => panic!("{mutation:?} was not found in {seeds} seeds"),

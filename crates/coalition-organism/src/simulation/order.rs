@@ -18,7 +18,8 @@ use super::{
     check::{Violation, invariant},
     committee::Committee,
     disk::{Log, at},
-    machine::{Book, Keeper, tick_of},
+    machine::{Book, Keeper, SKIPPED_KIND, tick_of},
+    plan::{Mutation, Plan},
 };
 use crate::{
     execution::{Command, Executed, Execution, Outcome},
@@ -56,6 +57,19 @@ impl Truth {
             ended: false,
             signed: BTreeMap::new(),
             certified: None,
+        }
+    }
+
+    /// A planted bug: executes on as if it had not ended.
+    fn forget_the_end(&mut self, committee: &Committee, organism: usize, is_clock: bool, state_every: u64) {
+        let fresh = Self::new(committee, organism, is_clock, state_every).execution;
+        self.execution = fresh;
+        for bytes in &self.log.entries {
+            let mut entry = Entry::decode(bytes).expect("it was encoded here");
+            if entry.kind == RETIRED_KIND {
+                entry.kind = SKIPPED_KIND.into();
+            }
+            self.execution.restore(&entry);
         }
     }
 
@@ -98,6 +112,9 @@ pub(super) struct Oracle {
     pub(super) batches: Vec<Arc<Batch>>,
     clock: Clock,
     pub(super) time_ms: u64,
+    state_every: u64,
+    /// A planted bug.
+    ignores_the_end: bool,
 }
 
 /// The commands of a batch, as a member reads them.
@@ -106,11 +123,19 @@ pub(super) fn decode(batch: &Batch) -> Vec<Ordered> {
 }
 
 impl Oracle {
-    pub(super) fn new(committee: &'static Committee, organisms: usize, state_every: u64) -> Self {
+    pub(super) fn new(committee: &'static Committee, plan: &Plan) -> Self {
+        let (organisms, state_every) = (plan.organisms, plan.state_every);
         let truths =
             (0..organisms).map(|organism| Truth::new(committee, organism, is_clock(organism, organisms), state_every));
-        let truths = truths.collect();
-        Self { committee, truths, batches: Vec::new(), clock: Clock::default(), time_ms: 1 }
+        Self {
+            committee,
+            truths: truths.collect(),
+            batches: Vec::new(),
+            clock: Clock::default(),
+            time_ms: 1,
+            state_every,
+            ignores_the_end: plan.has(Mutation::EndIgnored),
+        }
     }
 
     /// When somebody needs a batch without commands.
@@ -140,6 +165,9 @@ impl Oracle {
                 }
             }
             truth.outcomes.insert(batch.height, done.outcomes);
+            if self.ignores_the_end && truth.ended {
+                truth.forget_the_end(self.committee, organism, is_clock(organism, organisms), self.state_every);
+            }
         }
         self.batches.push(batch);
         Ok(())

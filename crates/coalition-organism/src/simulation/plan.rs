@@ -63,12 +63,22 @@ pub(super) enum Mutation {
     SettledAtOnce,
     /// Whoever asks what is settled is content with a member less than a quorum.
     SettledByTooFew,
+    /// A restart cuts off one record more than what was torn.
+    TailCutTooFar,
+    /// A member keeps no guard, and repeats its signature of the last certified head instead of that of its newest.
+    NoGuard,
+    /// Who is named on a head that contradicts one's own is taken for a liar, though the signature does not verify.
+    GuiltUnverified,
+    /// What comes after a retirement's last entry is executed.
+    EndIgnored,
+    /// More members lie than any committee survives: a quorum.
+    QuorumLies,
     /// What an ordering engine syncs is not durable. Needs engines.
     VotesNotDurable,
 }
 
 impl Mutation {
-    pub(super) const ALL: [Self; 26] = [
+    pub(super) const ALL: [Self; 31] = [
         Self::QuorumOffByOne,
         Self::AckBeforeCertified,
         Self::GuardNotDurable,
@@ -95,6 +105,11 @@ impl Mutation {
         Self::ReaderTakesAnyState,
         Self::SettledAtOnce,
         Self::SettledByTooFew,
+        Self::TailCutTooFar,
+        Self::NoGuard,
+        Self::GuiltUnverified,
+        Self::EndIgnored,
+        Self::QuorumLies,
     ];
 }
 
@@ -187,6 +202,16 @@ impl Plan {
         let twins = !plan.liars.is_empty() && rng.percent(50);
         let jitter_ms = if plan.late > 0 { rng.range(20, 120) } else { 5 };
         Self { engines: Some(Engines { twins, jitter_ms }), ..plan }
+    }
+
+    /// The same run with a mistake planted.
+    pub(super) fn planted(self, mutation: Mutation) -> Self {
+        let mut plan = Self { mutation: Some(mutation), ..self };
+        if mutation == Mutation::QuorumLies {
+            plan.liars = (0..plan.quorum()).collect();
+            plan.rolled_back = None;
+        }
+        plan
     }
 
     /// Members the committee survives the loss or lies of.

@@ -160,7 +160,7 @@ impl World {
         let writers = (0..plan.writers).map(|i| Writer::new(&plan, i, &mut rng)).collect();
         let seam = plan.engines.map(|_| Seam::new(plan.members));
         let mut world = Self {
-            oracle: Oracle::new(committee, plan.organisms, plan.state_every),
+            oracle: Oracle::new(committee, &plan),
             network: Network::new(plan.members, clients),
             members: (0..plan.members).map(|_| Member::new(plan.organisms)).collect(),
             liars: plan.liars.iter().map(|member| (*member, Liar::default())).collect(),
