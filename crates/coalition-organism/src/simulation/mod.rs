@@ -70,7 +70,7 @@ fn passed(plan: &Plan) -> Outcome {
 
 /// What a hundred runs must at least have done, for their silence to mean something.
 const AT_LEAST_IN_A_HUNDRED: &[(&str, u64)] = &[
-    ("write acknowledged", 500),
+    ("write acknowledged", 400),
     ("batch", 500),
     ("entry shown to a reader", 1_000),
     ("crash: ", 150),
